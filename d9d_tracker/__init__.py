@@ -1,0 +1,40 @@
+"""The metric tracker for compiled PyTorch training loops.
+
+Values accumulate into preallocated device buffers, travel to the host once per window, and are written to a backend
+that a configuration chooses.
+"""
+
+from .accumulator import AccumulatingRun, AccumulatingTracker
+from .base import BaseTracker, BaseTrackerRun, RunConfig
+from .config import (
+    AccumulatorConfig,
+    Binning,
+    ExponentialBinning,
+    IntegerBinning,
+    LinearBinning,
+    TrackerConfig,
+)
+from .errors import TrackerError, TrackerTypeError, TrackerValueError
+from .factory import AnyTrackerConfig, tracker_from_config
+from .record import Histogram, Record
+
+__all__ = [
+    "AccumulatingRun",
+    "AccumulatingTracker",
+    "AccumulatorConfig",
+    "AnyTrackerConfig",
+    "BaseTracker",
+    "BaseTrackerRun",
+    "Binning",
+    "ExponentialBinning",
+    "Histogram",
+    "IntegerBinning",
+    "LinearBinning",
+    "Record",
+    "RunConfig",
+    "TrackerConfig",
+    "TrackerError",
+    "TrackerTypeError",
+    "TrackerValueError",
+    "tracker_from_config",
+]

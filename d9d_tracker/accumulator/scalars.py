@@ -1,0 +1,186 @@
+"""Scalar state: lanes that any number of values merge into, on the device, without a sync.
+
+A slot's state is six numbers, whatever its reduction, so that the initial state is one constant and a series can appear
+at any time without a write to the device:
+
+    SUM, WEIGHT, COUNT     add up
+    MAX, NEGATED_MIN       take the larger
+    LAST                   takes the newer
+
+NaN runs through all of them as it does through eager arithmetic.
+"""
+
+import math
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from .registry import Reduction
+
+SUM, WEIGHT, COUNT, MAX, NEGATED_MIN, LAST = range(6)
+LANES = 6
+_INITIAL = (0.0, 0.0, 0.0, -math.inf, -math.inf, 0.0)
+
+Number = torch.Tensor | float
+AnyNumber = TypeVar("AnyNumber", torch.Tensor, torch.Tensor | float)
+
+
+class ScalarBank:
+    """The device buffers of all scalar series.
+
+    Attributes:
+        current: State of the step so far, float64 of shape ``[LANES, slots]``.
+        window: States of the finished steps, float64 of shape ``[rows, LANES, slots]``.
+    """
+
+    def __init__(self, rows: int, slots: int, device: torch.device):
+        self._initial = torch.tensor(_INITIAL, dtype=torch.float64, device=device)[:, None].contiguous()
+        self.current = self._initial.repeat(1, slots)
+        self.window = torch.zeros(rows, LANES, slots, dtype=torch.float64, device=device)
+        self._lane = torch.arange(LANES, device=device)[:, None].contiguous()
+        self._slot = torch.arange(slots, device=device)
+        self._zero = torch.zeros((), dtype=torch.float64, device=device)
+        for tensor in (self.current, self._lane, self._slot, self._zero):
+            torch._dynamo.mark_static_address(tensor, guard=True)
+
+    def write(self, slots: list[int], values: list[Number], weight: Number) -> None:
+        """Merge one value into each of several slots.
+
+        Args:
+            slots: Distinct slots.
+            values: One number or one-element tensor a slot, tensors on the device of the bank.
+            weight: Weight of all the values in a mean, a number or a one-element tensor on that device.
+        """
+        if torch.compiler.is_compiling():
+            self._write_traced(slots, values, weight)
+        else:
+            tensors = [(s, v) for s, v in zip(slots, values, strict=True) if isinstance(v, torch.Tensor)]
+            numbers = [(s, float(v)) for s, v in zip(slots, values, strict=True) if not isinstance(v, torch.Tensor)]
+            torch.ops.d9d_tracker.merge_scalars_(
+                self.current,
+                [slot for slot, _ in tensors] + [slot for slot, _ in numbers],
+                [value for _, value in tensors],
+                [value for _, value in numbers],
+                weight if isinstance(weight, torch.Tensor) else None,
+                1.0 if isinstance(weight, torch.Tensor) else float(weight),
+            )
+
+    def _write_traced(self, slots: list[int], values: list[Number], weight: Number) -> None:
+        # Selecting by a comparison over the whole bank, and not by an index, lets Inductor fuse the writes of a graph
+        # into one kernel. A Python number is added to a zero on the device: torch.full would bake it into the graph.
+        weight = self._traced(weight)
+        for first, run in _runs(slots, values):
+            traced = [self._traced(value) for value in run]
+            if len(traced) == 1:
+                value, selected = traced[0], self._slot == first
+            else:
+                stacked = torch.stack(traced)
+                end = first + len(traced)
+                value = torch.nn.functional.pad(stacked, (first, self._slot.numel() - end))
+                selected = (self._slot >= first) & (self._slot < end)
+            merged = _merge_value(self.current, value, weight, self._lane)
+            self.current.copy_(torch.where(selected, merged, self.current))
+
+    def _traced(self, value: Number) -> torch.Tensor:
+        if isinstance(value, torch.Tensor):
+            return value.detach().reshape(()).to(torch.float64)
+        return self._zero + value
+
+    def file(self, row: int) -> None:
+        """Put the state of the step away as a row of the window and start the next step.
+
+        Args:
+            row: Index of the row.
+        """
+        self.window[row].copy_(self.current)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a step: forget everything merged so far."""
+        self.current.copy_(self._initial)
+
+
+def _runs(slots: list[int], values: list[AnyNumber]) -> list[tuple[int, list[AnyNumber]]]:
+    runs: list[tuple[int, list[AnyNumber]]] = []
+    for slot, value in sorted(zip(slots, values, strict=True), key=lambda pair: pair[0]):
+        if runs and runs[-1][0] + len(runs[-1][1]) == slot:
+            runs[-1][1].append(value)
+        else:
+            runs.append((slot, [value]))
+    return runs
+
+
+def _merge_value(state: torch.Tensor, value: torch.Tensor, weight: torch.Tensor, lane: torch.Tensor) -> torch.Tensor:
+    one = torch.where(lane == SUM, value * weight, torch.where(lane == WEIGHT, weight, torch.ones_like(weight)))
+    extreme = torch.where(lane == NEGATED_MIN, -value, value)
+    return torch.where(lane <= COUNT, state + one, torch.where(lane == LAST, extreme, torch.maximum(state, extreme)))
+
+
+# Eager writes go through one opaque op: a dispatch mode around the user's forward (selective activation checkpointing)
+# then sees one mutation that it must not replay, and not arithmetic that it would cache and hand out in wrong order.
+_library = torch.library.Library("d9d_tracker", "FRAGMENT")
+_library.define(
+    "merge_scalars_(Tensor(a!) current, int[] slots, Tensor[] tensors, float[] numbers, Tensor? weight_tensor, "
+    "float weight) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _merge_scalars(
+    current: torch.Tensor,
+    slots: list[int],
+    tensors: list[torch.Tensor],
+    numbers: list[float],
+    weight_tensor: torch.Tensor | None,
+    weight: float,
+) -> None:
+    values = [tensor.detach().reshape(1).to(current.dtype) for tensor in tensors]
+    values += [torch.full((1,), number, dtype=current.dtype, device=current.device) for number in numbers]
+    weights = 1.0 * weight if weight_tensor is None else weight_tensor.detach().reshape(()).to(current.dtype)
+    for first, run in _runs(slots, values):
+        value = torch.cat(run) if len(run) > 1 else run[0]
+        state = current[:, first : first + len(run)]
+        state[SUM].add_(value * weights)
+        state[WEIGHT].add_(weights)
+        state[COUNT].add_(1.0)
+        torch.maximum(state[MAX], value, out=state[MAX])
+        torch.maximum(state[NEGATED_MIN], -value, out=state[NEGATED_MIN])
+        state[LAST].copy_(value)
+
+
+_library.impl("merge_scalars_", _merge_scalars, "CPU")
+_library.impl("merge_scalars_", _merge_scalars, "CUDA")
+_library.impl("merge_scalars_", lambda *_: None, "Meta")
+
+
+def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
+    """Merge two states of the same slots.
+
+    Args:
+        older: Lanes, float64 of shape ``[LANES, slots]``.
+        newer: Lanes that came after, of the same shape.
+
+    Returns:
+        The lanes that all the values would have given, of the same shape.
+    """
+    merged = np.empty_like(older)
+    merged[: COUNT + 1] = older[: COUNT + 1] + newer[: COUNT + 1]
+    merged[MAX : NEGATED_MIN + 1] = np.maximum(older[MAX : NEGATED_MIN + 1], newer[MAX : NEGATED_MIN + 1])
+    merged[LAST] = np.where(newer[COUNT] > 0, newer[LAST], older[LAST])
+    return merged
+
+
+def finalize(lanes: np.ndarray, reduce: Reduction) -> float:
+    """Turn the state of one slot into the value of its point.
+
+    Args:
+        lanes: Lanes, float64 of shape ``[LANES]``, with at least one value merged in.
+        reduce: The reduction of the series.
+    """
+    if reduce == "mean":
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return float(lanes[SUM] / lanes[WEIGHT])
+    if reduce == "min":
+        return -float(lanes[NEGATED_MIN])
+    return float(lanes[{"sum": SUM, "max": MAX, "last": LAST}[reduce]])

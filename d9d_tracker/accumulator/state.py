@@ -1,0 +1,212 @@
+"""The state of a tracker: what a checkpoint holds, how it is read back, and what is refused."""
+
+import json
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from d9d_tracker.config import Binning
+from d9d_tracker_kernels import CELLS, HEADER, MOMENTS
+
+from .buffers import Buffers
+from .registry import HistogramSeries, Reduction, Registry, ScalarSeries
+from .scalars import LANES
+from .window import Tail
+
+VERSION = 1
+_DTYPES = {
+    "current": torch.float64,
+    "window": torch.float64,
+    "counts": torch.int64,
+    "moments": torch.float64,
+}
+
+
+class _Table(BaseModel):
+    """The structured part of a state, JSON text in the checkpoint."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    resolution: str
+    scalars: list[tuple[str, dict[str, str], Reduction]]
+    histograms: list[tuple[str, dict[str, str], Annotated[Binning, Field(discriminator="kind")]]]
+    step: int
+    filed: list[int]
+    passed: int
+    windows: int
+    tail_step: int | None = None
+    tail_lanes: dict[int, list[float]] = {}
+    tail_counts: dict[int, dict[int, int]] = {}
+    tail_moments: dict[int, list[float]] = {}
+
+
+def save(buffers: Buffers, tail: Tail | None, backend: dict[str, Any]) -> dict[str, Any]:
+    """Return a snapshot of a tracker: tensors, and the structured part as JSON text.
+
+    The keys and shapes depend on the configuration alone, so that the state of a fresh tracker is a template that
+    ``torch.distributed.checkpoint`` can load into.
+
+    Args:
+        buffers: The device state; it is copied.
+        tail: What was written for the current step already, if anything.
+        backend: State of the backend's tracker, of plain JSON values.
+    """
+    table = _Table(
+        resolution=buffers.resolution,
+        scalars=[(s.name, dict(s.context), s.reduce) for s in buffers.scalar_series.series],
+        histograms=[(s.name, dict(s.context), s.binning) for s in buffers.histogram_series.series],
+        step=buffers.step,
+        filed=buffers.filed,
+        passed=buffers.passed,
+        windows=buffers.windows,
+    )
+    if tail is not None:
+        table.tail_step = tail.step
+        table.tail_lanes = {slot: lanes.tolist() for slot, lanes in tail.lanes.items()}
+        table.tail_counts = {
+            slot: {int(column): int(counts[column]) for column in np.flatnonzero(counts)}
+            for slot, counts in tail.counts.items()
+        }
+        table.tail_moments = {slot: moments.tolist() for slot, moments in tail.moments.items()}
+    return {
+        "version": VERSION,
+        "backend": json.dumps(backend),
+        # Python's JSON, unlike pydantic's, writes the infinities of empty states so that they can be read back.
+        "table": json.dumps(table.model_dump(mode="python")),
+        "current": buffers.scalars.current.clone(),
+        "window": buffers.scalars.window.clone(),
+        "counts": buffers.histograms.counts.clone(),
+        "moments": buffers.histograms.moments.clone(),
+    }
+
+
+class LoadedState:
+    """A state that was read and found to fit, so that applying it cannot fail halfway.
+
+    Args:
+        state: What ``save`` returned, perhaps in another process, on another device, for another configuration.
+        buffers: The buffers it is meant for; they are not touched.
+
+    Attributes:
+        backend: State of the backend's tracker.
+
+    Raises:
+        ValueError: If the state is foreign, of another version, damaged, or does not fit into the buffers.
+    """
+
+    def __init__(self, state: dict[str, Any], buffers: Buffers):
+        missing = [key for key in ("version", "backend", "table", *_DTYPES) if key not in state]
+        if missing:
+            raise ValueError(f"this is not the state of a d9d_tracker: it has no {', '.join(missing)}")
+        if state["version"] != VERSION:
+            raise ValueError(
+                f"the state has version {state['version']!r} and this d9d_tracker reads version {VERSION}; load it "
+                "with the d9d_tracker that wrote it, or a newer one"
+            )
+        try:
+            self.backend: dict[str, Any] = json.loads(state["backend"])
+            self._table = _Table.model_validate(json.loads(state["table"]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the state of the tracker is damaged: {error}") from error
+        self._scalars = [ScalarSeries(n, tuple(sorted(c.items())), r) for n, c, r in self._table.scalars]
+        self._histograms = [HistogramSeries(n, tuple(sorted(c.items())), b) for n, c, b in self._table.histograms]
+        self._tensors = {key: state[key] for key in _DTYPES}
+        self._check_tensors()
+        self._check_fit(buffers)
+
+    def apply(self, buffers: Buffers) -> Tail | None:
+        """Put the state into the buffers; a series that has a slot there keeps it.
+
+        Args:
+            buffers: The buffers that the state was checked against.
+
+        Returns:
+            What was written for the current step already, if anything.
+        """
+        buffers.start()
+        scalar_slots = [buffers.scalar_series.slot(series) for series in self._scalars]
+        histogram_slots = [buffers.histogram_series.slot(series) for series in self._histograms]
+        tensors = {key: tensor.to(buffers.device) for key, tensor in self._tensors.items()}
+        rows = len(self._table.filed)
+        for saved, slot in enumerate(scalar_slots):
+            buffers.scalars.current[:, slot] = tensors["current"][:, saved]
+            buffers.scalars.window[:rows, :, slot] = tensors["window"][:rows, :, saved]
+        for saved, slot in enumerate(histogram_slots):
+            buffers.histograms.counts[slot] = tensors["counts"][saved]
+            buffers.histograms.moments[slot] = tensors["moments"][saved]
+        buffers.step, buffers.filed = self._table.step, list(self._table.filed)
+        buffers.passed, buffers.windows = self._table.passed, self._table.windows
+        buffers.device_step.fill_(buffers.step)
+        return self._tail(scalar_slots, histogram_slots)
+
+    def _tail(self, scalar_slots: list[int], histogram_slots: list[int]) -> Tail | None:
+        table = self._table
+        if table.tail_step is None:
+            return None
+        tail = Tail(table.tail_step)
+        tail.lanes = {scalar_slots[saved]: np.array(lanes) for saved, lanes in table.tail_lanes.items()}
+        tail.moments = {histogram_slots[saved]: np.array(moments) for saved, moments in table.tail_moments.items()}
+        for saved, counts in table.tail_counts.items():
+            row = tail.counts[histogram_slots[saved]] = np.zeros(HEADER + CELLS, dtype=np.int64)
+            row[list(counts)] = list(counts.values())
+        return tail
+
+    def _check_tensors(self) -> None:
+        scalars, histograms, rows = len(self._scalars), len(self._histograms), len(self._table.filed)
+        expected = {  # the smallest shape that holds what the table promises
+            "current": (LANES, scalars),
+            "window": (rows, LANES, scalars),
+            "counts": (histograms, HEADER + CELLS),
+            "moments": (histograms, MOMENTS),
+        }
+        exact = {"current": (0,), "window": (1,), "counts": (1,), "moments": (1,)}
+        for key, dtype in _DTYPES.items():
+            tensor, shape = self._tensors[key], expected[key]
+            fits = (
+                isinstance(tensor, torch.Tensor)
+                and tensor.dtype == dtype
+                and tensor.dim() == len(shape)
+                and all(have >= need for have, need in zip(tensor.shape, shape, strict=True))
+                and all(tensor.shape[axis] == shape[axis] for axis in exact[key])
+            )
+            if not fits:
+                received = (
+                    f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                    if isinstance(tensor, torch.Tensor)
+                    else type(tensor).__name__
+                )
+                raise ValueError(
+                    f"the state of the tracker is damaged: {key} is {received}, not {dtype} of shape {shape} or more"
+                )
+
+    def _check_fit(self, buffers: Buffers) -> None:
+        if self._table.resolution != buffers.resolution:
+            raise ValueError(
+                f"the state was saved with accumulator.scalar_resolution={self._table.resolution!r}; set it to resume"
+            )
+        if self._table.passed >= buffers.sync_every:
+            raise ValueError(
+                f"the state holds {self._table.passed} steps of a window and accumulator.sync_every is now "
+                f"{buffers.sync_every}; set it to more than {self._table.passed} to resume"
+            )
+        _check_series(self._scalars, buffers.scalar_series, "max_scalars")
+        _check_series(self._histograms, buffers.histogram_series, "max_histograms")
+
+
+def _check_series(saved: list[Any], registry: Registry[Any], capacity_field: str) -> None:
+    known = {(series.name, series.context): series for series in registry.series}
+    new = 0
+    for series in saved:
+        before = known.get((series.name, series.context))
+        new += before is None
+        if before is not None and before != series:
+            raise ValueError(
+                f"series {series.name!r} was saved with {series.describe()} and is logged with {before.describe()} here"
+            )
+    if len(known) + new > registry.capacity:
+        raise ValueError(
+            f"the state holds {len(saved)} series and accumulator.{capacity_field} is {registry.capacity}; set it to "
+            f"{len(known) + new} or more to resume"
+        )

@@ -1,0 +1,187 @@
+"""One window's way from the device to the host: packed, copied once, unpacked."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from d9d_tracker_kernels import CALLS, CELLS, HEADER, LAST_STEP, MAX, MIN, MOMENTS, SUM, SUM_SQUARES
+
+from .registry import HistogramSeries, ScalarSeries
+from .scalars import COUNT, LANES, merge_lanes
+
+_COLUMNS = HEADER + CELLS
+
+
+@dataclass
+class HostWindow:
+    """The states of a window, on the host.
+
+    Attributes:
+        index: How many windows of the run came before.
+        steps: The step of each row.
+        lanes: Scalar states, float64 of shape ``[rows, LANES, scalars]``.
+        counts: Histogram headers and cells, int64 of shape ``[histograms, HEADER + CELLS]``.
+        moments: Histogram moments, float64 of shape ``[histograms, 4]``.
+        scalars: The scalar series, in the order of the slots.
+        histograms: The histogram series, in the order of the slots.
+    """
+
+    index: int
+    steps: list[int]
+    lanes: np.ndarray
+    counts: np.ndarray
+    moments: np.ndarray
+    scalars: list[ScalarSeries]
+    histograms: list[HistogramSeries]
+
+
+@dataclass
+class Window:
+    """A window on its way: the device has been told to copy, the host has not waited.
+
+    Attributes:
+        index: How many windows of the run came before.
+        steps: The step of each row.
+        packed: The one buffer that travels, float64 of shape ``[numbers]``, on the host.
+        ready: Recorded behind the copy, or None when the buffers are on the CPU.
+        scalars: The scalar series at the time of the swap.
+        histograms: The histogram series at the time of the swap.
+    """
+
+    index: int
+    steps: list[int]
+    packed: torch.Tensor
+    ready: torch.cuda.Event | None
+    scalars: list[ScalarSeries] = field(default_factory=list)
+    histograms: list[HistogramSeries] = field(default_factory=list)
+
+    def wait(self) -> HostWindow:
+        """Wait for the copy and unpack it. Not for the training thread."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        packed = self.packed.numpy()
+        lanes = len(self.steps) * LANES * len(self.scalars)
+        moments = lanes + len(self.histograms) * MOMENTS
+        return HostWindow(
+            index=self.index,
+            steps=self.steps,
+            lanes=packed[:lanes].reshape(len(self.steps), LANES, len(self.scalars)),
+            moments=packed[lanes:moments].reshape(len(self.histograms), MOMENTS),
+            counts=packed[moments:].view(np.int64).reshape(len(self.histograms), _COLUMNS),
+            scalars=self.scalars,
+            histograms=self.histograms,
+        )
+
+
+def copy_to_host(
+    lanes: torch.Tensor, moments: torch.Tensor, counts: torch.Tensor, stream: Any
+) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Pack the state of a window and start its one copy to the host.
+
+    The packed tensor is a snapshot, so the caller may reset the buffers at once.
+
+    Args:
+        lanes: Scalar states, float64 of shape ``[rows, LANES, scalars]``.
+        moments: Histogram moments, float64 of shape ``[histograms, 4]``.
+        counts: Histogram headers and cells, int64 of shape ``[histograms, HEADER + CELLS]``.
+        stream: The CUDA stream that copies beside the training, or None on the CPU.
+
+    Returns:
+        The buffer on the host, float64 of one dimension, and the event behind the copy (None on the CPU).
+    """
+    packed = torch.cat((lanes.reshape(-1), moments.reshape(-1), counts.view(torch.float64).reshape(-1)))
+    if stream is None:
+        return packed, None
+    host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+    stream.wait_stream(torch.cuda.current_stream(packed.device))
+    with torch.cuda.stream(stream):
+        host.copy_(packed, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record(stream)
+    packed.record_stream(stream)
+    return host, ready
+
+
+@dataclass
+class Tail:
+    """What was written for a step that has not ended, because ``flush`` was called in its middle.
+
+    A value logged for that step later must merge with what was written, not stand beside it.
+
+    Attributes:
+        step: The step.
+        lanes: Lanes of each scalar slot that was written, float64 of shape ``[LANES]``.
+        counts: Header and cells of each histogram slot that was written, int64 of shape ``[HEADER + CELLS]``.
+        moments: Moments of each histogram slot that was written, float64 of shape ``[4]``.
+    """
+
+    step: int
+    lanes: dict[int, np.ndarray] = field(default_factory=dict)
+    counts: dict[int, np.ndarray] = field(default_factory=dict)
+    moments: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def merge_into(self, window: HostWindow) -> None:
+        """Merge what was written into the points of the same step of a later window, in place.
+
+        Args:
+            window: The window that follows.
+        """
+        for row, step in enumerate(window.steps):
+            for slot, lanes in self.lanes.items():
+                if step == self.step and window.lanes[row, COUNT, slot] > 0:
+                    window.lanes[row, :, slot] = merge_lanes(lanes[:, None], window.lanes[row, :, slot, None])[:, 0]
+        for slot, counts in self.counts.items():
+            if window.counts[slot, CALLS] > 0 and window.counts[slot, LAST_STEP] == self.step:
+                window.counts[slot] += counts
+                window.counts[slot, LAST_STEP] = self.step
+                window.moments[slot] = _merge_moments(self.moments[slot], window.moments[slot])
+
+    def as_window(self, index: int, scalars: list[ScalarSeries], histograms: list[HistogramSeries]) -> HostWindow:
+        """Return what was written as a window of its own, to write it again.
+
+        Args:
+            index: Index of that window.
+            scalars: All scalar series, in the order of their slots.
+            histograms: All histogram series, in the order of their slots.
+        """
+        window = HostWindow(
+            index=index,
+            steps=[self.step],
+            lanes=np.zeros((1, LANES, len(scalars))),
+            counts=np.zeros((len(histograms), _COLUMNS), dtype=np.int64),
+            moments=np.zeros((len(histograms), MOMENTS)),
+            scalars=scalars,
+            histograms=histograms,
+        )
+        for slot, lanes in self.lanes.items():
+            window.lanes[0, :, slot] = lanes
+        for slot, counts in self.counts.items():
+            window.counts[slot], window.moments[slot] = counts, self.moments[slot]
+        return window
+
+    @classmethod
+    def of(cls, window: HostWindow, before: "Tail | None") -> "Tail":
+        """Collect what a window has written for its last step.
+
+        Args:
+            window: The window, with ``before`` merged in.
+            before: What earlier windows have written for the same step, if any.
+        """
+        tail = cls(window.steps[-1])
+        if before is not None and before.step == tail.step:
+            tail.lanes, tail.counts, tail.moments = dict(before.lanes), dict(before.counts), dict(before.moments)
+        for slot in np.flatnonzero(window.lanes[-1, COUNT] > 0):
+            tail.lanes[int(slot)] = window.lanes[-1, :, slot].copy()
+        for slot in np.flatnonzero((window.counts[:, CALLS] > 0) & (window.counts[:, LAST_STEP] == tail.step)):
+            tail.counts[int(slot)] = window.counts[slot].copy()
+            tail.moments[int(slot)] = window.moments[slot].copy()
+        return tail
+
+
+def _merge_moments(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
+    merged = np.empty_like(older)
+    merged[SUM], merged[SUM_SQUARES] = older[SUM] + newer[SUM], older[SUM_SQUARES] + newer[SUM_SQUARES]
+    merged[MIN], merged[MAX] = min(older[MIN], newer[MIN]), max(older[MAX], newer[MAX])
+    return merged

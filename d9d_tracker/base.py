@@ -1,0 +1,146 @@
+"""The contract between a training loop and a backend."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import Any, Generic, Self, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.distributed.checkpoint.stateful import Stateful
+
+from .config import TrackerConfig
+from .record import Histogram
+
+
+class RunConfig(BaseModel):
+    """What a run is called and what it was started with.
+
+    Attributes:
+        name: Display name of the run.
+        description: Free text shown beside the run, if any.
+        hparams: Hyperparameters, nested as deep as you like.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1)
+    description: str | None = None
+    hparams: dict[str, Any] = Field(default_factory=dict)
+
+
+class BaseTrackerRun(ABC):
+    """One open run: where values are logged.
+
+    A backend implements the four abstract methods. The others have defaults that lose nothing.
+    """
+
+    @abstractmethod
+    def set_step(self, step: int) -> None:
+        """Set the step that the following values belong to.
+
+        Args:
+            step: Index of the training step; never smaller than the one before.
+        """
+
+    @abstractmethod
+    def set_context(self, context: dict[str, str]) -> None:
+        """Replace the persistent context: tags attached to all following values.
+
+        Args:
+            context: Tag names and values, for example ``{"stage": "train"}``.
+        """
+
+    @abstractmethod
+    def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
+        """Log one number.
+
+        Args:
+            name: Name of the series.
+            value: A number, or a tensor of one element.
+            context: Tags for this value alone; merged with the persistent context, over which they win.
+        """
+
+    @abstractmethod
+    def bins(self, name: str, values: torch.Tensor, context: dict[str, str] | None = None) -> None:
+        """Log the distribution of a population.
+
+        Args:
+            name: Name of the series.
+            values: The population to bin: any shape, any real dtype.
+            context: Tags for this value alone; merged with the persistent context, over which they win.
+        """
+
+    def histogram(self, name: str, histogram: Histogram, context: dict[str, str] | None = None) -> None:
+        """Log a finished histogram.
+
+        The default sends quantiles, moments and non-finite counts as scalars named ``<name>/p50``, ``<name>/mean``
+        and so on, so that a backend without histograms loses nothing silently.
+
+        Args:
+            name: Name of the series.
+            histogram: The finished histogram.
+            context: Tags for this value alone; merged with the persistent context, over which they win.
+        """
+        for key, value in histogram.summary().items():
+            self.scalar(f"{name}/{key}", value, context)
+
+    def flush(self) -> None:
+        """Block until everything logged so far is durable in the backend. Does nothing by default."""
+
+    def rewind(self, step: int) -> None:
+        """Take back what an earlier life of this run wrote at ``step`` or later.
+
+        Called once, before anything is logged, on a run that was re-attached to from a checkpoint. Does nothing by
+        default, which is right for a backend that overwrites a point logged again at the same step.
+
+        Args:
+            step: First step that will be logged again.
+        """
+
+
+TConfig = TypeVar("TConfig", bound=TrackerConfig)
+
+
+class BaseTracker(ABC, Stateful, Generic[TConfig]):
+    """Creates runs in one backend; lives as long as the application.
+
+    Attributes:
+        run_id: The backend's identity of the current or the last run; ``open`` sets it.
+        resume_id: Identity of the run that the next ``open`` re-attaches to. ``load_state_dict`` sets it and ``open``
+            clears it, so that opening once more starts another run.
+    """
+
+    run_id: str | None = None
+    resume_id: str | None = None
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: TConfig) -> Self:
+        """Create the tracker its configuration describes.
+
+        Args:
+            config: The backend's configuration.
+        """
+
+    @abstractmethod
+    def open(self, properties: RunConfig) -> AbstractContextManager[BaseTrackerRun]:
+        """Open a run, or re-attach to the one named by the loaded state; close it on leaving.
+
+        Args:
+            properties: Name, description and hyperparameters of the run.
+
+        Returns:
+            A context manager that yields the open run.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a later process needs to re-attach to the run, as plain JSON values."""
+        return {"run_id": self.run_id}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned, before ``open``.
+
+        Args:
+            state_dict: A state of the same backend.
+        """
+        self.run_id = self.resume_id = state_dict["run_id"]

@@ -1,0 +1,164 @@
+"""Backend that writes to an Aim repository."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import aim
+from aim.sdk.repo_utils import get_repo
+from aimrocks.errors import RocksIOError
+
+from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.base import ProviderRun, ProviderTracker
+from d9d_tracker.provider.hparams import plain_hparams
+from d9d_tracker.provider.lock import hold, let_go
+from d9d_tracker.provider.rebin import rebin
+from d9d_tracker.record import Histogram, Record
+
+from .config import AimConfig
+
+_LOGGER = logging.getLogger("d9d_tracker")
+_BINS = 64
+_INT64 = range(-(2**63), 2**63)
+
+
+def _storable(value: Any) -> Any:
+    """Rewrite what Aim refuses in plain data: integers beyond 64 bits, lone surrogates, empty keys."""
+    if isinstance(value, dict):
+        return {_storable(key) or "(empty)": _storable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_storable(part) for part in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, int) and value not in _INT64:
+        return str(value)
+    return value
+
+
+class AimRun(ProviderRun):
+    """An open run of an Aim repository.
+
+    Logging the same series and step again overwrites the point. A histogram is stored as 64 equal bins between its
+    exact minimum and maximum, with an exact total; NaN and infinite elements appear, where there are any, as the
+    scalars ``<name>/nan`` and ``<name>/inf``. Non-finite scalars are stored as they are.
+
+    Aim stores each value when it is logged, so that a killed process loses nothing; ``flush`` also makes it survive a
+    failing machine.
+
+    Args:
+        run: The run, open for writing.
+        lock: Descriptor of the lock that keeps other writers away, or None for a repository on a server.
+    """
+
+    def __init__(self, run: aim.Run, lock: int | None):
+        super().__init__(run.hash)
+        self._run = run
+        self._lock = lock
+        # Aim's optional queue (AIM_ENABLE_TRACKING_THREAD) would lose what fails in it, and stop, without a word.
+        run._tracker._non_blocking = False
+
+    def _write(self, record: Record) -> None:
+        if not isinstance(record.value, Histogram):
+            self._track(record.value, record.name, record)
+            return
+        histogram = record.value
+        if histogram.count:
+            counts, low, high = rebin(histogram, _BINS)
+            self._track(aim.Distribution.from_histogram(counts, (low, high)), record.name, record)
+        for key, count in {"nan": histogram.nan, "inf": histogram.posinf + histogram.neginf}.items():
+            if count:
+                self._track(float(count), f"{record.name}/{key}", record)
+
+    def _track(self, value: float | aim.Distribution, name: str, record: Record) -> None:
+        context: Any = dict(record.context)
+        self._run.track(value, name=name, step=record.step, context=context)
+
+    def _sync(self) -> None:
+        repo: Any = self._run.repo
+        if repo.is_remote_repo:
+            repo._client.get_queue().wait_for_finish()
+            return
+        for container in ("meta", "seqs"):
+            repo.request_container(container, self.id, read_only=False).db.flush_wal(True)
+
+    def _release(self) -> None:
+        try:
+            self._sync()
+        finally:
+            self._run.close()
+            if self._lock is not None:
+                let_go(self._lock)
+
+
+class AimTracker(ProviderTracker[AimConfig]):
+    """Opens runs in an Aim repository and re-attaches to them by their hash.
+
+    Two writers of one run at once are refused. A run whose writer was killed can be re-attached to at once; Aim's web
+    server shows such a run only once ``aim up`` or ``aim storage reindex`` has indexed it. A run that is gone from the
+    repository is started anew under another hash, with a warning.
+    """
+
+    def _open_run(self, properties: RunConfig, run_id: str | None) -> AimRun:
+        repo: Any = get_repo(self._config.repo)
+        # Aim remembers the list of runs for half a second, in which the run may have been born.
+        repo._all_run_hashes.cache_clear()
+        if run_id is not None and not repo.run_exists(run_id):
+            _LOGGER.warning("run %r is gone from Aim repository %s: starting another", run_id, self._config.repo)
+            run_id = None
+        lock = None
+        if run_id is not None:
+            lock = self._take_lock(repo, run_id)
+            self._lift_aim_lock(repo, run_id)
+        run = None
+        try:
+            run = self._open_aim(repo, run_id)
+            if run_id is None:
+                lock = self._take_lock(repo, run.hash)
+            run.name = properties.name
+            run.description = properties.description
+            run["hparams"] = _storable(plain_hparams(properties.hparams))
+        except BaseException:
+            if run is not None:
+                run.close()
+            if lock is not None:
+                let_go(lock)
+            raise
+        return AimRun(run, lock)
+
+    def _open_aim(self, repo: Any, run_id: str | None) -> aim.Run:
+        try:
+            return aim.Run(
+                run_id,
+                repo=repo,
+                log_system_params=self._config.log_system_params,
+                capture_terminal_logs=self._config.capture_terminal_logs,
+                system_tracking_interval=self._config.system_tracking_interval,
+            )
+        except RocksIOError as error:
+            raise RuntimeError(
+                f"Aim cannot open run {run_id!r} in {self._config.repo} for writing: if another program writes to it, "
+                f"close it there ({error})"
+            ) from error
+
+    def _take_lock(self, repo: Any, run_id: str) -> int | None:
+        """Keep other writers away.
+
+        Aim's own lock does not: recent versions of filelock take its file for a leftover two seconds after it was
+        written, whether its writer lives or not. RocksDB refuses a second writer, but only after Aim has removed the
+        first one's marks.
+        """
+        if repo.is_remote_repo:
+            return None
+        lock = os.open(Path(repo.path, "locks", f"{run_id}.d9d_tracker"), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            hold(lock, f"run {run_id!r} in Aim repository {self._config.repo}")
+        except BaseException:
+            let_go(lock)
+            raise
+        return lock
+
+    def _lift_aim_lock(self, repo: Any, run_id: str) -> None:
+        """Remove the lock that a killed writer left, which Aim honours if another process has got the writer's id."""
+        if not repo.is_remote_repo:
+            Path(repo.path, "locks", f"{run_id}.softlock").unlink(missing_ok=True)

@@ -1,0 +1,285 @@
+"""What the backends of this package share: calls become checked records, runs are closed on every way out."""
+
+import numbers
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self, TypeVar
+
+import torch
+
+from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
+from d9d_tracker.config import TrackerConfig
+from d9d_tracker.record import Histogram, Record
+
+TConfig = TypeVar("TConfig", bound=TrackerConfig)
+
+
+def check_context(context: dict[str, str]) -> None:
+    """Refuse a context that is not a dict of text to text.
+
+    Args:
+        context: What was passed as a context.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if not isinstance(context, dict) or not all(isinstance(part, str) for pair in context.items() for part in pair):
+        raise TypeError(f"a context is a dict of str to str, not {context!r}: convert its tags with str()")
+
+
+def as_float(name: str, value: float | torch.Tensor) -> float:
+    """Return a scalar as a Python number.
+
+    Args:
+        name: Name of the series, for the error.
+        value: A real number, or a real tensor of one element on any device.
+
+    Returns:
+        The number, in float64.
+
+    Raises:
+        TypeError: If it is text, complex or of another unknown type.
+        ValueError: If it is a tensor of another size than one element, or an integer outside the range of float64.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            shape = list(value.shape)
+            raise ValueError(
+                f"scalar {name!r} got a tensor of shape {shape}: reduce it to one element, or log it as bins"
+            )
+        value = value.detach().item()
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"scalar {name!r} got {value!r} of type {type(value).__name__}: pass a real number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"scalar {name!r} got an integer outside the range of float64: scale it") from None
+
+
+class ProviderRun(BaseTrackerRun):
+    """An open run that hands every value to ``_write`` as a ``Record``.
+
+    Not thread safe: one thread logs at a time, but not always the one that opened the run. A process forked while the
+    run is open has no part in it: there it is closed. Values logged before the
+    first ``set_step`` belong to step 0, or to the last step of a run that was re-attached to, where that is known.
+
+    Args:
+        run_id: The backend's identity of this run.
+        step: The step to start from.
+
+    Attributes:
+        id: The backend's identity of this run.
+    """
+
+    def __init__(self, run_id: str, step: int = 0):
+        self.id = run_id
+        self._step = step
+        self._context: dict[str, str] = {}
+        self._closed = False
+        self._process = os.getpid()
+
+    @abstractmethod
+    def _write(self, record: Record) -> None:
+        """Take one record; it need not be durable before ``flush``."""
+
+    def _sync(self) -> None:
+        """Make everything written so far durable. Does nothing by default."""
+
+    def _release(self) -> None:
+        """Make everything durable and let go of what the run holds. Called once. Only syncs by default."""
+        self._sync()
+
+    def flush(self) -> None:
+        """Block until everything logged so far is durable in the backend; closing the run did so before it let go.
+
+        Raises:
+            OSError: If the backend cannot store it. What a failed flush leaves behind, the backend's run documents.
+        """
+        if self._is_open():
+            self._sync()
+
+    def close(self) -> None:
+        """Close the run; what is logged afterwards is refused. Closing again does nothing."""
+        if self._is_open():
+            self._closed = True
+            self._release()
+
+    def set_step(self, step: int) -> None:
+        """Set the step that the following values belong to.
+
+        Args:
+            step: Index of the training step; never smaller than the one before.
+
+        Raises:
+            TypeError: If it is not an int.
+            ValueError: If it is smaller than the one before, or the run is closed.
+        """
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise TypeError(f"a step is an int, not {step!r} of type {type(step).__name__}")
+        if self._closed:
+            raise ValueError(
+                f"step {step} set on run {self.id!r}, which is closed: set it inside `with tracker.open(...)`"
+            )
+        if step < self._step:
+            raise ValueError(
+                f"step {step} is before step {self._step} of run {self.id!r}: steps never go back, unless "
+                f"rewind({step}) first takes back what an earlier life of the run wrote there"
+            )
+        self._step = step
+
+    def rewind(self, step: int) -> None:
+        """Take back what an earlier life of this run wrote at ``step`` or later.
+
+        Args:
+            step: First step that will be logged again.
+        """
+        self._step = min(self._step, step)
+
+    def set_context(self, context: dict[str, str]) -> None:
+        """Replace the persistent context: tags attached to all following values.
+
+        Args:
+            context: Tag names and values, for example ``{"stage": "train"}``.
+
+        Raises:
+            TypeError: If it is not a dict of str to str.
+        """
+        check_context(context)
+        self._context = dict(context)
+
+    def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
+        """Log one number; a tensor on a device is waited for.
+
+        Args:
+            name: Name of the series.
+            value: A number, or a tensor of one element.
+            context: Tags for this value alone; merged with the persistent context, over which they win.
+
+        Raises:
+            TypeError: If the value is no real number.
+            ValueError: If the value has several elements, the name is empty or the run is closed.
+        """
+        self._write(self._record(name, as_float(name, value), context))
+
+    def bins(self, name: str, values: torch.Tensor, context: dict[str, str] | None = None) -> None:
+        """Log the distribution of a population, binned at once where it lies.
+
+        Args:
+            name: Name of the series.
+            values: The population to bin: any shape, any real dtype.
+            context: Tags for this value alone; merged with the persistent context, over which they win.
+
+        Raises:
+            TypeError: If the values are no real tensor.
+            ValueError: If the name is empty or the run is closed.
+        """
+        self._check_open(name)
+        if not isinstance(values, torch.Tensor):
+            raise TypeError(f"bins {name!r} got {type(values).__name__}: pass the population as a tensor")
+        try:
+            histogram = Histogram.from_values(values)
+        except TypeError as error:
+            raise TypeError(f"bins {name!r}: {error}") from None
+        self.histogram(name, histogram, context)
+
+    def histogram(self, name: str, histogram: Histogram, context: dict[str, str] | None = None) -> None:
+        """Log a finished histogram.
+
+        Args:
+            name: Name of the series.
+            histogram: The finished histogram.
+            context: Tags for this value alone; merged with the persistent context, over which they win.
+
+        Raises:
+            ValueError: If the name is empty or the run is closed.
+        """
+        self._write(self._record(name, histogram, context))
+
+    def _record(self, name: str, value: float | Histogram, context: dict[str, str] | None) -> Record:
+        self._check_open(name)
+        if context:
+            check_context(context)
+        return Record(name=name, step=self._step, context={**self._context, **(context or {})}, value=value)
+
+    def _is_open(self) -> bool:
+        return not self._closed and os.getpid() == self._process
+
+    def _check_open(self, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"the name of a series is text that is not empty, not {name!r}")
+        if self._closed:
+            raise ValueError(
+                f"{name!r} was logged on run {self.id!r}, which is closed: log inside `with tracker.open(...)`"
+            )
+
+
+class ProviderTracker(BaseTracker[TConfig]):
+    """A tracker whose ``open`` closes its run on every way out.
+
+    ``open`` starts a new run each time, except that the first ``open`` after ``load_state_dict`` re-attaches to the
+    run of the state.
+
+    Args:
+        config: The backend's configuration.
+    """
+
+    def __init__(self, config: TConfig):
+        self._config = config
+        self._loaded_id: str | None = None
+
+    @classmethod
+    def from_config(cls, config: TConfig) -> Self:
+        """Create the tracker its configuration describes.
+
+        Args:
+            config: The backend's configuration.
+        """
+        return cls(config)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned, before ``open``.
+
+        Args:
+            state_dict: A state of the same backend.
+
+        Raises:
+            ValueError: If it is not such a state; the tracker is then unchanged.
+        """
+        run_id = state_dict.get("run_id", "")
+        if run_id is not None and not (isinstance(run_id, str) and run_id):
+            raise ValueError(
+                f"the state of a {type(self).__name__} has a 'run_id' that is text or None, not {run_id!r}"
+            )
+        self.run_id = self._loaded_id = run_id
+
+    @contextmanager
+    def open(self, properties: RunConfig) -> Iterator[ProviderRun]:
+        """Open a run, or re-attach to the one named by the loaded state; close it on leaving.
+
+        An exception that leaves the block is the one that surfaces, also when closing the run fails as well: that
+        failure is then a note on it.
+
+        Args:
+            properties: Name, description and hyperparameters of the run.
+
+        Yields:
+            The open run.
+        """
+        run = self._open_run(properties, self._loaded_id)
+        self.run_id, self._loaded_id = run.id, None
+        try:
+            yield run
+        except BaseException as error:
+            try:
+                run.close()
+            except Exception as closing_error:
+                error.add_note(f"closing run {run.id!r} failed as well: {closing_error!r}")
+            raise
+        else:
+            run.close()
+
+    @abstractmethod
+    def _open_run(self, properties: RunConfig, run_id: str | None) -> ProviderRun:
+        """Start a run, or re-attach to the one of that id."""

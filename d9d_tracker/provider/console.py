@@ -1,0 +1,243 @@
+"""Backend that shows the latest values: a live table on a terminal, log lines elsewhere."""
+
+import logging
+import math
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from rich import get_console
+from rich.console import Console
+from rich.errors import LiveError
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from d9d_tracker.base import RunConfig
+from d9d_tracker.config import TrackerConfig
+from d9d_tracker.record import Histogram, Record
+
+from .base import ProviderRun, ProviderTracker
+from .rebin import rebin
+
+_LOGGER = logging.getLogger("d9d_tracker")
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII_BLOCKS = "_.-:=+*#"
+_TREND = 32
+
+
+class ConsoleTrackerConfig(TrackerConfig):
+    """Configuration of the backend that shows the latest values.
+
+    Attributes:
+        provider: Discriminator, always ``"console"``.
+        log_every: Where there is no terminal: seconds that pass at least between two groups of log lines. A flush
+            and the end of the run write what is left at once.
+    """
+
+    provider: Literal["console"] = "console"
+    log_every: float = Field(default=10.0, ge=0)
+
+
+def sparkline(values: list[float], blocks: str = _BLOCKS) -> str:
+    """Draw numbers as one character each, from the lowest block for the smallest to the highest for the largest.
+
+    Args:
+        values: The numbers, oldest first.
+        blocks: Characters by rising height.
+
+    Returns:
+        One character a number; ``!`` where it is not finite.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    # Halved, because the span of two finite numbers can overflow.
+    span = high / 2 - low / 2
+    top = len(blocks) - 1
+
+    def block(value: float) -> str:
+        if not math.isfinite(value):
+            return "!"
+        return blocks[round((value / 2 - low / 2) / span * top)] if span > 0 else blocks[top // 2]
+
+    return "".join(block(value) for value in values)
+
+
+def bars(histogram: Histogram, bins: int = 24, blocks: str = _BLOCKS) -> str:
+    """Draw a histogram between its minimum and maximum as one character a bin; a blank where nothing was counted.
+
+    Args:
+        histogram: The histogram.
+        bins: Number of characters, even.
+        blocks: Characters by rising height.
+
+    Returns:
+        The characters; empty if the histogram holds no finite value.
+    """
+    if not histogram.count:
+        return ""
+    counts, _, _ = rebin(histogram, bins)
+    heights = np.ceil(counts / counts.max() * len(blocks)).astype(int)
+    return "".join(blocks[height - 1] if height else " " for height in heights)
+
+
+def _number(value: float) -> str:
+    return f"{value:.5g}"
+
+
+def _describe(value: float | Histogram) -> str:
+    if not isinstance(value, Histogram):
+        return _number(value)
+    parts = [f"n={value.count}"]
+    if value.count:
+        parts += [f"p{q:02}={_number(value.quantile(q / 100))}" for q in (5, 50, 95)]
+    parts += [f"{key}={count}" for key, count in _non_finite(value).items() if count]
+    return " ".join(parts)
+
+
+def _non_finite(histogram: Histogram) -> dict[str, int]:
+    return {"nan": histogram.nan, "inf": histogram.posinf, "-inf": histogram.neginf}
+
+
+@dataclass(slots=True)
+class _Series:
+    record: Record
+    trend: deque[float] = field(default_factory=lambda: deque(maxlen=_TREND))
+    logged: bool = False
+
+
+class ConsoleRun(ProviderRun):
+    """A run whose latest values are on screen.
+
+    On an interactive terminal a table is redrawn in place, four times a second, by a thread of its own; what the
+    program prints meanwhile appears above the table. The last state of the table stays when the run closes. The cursor
+    stays visible and the terminal's modes are never changed, so that even a killed program leaves it usable.
+
+    Elsewhere each series' latest value goes to the logger ``d9d_tracker`` at level INFO, one line per context. With
+    logging not configured, Python shows nothing of level INFO.
+
+    Args:
+        properties: Name of the run, shown as the title.
+        run_id: The name of the run.
+        config: How often to log.
+        console: Where to draw.
+    """
+
+    def __init__(self, properties: RunConfig, run_id: str, config: ConsoleTrackerConfig, console: Console):
+        super().__init__(run_id)
+        self._name = properties.name
+        self._log_every = config.log_every
+        self._logged_at = time.monotonic()
+        self._blocks = _ASCII_BLOCKS if console.options.ascii_only else _BLOCKS
+        # Held for a dictionary access or the drawing of one table: the drawing thread reads what the writer writes.
+        self._lock = threading.Lock()
+        self._series: dict[tuple[str, tuple[tuple[str, str], ...]], _Series] = {}
+        self._live = self._start_live(console) if console.is_interactive and console.file.isatty() else None
+
+    def _start_live(self, console: Console) -> Live | None:
+        live = Live(console=console, get_renderable=self.table)
+        try:
+            live.start()
+        except LiveError:
+            _LOGGER.warning(
+                "run %r: another live display is open, so values go to the log instead of a table", self._name
+            )
+            return None
+        console.show_cursor(True)
+        return live
+
+    def table(self) -> Table:
+        """Draw the latest value of every series."""
+        table = Table(title=Text(self._name), title_justify="left")
+        table.add_column("series", overflow="fold")
+        table.add_column("step", justify="right")
+        table.add_column("value", overflow="fold")
+        table.add_column("", no_wrap=True)
+        with self._lock:
+            for series in self._series.values():
+                table.add_row(*self._row(series))
+        return table
+
+    def _row(self, series: _Series) -> tuple[Text, Text, Text, Text]:
+        record = series.record
+        name = Text(record.name)
+        if record.context:
+            name.append(" " + _tags(record.context), style="dim")
+        if isinstance(record.value, Histogram):
+            alarming = any(_non_finite(record.value).values())
+            drawing = bars(record.value, blocks=self._blocks)
+        else:
+            alarming = not math.isfinite(record.value)
+            drawing = sparkline(list(series.trend), self._blocks)
+        return (
+            name,
+            Text(str(record.step)),
+            Text(_describe(record.value), "bold red" if alarming else ""),
+            Text(drawing),
+        )
+
+    def set_step(self, step: int) -> None:
+        """Set the step that the following values belong to; log the values of the steps before when it is time.
+
+        Args:
+            step: Index of the training step; never smaller than the one before.
+
+        Raises:
+            TypeError: If it is not an int.
+            ValueError: If it is smaller than the one before, or the run is closed.
+        """
+        super().set_step(step)
+        if self._live is None and time.monotonic() - self._logged_at >= self._log_every:
+            self._log()
+
+    def _sync(self) -> None:
+        if self._live is None:
+            self._log()
+        else:
+            self._live.refresh()
+
+    def _write(self, record: Record) -> None:
+        key = (record.name, tuple(sorted(record.context.items())))
+        with self._lock:
+            series = self._series.setdefault(key, _Series(record))
+            series.record, series.logged = record, False
+            if not isinstance(record.value, Histogram):
+                series.trend.append(record.value)
+
+    def _log(self) -> None:
+        self._logged_at = time.monotonic()
+        lines: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for (_, tags), series in self._series.items():
+            if not series.logged:
+                series.logged = True
+                value = _describe(series.record.value)
+                value = f"[{value}]" if isinstance(series.record.value, Histogram) else value
+                lines.setdefault(tags, []).append(f"{series.record.name}@{series.record.step}={value}")
+        for tags, values in lines.items():
+            _LOGGER.info("%s %s%s", self._name, _tags(dict(tags)) + " " if tags else "", "  ".join(values))
+
+    def _release(self) -> None:
+        if self._live is None:
+            self._log()
+            return
+        # A last print without a newline is still in rich's stand-in for the stream, which is about to go.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._live.stop()
+
+
+def _tags(context: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in context.items())
+
+
+class ConsoleTracker(ProviderTracker[ConsoleTrackerConfig]):
+    """Opens runs whose latest values are on screen. Nothing is stored: a resumed run starts with an empty table."""
+
+    def _open_run(self, properties: RunConfig, run_id: str | None) -> ConsoleRun:
+        return ConsoleRun(properties, run_id or properties.name, self._config, get_console())

@@ -1,0 +1,181 @@
+"""Backend that appends one JSON object a line to one file a run: no server, no SDK, readable by anything."""
+
+import errno
+import logging
+import math
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from d9d_tracker.base import RunConfig
+from d9d_tracker.config import TrackerConfig
+from d9d_tracker.record import Record
+
+from .base import ProviderRun, ProviderTracker
+from .jsonl_format import read_run, record_line, run_line, whole_lines
+from .lock import hold, let_go
+
+__all__ = ["JsonlRun", "JsonlTracker", "JsonlTrackerConfig", "read_run"]
+
+_LOGGER = logging.getLogger("d9d_tracker")
+
+
+class JsonlTrackerConfig(TrackerConfig):
+    """Configuration of the backend that writes JSON lines.
+
+    Attributes:
+        provider: Discriminator, always ``"jsonl"``.
+        path: Folder of the runs, created if missing. Each run is one file ``<run id>.jsonl`` in it.
+    """
+
+    provider: Literal["jsonl"] = "jsonl"
+    path: Path
+
+
+class JsonlRun(ProviderRun):
+    """A run that appends to one file, which it holds an exclusive lock on.
+
+    Lines collect in memory and reach the file on ``flush``, in one piece followed by fsync. A flush that fails leaves
+    the file as it was and keeps the lines for the next one. Steps never go back within the file, except that a line may
+    repeat the last step as a correction: for one series and step, readers take the last line.
+
+    Re-attaching removes a line that a kill cut in half and continues after the last whole one; the first line stays as
+    it is.
+
+    Args:
+        path: The file; created with its folder if missing.
+        run_id: The name of the file without its ending.
+        properties: What the first line says, if the file is new.
+
+    Raises:
+        RuntimeError: If another process, or another run of this one, has the file open.
+        ValueError: If the file exists and is not a run.
+    """
+
+    def __init__(self, path: Path, run_id: str, properties: RunConfig):
+        super().__init__(run_id)
+        self._path = path
+        self._pending: list[bytes] = []
+        self._size = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            hold(self._file, f"run {run_id!r} ({path})")
+            self._cut_before(math.inf)
+            if not self._size:
+                self._pending.append(run_line(run_id, properties))
+                self._sync()
+                _sync_folder(path.parent)
+                _sync_folder(path.parent.parent)
+        except BaseException:
+            let_go(self._file)
+            raise
+
+    def _write(self, record: Record) -> None:
+        self._pending.append(record_line(record))
+
+    def _sync(self) -> None:
+        if not self._pending:
+            return
+        data = b"".join(self._pending)
+        try:
+            self._check_name()
+            _append(self._file, self._size, data)
+        except OSError as error:
+            fate = "lost with the closing run" if self._closed else "kept in memory for the next flush"
+            message = f"{error.strerror}: {len(self._pending)} lines of run {self.id!r} are {fate}"
+            raise OSError(error.errno, f"{message}. Free space, or bring the folder back", str(self._path)) from error
+        self._pending.clear()
+        self._size += len(data)
+
+    def _check_name(self) -> None:
+        """Refuse to write where nobody would find it: to a file whose name is gone or is another file's by now."""
+        if not self._path.exists():
+            self._restore()
+        elif not os.path.samestat(os.fstat(self._file), self._path.stat()):
+            raise FileExistsError(errno.EEXIST, "Another file has taken the name of the run's file")
+
+    def _restore(self) -> None:
+        """Write the whole file anew from the one that lost its name."""
+        with open(os.dup(self._file), "rb") as nameless:
+            nameless.seek(0)
+            content = nameless.read(self._size)
+        draft = self._path.with_suffix(".restored")
+        file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            hold(file, f"run {self.id!r} ({draft})")
+            _append(file, 0, content)
+            draft.rename(self._path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            let_go(file)
+            raise
+        let_go(self._file)
+        self._file = file
+        _sync_folder(self._path.parent)
+        _LOGGER.warning("run %r: its file had vanished and was written anew with all it held: %s", self.id, self._path)
+
+    def rewind(self, step: int) -> None:
+        """Cut the file before the first line of ``step`` or later, and wait until that is on disk.
+
+        Args:
+            step: First step that will be logged again.
+        """
+        self._sync()
+        self._cut_before(step)
+
+    def _cut_before(self, step: float) -> None:
+        self._size, self._step = 0, 0
+        for end, fields in whole_lines(self._path.read_bytes(), self._path):
+            if fields.get("step", -1) >= step:
+                break
+            self._size, self._step = end, fields.get("step", 0)
+        os.ftruncate(self._file, self._size)
+        os.fsync(self._file)
+
+    def _release(self) -> None:
+        try:
+            self._sync()
+        finally:
+            let_go(self._file)
+
+
+class JsonlTracker(ProviderTracker[JsonlTrackerConfig]):
+    """Opens runs that are one file of JSON lines each.
+
+    Re-attaching to a run whose file is gone starts the file anew under the same id and logs a warning.
+    """
+
+    def _open_run(self, properties: RunConfig, run_id: str | None) -> JsonlRun:
+        new_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
+        path = self._config.path.absolute() / f"{run_id or new_id}.jsonl"
+        if run_id and path.stem != run_id:
+            raise ValueError(
+                f"the loaded state names the run {run_id!r}, which is not the name of a file: load another"
+            )
+        if run_id and not path.exists():
+            _LOGGER.warning("run %r: its file is gone and starts anew, without what it held: %s", run_id, path)
+        return JsonlRun(path, run_id or new_id, properties)
+
+
+def _append(file: int, size: int, data: bytes) -> None:
+    """Write at the end of a file and wait until it is on disk; leave the file as it was if that fails."""
+    position = size
+    try:
+        while position < size + len(data):
+            position += os.pwrite(file, memoryview(data)[position - size :], position)
+        os.fsync(file)
+    except BaseException:
+        os.ftruncate(file, size)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,148 @@
+"""The lines of a run's JSON file: how they are written, and how to read them back."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d9d_tracker.base import RunConfig
+from d9d_tracker.record import Histogram, Record
+
+from .hparams import plain_hparams
+
+_HISTOGRAM_NUMBERS = ("sum", "sum_squares", "min", "max")
+_HISTOGRAM_COUNTS = ("zeros", "nan", "posinf", "neginf")
+
+
+def _strict(value: Any) -> Any:
+    """Replace non-finite numbers, for which JSON has no notation, by ``"nan"``, ``"inf"`` and ``"-inf"``."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: _strict(part) for key, part in value.items()}
+    return [_strict(part) for part in value] if isinstance(value, list) else value
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    # ASCII throughout: a line cut in half is never cut within a character.
+    return json.dumps(_strict(fields), allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def run_line(run_id: str, properties: RunConfig) -> bytes:
+    """Write the first line of a run's file.
+
+    Args:
+        run_id: The run's id.
+        properties: Its name, description and hyperparameters, whatever these hold.
+
+    Returns:
+        The line with its newline, in ASCII.
+    """
+    return _line(
+        {
+            "type": "run",
+            "id": run_id,
+            "name": properties.name,
+            "description": properties.description,
+            "hparams": plain_hparams(properties.hparams),
+        }
+    )
+
+
+def record_line(record: Record) -> bytes:
+    """Write a point as a line.
+
+    Args:
+        record: The point.
+
+    Returns:
+        The line with its newline, in ASCII.
+    """
+    where = {"name": record.name, "step": record.step}
+    context = dict(record.context)
+    if not isinstance(record.value, Histogram):
+        return _line({"type": "scalar", **where, "value": record.value, "context": context})
+    histogram = record.value
+    return _line(
+        {
+            "type": "histogram",
+            **where,
+            "context": context,
+            "edges": histogram.edges.tolist(),
+            "counts": histogram.counts.tolist(),
+            "count": histogram.count,
+            **{key: getattr(histogram, key) for key in (*_HISTOGRAM_NUMBERS, *_HISTOGRAM_COUNTS)},
+        }
+    )
+
+
+def _read_record(fields: dict[str, Any]) -> Record:
+    value: float | Histogram
+    if fields["type"] == "scalar":
+        value = float(fields["value"])
+    else:
+        value = Histogram(
+            edges=np.array([float(edge) for edge in fields["edges"]]),
+            counts=np.array(fields["counts"], dtype=np.int64),
+            **{key: float(fields[key]) for key in _HISTOGRAM_NUMBERS},
+            **{key: int(fields[key]) for key in _HISTOGRAM_COUNTS},
+        )
+    return Record(name=fields["name"], step=fields["step"], context=fields["context"], value=value)
+
+
+def whole_lines(data: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield where each whole line ends and what it says, leaving out what a kill tore off at the end of the file.
+
+    Raises:
+        ValueError: If the file is not a run, or is damaged elsewhere than at its end.
+    """
+    end, torn = 0, None
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        end += len(line) + 1
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            torn = torn or number
+            continue
+        if torn:
+            raise ValueError(f"line {torn} of {path} is not JSON but others follow: mend or remove that line")
+        if not isinstance(fields, dict) or (number == 1) != (fields.get("type") == "run"):
+            raise ValueError(
+                f"line {number} of {path} is not one of a run: point at the file of a run, or mend that line"
+            )
+        yield end, fields
+
+
+def read_run(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
+    """Read one run's file, also while it is written.
+
+    The last line for a series and step counts: a later one replaces the former. A last line that was cut in half by a
+    kill is left out.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The fields of the run line (``id``, ``name``, ``description``, ``hparams``; non-finite hyperparameters as the
+        text they are stored as), and the records in the order in which their series and step first appeared.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not the file of a run.
+    """
+    path = Path(path)
+    run: dict[str, Any] | None = None
+    records: dict[Any, Record] = {}
+    for _, fields in whole_lines(path.read_bytes(), path):
+        if run is None:
+            run = {key: value for key, value in fields.items() if key != "type"}
+        else:
+            record = _read_record(fields)
+            key = (fields["type"], record.name, record.step, tuple(sorted(record.context.items())))
+            records[key] = record
+    if run is None:
+        raise ValueError(f"{path} holds no whole line: the run was killed before its first flush")
+    return run, list(records.values())

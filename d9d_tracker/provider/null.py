@@ -1,0 +1,47 @@
+"""Backend that drops everything: tracking switched off by configuration."""
+
+from typing import Literal
+
+import torch
+
+from d9d_tracker.base import RunConfig
+from d9d_tracker.config import TrackerConfig
+from d9d_tracker.record import Histogram, Record
+
+from .base import ProviderRun, ProviderTracker
+
+
+class NullTrackerConfig(TrackerConfig):
+    """Configuration of the backend that drops everything.
+
+    Attributes:
+        provider: Discriminator, always ``"null"``.
+    """
+
+    provider: Literal["null"] = "null"
+
+
+class NullRun(ProviderRun):
+    """A run that checks names and steps and drops the values unread, so that none is waited for."""
+
+    def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
+        """Drop a number."""
+        self._check_open(name)
+
+    def bins(self, name: str, values: torch.Tensor, context: dict[str, str] | None = None) -> None:
+        """Drop a population."""
+        self._check_open(name)
+
+    def histogram(self, name: str, histogram: Histogram, context: dict[str, str] | None = None) -> None:
+        """Drop a histogram."""
+        self._check_open(name)
+
+    def _write(self, record: Record) -> None:
+        pass
+
+
+class NullTracker(ProviderTracker[NullTrackerConfig]):
+    """Opens runs that drop everything."""
+
+    def _open_run(self, properties: RunConfig, run_id: str | None) -> NullRun:
+        return NullRun(run_id or "null")

@@ -1,0 +1,36 @@
+"""Histograms on equal bins, for backends that know no others."""
+
+import numpy as np
+
+from d9d_tracker.record import Histogram
+
+
+def rebin(histogram: Histogram, bins: int) -> tuple[np.ndarray, float, float]:
+    """Spread a histogram over equal bins between its exact minimum and maximum.
+
+    A value is moved by at most the width of the bin it was counted in; the total is kept exactly. When all values are
+    equal to some v, the range is v plus and minus half of its magnitude (0.5 for zero), and v is the lower edge of the
+    bin in the middle.
+
+    Args:
+        histogram: A histogram of at least one finite value.
+        bins: Number of bins, even.
+
+    Returns:
+        Counts (int64, shape ``[bins]``, their sum is ``histogram.count``), lower and upper end of the range.
+
+    Raises:
+        ValueError: If the histogram holds no finite value.
+    """
+    if not histogram.count:
+        raise ValueError("a histogram without finite values has no range to rebin over")
+    low, high = histogram.min, histogram.max
+    if low == high:
+        counts = np.zeros(bins, dtype=np.int64)
+        counts[bins // 2] = histogram.count
+        half = abs(low) / 2 or 0.5
+        return counts, low - half, high + half
+    # Rounding the running total, not each bin, is what keeps the sum.
+    cumulative = np.rint(histogram.cumulative_at(np.linspace(low, high, bins + 1)))
+    cumulative[0], cumulative[-1] = 0, histogram.count
+    return np.diff(cumulative).astype(np.int64), low, high

@@ -1,0 +1,195 @@
+"""What a backend is handed: host values, finished and named."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+
+from d9d_tracker_kernels import (
+    EXPONENTIAL,
+    HEADER,
+    MAX,
+    MIN,
+    NAN,
+    NEGINF,
+    POSINF,
+    SUM,
+    SUM_SQUARES,
+    ZEROS,
+    allocate,
+    cell_edges,
+    check_values,
+    histogram_,
+    sorted_cells,
+)
+
+from .config import Binning, ExponentialBinning
+
+_QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Histogram:
+    """Exact counts over explicit edges, with the statistics of the same values.
+
+    A bin is ``[edges[i], edges[i + 1])`` and the last one is closed, except that the bins of an exponential binning are
+    closed on the side of zero on both signs. Only finite values are binned and enter the statistics; the others are
+    counted apart. With no finite value, ``counts`` is empty, ``edges`` is ``[0.0]`` and ``min`` and ``max`` are NaN.
+
+    Attributes:
+        edges: Rising bin edges, float64 of shape ``[bins + 1]``, trimmed to the non-empty range.
+        counts: Values per bin, int64 of shape ``[bins]``.
+        sum: Sum of the finite values.
+        sum_squares: Sum of their squares.
+        min: Smallest finite value.
+        max: Largest finite value.
+        zeros: How many of the values are zero, of either sign.
+        nan: How many NaN were left out.
+        posinf: How many positive infinities were left out.
+        neginf: How many negative infinities were left out.
+    """
+
+    edges: np.ndarray
+    counts: np.ndarray
+    sum: float
+    sum_squares: float
+    min: float
+    max: float
+    zeros: int
+    nan: int
+    posinf: int
+    neginf: int
+
+    @property
+    def count(self) -> int:
+        """Number of finite values: the sum of ``counts``."""
+        return int(self.counts.sum())
+
+    @property
+    def mean(self) -> float:
+        """Mean of the finite values; NaN if there are none."""
+        return self.sum / self.count if self.count else math.nan
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the finite values; NaN if there are none."""
+        if not self.count:
+            return math.nan
+        return math.sqrt(max(self.sum_squares / self.count - self.mean**2, 0.0))
+
+    def cumulative_at(self, points: np.ndarray) -> np.ndarray:
+        """Count values below each point, spreading the values of a bin evenly over it.
+
+        Args:
+            points: Rising values, float64.
+
+        Returns:
+            Interpolated counts, float64, of the shape of ``points``.
+        """
+        edges = np.clip(self.edges, self.min, self.max)
+        return np.interp(points, edges, np.concatenate(([0], np.cumsum(self.counts))))
+
+    def quantile(self, q: float) -> float:
+        """Return the value below which a fraction ``q`` of the finite values lies, interpolated within its bin.
+
+        Args:
+            q: Fraction between 0 and 1.
+
+        Returns:
+            A value between ``min`` and ``max``; NaN if there is no finite value.
+        """
+        if not self.count:
+            return math.nan
+        cumulative = np.cumsum(self.counts)
+        rank = q * self.count
+        bin_index = int(np.searchsorted(cumulative, rank, side="left"))
+        bin_index = min(int(np.flatnonzero(self.counts)[0]) if rank <= 0 else bin_index, len(self.counts) - 1)
+        low, high = np.clip(self.edges[bin_index : bin_index + 2], self.min, self.max)
+        below = cumulative[bin_index] - self.counts[bin_index]
+        return float(low + (high - low) * (rank - below) / self.counts[bin_index])
+
+    def summary(self) -> dict[str, float]:
+        """Return the histogram as scalars: quantiles, moments, zeros and non-finite counts.
+
+        Statistics that need a finite value are left out when there is none.
+        """
+        moments = {"mean": self.mean, "std": self.std, "min": self.min, "max": self.max} if self.count else {}
+        quantiles = {key: self.quantile(q) for key, q in _QUANTILES.items()} if self.count else {}
+        counts = {"count": self.count, "zeros": self.zeros, "nan": self.nan, "inf": self.posinf + self.neginf}
+        return {**quantiles, **moments, **{key: float(value) for key, value in counts.items()}}
+
+    @classmethod
+    def from_cells(cls, counts: torch.Tensor, moments: torch.Tensor, binning: Binning) -> Self:
+        """Read one row of a histogram bank.
+
+        Args:
+            counts: Header and cells, int64 of shape ``[HEADER + CELLS]``, on the CPU.
+            moments: Sum, sum of squares, minimum and maximum, float64 of shape ``[4]``, on the CPU.
+            binning: The binning that the row was counted with.
+        """
+        kind, bins, low, high = binning.parameters()
+        edges = np.asarray(cell_edges(kind, bins, low, high))
+        cells, under, over = (np.asarray(part) for part in sorted_cells(counts[HEADER:], kind, bins))
+        minimum, maximum = float(moments[MIN]), float(moments[MAX])
+        if under:
+            edges, cells = np.concatenate(([minimum], edges)), np.concatenate(([under], cells))
+        if over or (kind == EXPONENTIAL and maximum > edges[-1]):
+            edges = np.concatenate((edges, [maximum])) if over else np.concatenate((edges[:-1], [maximum]))
+            cells = np.concatenate((cells, [over])) if over else cells
+        if kind == EXPONENTIAL and minimum < edges[0]:
+            edges = np.concatenate(([minimum], edges[1:]))
+        used = np.flatnonzero(cells)
+        if used.size:
+            edges, cells = edges[used[0] : used[-1] + 2], cells[used[0] : used[-1] + 1]
+        else:
+            edges, cells, minimum, maximum = np.zeros(1), cells[:0], math.nan, math.nan
+        return cls(
+            edges=edges,
+            counts=cells,
+            sum=float(moments[SUM]),
+            sum_squares=float(moments[SUM_SQUARES]),
+            min=minimum,
+            max=maximum,
+            zeros=int(counts[ZEROS]),
+            nan=int(counts[NAN]),
+            posinf=int(counts[POSINF]),
+            neginf=int(counts[NEGINF]),
+        )
+
+    @classmethod
+    def from_values(cls, values: torch.Tensor, binning: Binning | None = None) -> Self:
+        """Bin a population at once, where it lies, and bring the result to the host.
+
+        Args:
+            values: The population: any shape, any real dtype, any device.
+            binning: How to bin it; exponential by default.
+
+        Raises:
+            TypeError: If the dtype or layout cannot be binned.
+        """
+        binning = binning or ExponentialBinning()
+        check_values(values, values.device)
+        state = allocate(1, values.device)
+        step = torch.zeros(1, dtype=torch.int64, device=values.device)
+        histogram_(values.detach(), state.counts, state.moments, state.partials, step, 0, 1, *binning.parameters())
+        return cls.from_cells(state.counts[0].cpu(), state.moments[0].cpu(), binning)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One point of one series.
+
+    Attributes:
+        name: Name of the series.
+        step: The step it belongs to.
+        context: Tags of the series.
+        value: A number, or a histogram.
+    """
+
+    name: str
+    step: int
+    context: Mapping[str, str]
+    value: float | Histogram

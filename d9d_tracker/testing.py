@@ -1,0 +1,121 @@
+"""Test doubles for code that logs: a backend that remembers what it was handed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, Self
+from uuid import uuid4
+
+import torch
+
+from .base import BaseTracker, BaseTrackerRun, RunConfig
+from .config import TrackerConfig
+from .record import Histogram, Record
+
+
+class RecordingConfig(TrackerConfig):
+    """Configuration of the recording backend.
+
+    Attributes:
+        provider: Discriminator, always ``"recording"``.
+    """
+
+    provider: Literal["recording"] = "recording"
+
+
+class RecordingRun(BaseTrackerRun):
+    """Keeps every record in memory.
+
+    Attributes:
+        properties: What the run was opened with.
+        records: What was logged, in the order of the calls.
+        flushes: How often ``flush`` was called.
+    """
+
+    def __init__(self, properties: RunConfig):
+        self.properties = properties
+        self.records: list[Record] = []
+        self.flushes = 0
+        self._step = 0
+        self._context: dict[str, str] = {}
+
+    def set_step(self, step: int) -> None:
+        """See `BaseTrackerRun`."""
+        self._step = step
+
+    def set_context(self, context: dict[str, str]) -> None:
+        """See `BaseTrackerRun`."""
+        self._context = dict(context)
+
+    def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
+        """See `BaseTrackerRun`."""
+        self.records.append(Record(name, self._step, {**self._context, **(context or {})}, float(value)))
+
+    def bins(self, name: str, values: torch.Tensor, context: dict[str, str] | None = None) -> None:
+        """See `BaseTrackerRun`."""
+        self.histogram(name, Histogram.from_values(values), context)
+
+    def histogram(self, name: str, histogram: Histogram, context: dict[str, str] | None = None) -> None:
+        """See `BaseTrackerRun`."""
+        self.records.append(Record(name, self._step, {**self._context, **(context or {})}, histogram))
+
+    def flush(self) -> None:
+        """See `BaseTrackerRun`."""
+        self.flushes += 1
+
+    def rewind(self, step: int) -> None:
+        """See `BaseTrackerRun`."""
+        self.records[:] = [record for record in self.records if record.step < step]
+
+    def points(self, name: str, **context: str) -> dict[int, float]:
+        """Return the scalar points of one series by step; a later point of the same step replaces the former.
+
+        Args:
+            name: Name of the series.
+            **context: Its tags, all of them.
+        """
+        return {
+            r.step: r.value
+            for r in self.records
+            if r.name == name and r.context == context and isinstance(r.value, float)
+        }
+
+    def histograms(self, name: str, **context: str) -> dict[int, Histogram]:
+        """Return the histograms of one series by step; a later one of the same step replaces the former.
+
+        Args:
+            name: Name of the series.
+            **context: Its tags, all of them.
+        """
+        return {
+            r.step: r.value
+            for r in self.records
+            if r.name == name and r.context == context and isinstance(r.value, Histogram)
+        }
+
+
+class RecordingTracker(BaseTracker[RecordingConfig]):
+    """Creates recording runs, and keeps them after they closed.
+
+    Attributes:
+        runs: Every run, by its id.
+    """
+
+    def __init__(self) -> None:
+        self.runs: dict[str, RecordingRun] = {}
+
+    @classmethod
+    def from_config(cls, config: RecordingConfig) -> Self:
+        """See `BaseTracker`."""
+        return cls()
+
+    @contextmanager
+    def open(self, properties: RunConfig) -> Iterator[RecordingRun]:
+        """See `BaseTracker`."""
+        self.run_id, self.resume_id = self.resume_id or uuid4().hex, None
+        yield self.runs.setdefault(self.run_id, RecordingRun(properties))
+
+    @property
+    def run(self) -> RecordingRun:
+        """The current or the last run."""
+        assert self.run_id is not None, "no run was opened yet"
+        return self.runs[self.run_id]

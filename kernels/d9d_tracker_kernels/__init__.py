@@ -1,0 +1,59 @@
+"""Histogram kernels of d9d_tracker: the bottom layer, which knows torch and triton only.
+
+Importing it registers the operators `d9d_tracker::histogram_` and `d9d_tracker::histogram_many_`.
+"""
+
+from d9d_tracker_kernels.binning import (
+    CALLS,
+    CELLS,
+    EXPONENTIAL,
+    HEADER,
+    INTEGER,
+    LAST_STEP,
+    LINEAR,
+    MAX,
+    MIN,
+    MOMENTS,
+    NAN,
+    NEGINF,
+    POSINF,
+    SUM,
+    SUM_SQUARES,
+    ZEROS,
+    SortedCells,
+    cell_edges,
+    sorted_cells,
+    validate,
+)
+from d9d_tracker_kernels.ops import SUPPORTED_DTYPES, check_rows, check_values, histogram_, histogram_many_
+from d9d_tracker_kernels.state import HistogramState, allocate
+
+__all__ = [
+    "CALLS",
+    "CELLS",
+    "EXPONENTIAL",
+    "HEADER",
+    "INTEGER",
+    "LAST_STEP",
+    "LINEAR",
+    "MAX",
+    "MIN",
+    "MOMENTS",
+    "NAN",
+    "NEGINF",
+    "POSINF",
+    "SUM",
+    "SUM_SQUARES",
+    "SUPPORTED_DTYPES",
+    "ZEROS",
+    "HistogramState",
+    "SortedCells",
+    "allocate",
+    "cell_edges",
+    "check_rows",
+    "check_values",
+    "histogram_",
+    "histogram_many_",
+    "sorted_cells",
+    "validate",
+]

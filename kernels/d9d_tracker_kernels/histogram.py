@@ -1,0 +1,482 @@
+"""Triton kernels: one read of the tensor gives its histogram and all statistics.
+
+How the work is laid out, for readers new to GPUs:
+
+- A launch starts many *programs* (thread blocks). Each takes a *segment* of a tensor, a run of neighbouring tiles.
+- A program counts its segment in cells of its own, in registers and the multiprocessor's shared memory, and touches
+  the bank in main memory only once, at its end: one atomic addition for each cell that is not empty.
+- Integers add up to the same result in any order, floats do not. So each program leaves its sums in a place of its
+  own, and the last program of a row to finish adds these up in a fixed order: results are equal bit for bit from run
+  to run. Which one is last is told by a ticket counter, which it leaves at zero for the next launch.
+
+Inside a segment the loop is optimistic: it tests no element for NaN or infinity. A segment whose sum of squares comes
+out non-finite (or so small that float32 squares vanished) is read a second time, slowly and exactly, in float64.
+
+Sums run over UNROLL * VECTOR elements in float32 and over those sums in float64 (all in float64 for float64, int32 and
+int64 values): the relative error of a sum is below 2**-18 of the sum of magnitudes, in practice below 1e-6.
+"""
+
+import triton
+import triton.language as tl
+
+from d9d_tracker_kernels import binning, shared_atomics
+
+EXPONENTIAL = tl.constexpr(binning.EXPONENTIAL)
+LINEAR = tl.constexpr(binning.LINEAR)
+HEADER = tl.constexpr(binning.HEADER)
+CELLS = tl.constexpr(binning.CELLS)
+CALLS = tl.constexpr(binning.CALLS)
+LAST_STEP = tl.constexpr(binning.LAST_STEP)
+ZEROS = tl.constexpr(binning.ZEROS)
+NAN = tl.constexpr(binning.NAN)
+POSINF = tl.constexpr(binning.POSINF)
+NEGINF = tl.constexpr(binning.NEGINF)
+MOMENTS = tl.constexpr(binning.MOMENTS)
+SUM = tl.constexpr(binning.SUM)
+SUM_SQUARES = tl.constexpr(binning.SUM_SQUARES)
+MIN = tl.constexpr(binning.MIN)
+MAX = tl.constexpr(binning.MAX)
+
+# One row of the multi-tensor table, int64: which tensor, how many elements it has, which row of the bank it goes to,
+# which of its tiles this program takes, and which of how many segments that is.
+SEGMENT_TENSOR = tl.constexpr(0)
+SEGMENT_NUMEL = tl.constexpr(1)
+SEGMENT_ROW = tl.constexpr(2)
+SEGMENT_FIRST = tl.constexpr(3)
+SEGMENT_STOP = tl.constexpr(4)
+SEGMENT_INDEX = tl.constexpr(5)
+SEGMENT_COUNT = tl.constexpr(6)
+SEGMENT_WIDTH = tl.constexpr(7)
+
+# Squares below this are so close to float32's end (2**-149) that their sum may have lost its leading digits.
+SMALLEST_TRUSTED_SQUARES = tl.constexpr(2.0**-60)
+
+
+@triton.jit
+def _widen(x):
+    """The values in a float type that holds them exactly: float32, or float64 for wide types.
+
+    Only int64 beyond 2**53 is rounded, and that to odd: it stays on its side of every edge. See reference.py.
+    """
+    if x.dtype == tl.int64:
+        rounded = (x & ~1023) | tl.where((x & 1023) != 0, 1024, 0)
+        is_exact = (x > -(1 << 53)) & (x < (1 << 53))
+        return tl.where(is_exact, x, rounded).to(tl.float64)
+    elif (x.dtype == tl.int32) or (x.dtype == tl.float64):
+        return x.to(tl.float64)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def _exponential_cell(x, K: tl.constexpr):
+    """Sign, 8 exponent bits and K mantissa bits of the float32 pattern. Non-finite values get cells of exponent 255."""
+    if x.dtype == tl.float32:
+        return (x.to(tl.uint32, bitcast=True) >> (23 - K)).to(tl.int32)
+    else:
+        # The float64 pattern truncated, its exponent moved from bias 1023 to bias 127 and held in float32's range.
+        pattern = x.to(tl.int64, bitcast=True)
+        high_word = ((pattern >> 32) & 0x7FFFFFFF).to(tl.int32)
+        normal = tl.minimum((high_word >> (20 - K)) - (896 << K), (255 << K) - 1)
+        denormal = (tl.minimum(tl.abs(x), 2.0**-126) * 2.0 ** (126 + K)).to(tl.int32)
+        magnitude = tl.where(normal < (1 << K), denormal, normal)
+        magnitude = tl.where(high_word >= 0x7FF00000, 255 << K, magnitude)
+        return magnitude + tl.where(pattern < 0, 256 << K, 0)
+
+
+@triton.jit
+def _linear_cell(x, bins, low, closing, width, inverse_width):
+    """0 for under, 1..bins, bins + 1 for over and NaN: the nearest edge, and on which side of it the value lies.
+
+    The nearest edge is guessed in the values' precision. `binning.validate` keeps bins wide enough for the guess to be
+    right. The edge itself is computed as `binning.linear_edges` does, so the comparison is exact (hence no fusing of
+    multiplication and addition, see launch.py). `closing` is the next number above the upper end: comparing with it
+    leaves the last bin closed.
+    """
+    guess = (x - low.to(x.dtype)) * inverse_width.to(x.dtype)
+    nearest = tl.maximum(tl.minimum(tl.floor(guess + 0.5), bins.to(x.dtype)), 0.0)
+    edge = (low + nearest.to(tl.float64) * width).to(tl.float32).to(x.dtype)
+    cell = nearest.to(tl.int32)
+    threshold = tl.where(cell == bins, closing.to(x.dtype), edge)
+    return tl.where(x < threshold, cell, cell + 1)
+
+
+@triton.jit
+def _integer_cell(x, bins):
+    """0 for negative, k + 1 for [k, k + 1), bins + 1 for `bins` and more and for NaN."""
+    return tl.maximum(tl.minimum(tl.floor(x), bins.to(x.dtype)), -1.0).to(tl.int32) + 1
+
+
+@triton.jit
+def _cell(x, bins, low, closing, width, inverse_width, KIND: tl.constexpr, K: tl.constexpr):
+    if KIND == EXPONENTIAL:
+        return _exponential_cell(x, K)
+    elif KIND == LINEAR:
+        return _linear_cell(x, bins, low, closing, width, inverse_width)
+    else:
+        return _integer_cell(x, bins)
+
+
+@triton.jit
+def _count(cells, cell, mask, CELL_COUNT: tl.constexpr, INLINE_PTX: tl.constexpr):
+    """Adds a tile to the program's own cells: a register tensor, or with inline PTX an address in shared memory."""
+    if INLINE_PTX:
+        shared_atomics.count(cells, cell, mask)
+        return cells
+    else:
+        return cells + tl.histogram(cell, CELL_COUNT, mask=mask)
+
+
+@triton.jit
+def _sum_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    """[UNROLL * THREADS * VECTOR] -> [THREADS]. This is the order in which a tile lies in the threads' registers, so
+    each thread adds up its own elements and no two threads talk."""
+    return tl.sum(tl.sum(tl.reshape(x, [UNROLL, THREADS, VECTOR]), 2), 0)
+
+
+@triton.jit
+def _sum_squares_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    """Sum of squares, [THREADS]. In pairs, because a * a + b * b takes two instructions for two elements."""
+    a, b = tl.split(tl.reshape(x, [UNROLL * THREADS * VECTOR // 2, 2]))
+    return _sum_tile(tl.fma(a, a, b * b), UNROLL, THREADS, VECTOR // 2)
+
+
+@triton.jit
+def _min_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    return tl.min(tl.min(tl.reshape(x, [UNROLL, THREADS, VECTOR]), 2), 0)
+
+
+@triton.jit
+def _max_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    return tl.max(tl.max(tl.reshape(x, [UNROLL, THREADS, VECTOR]), 2), 0)
+
+
+@triton.jit
+def _finite_moments(base, head, end, first, stop, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    """The second, exact reading of a segment: moments of the finite values, and counts of the others."""
+    TILE: tl.constexpr = UNROLL * THREADS * VECTOR
+    total = tl.zeros([THREADS], tl.float64)
+    squares = tl.zeros([THREADS], tl.float64)
+    smallest = tl.full([THREADS], float("inf"), tl.float64)
+    largest = tl.full([THREADS], float("-inf"), tl.float64)
+    nan = tl.zeros([THREADS], tl.int32)
+    posinf = tl.zeros([THREADS], tl.int32)
+    neginf = tl.zeros([THREADS], tl.int32)
+    for tile in range(first, stop):
+        index = tile * TILE + tl.arange(0, TILE)
+        mask = (index >= head) & (index < end)
+        x = _widen(tl.load(base + index, mask=mask, other=0)).to(tl.float64)
+        is_finite = mask & (tl.abs(x) < float("inf"))
+        finite = tl.where(is_finite, x, 0.0)
+        total += _sum_tile(finite, UNROLL, THREADS, VECTOR)
+        squares += _sum_squares_tile(finite, UNROLL, THREADS, VECTOR)
+        inf = float("inf")
+        smallest = tl.minimum(smallest, _min_tile(tl.where(is_finite, x, inf), UNROLL, THREADS, VECTOR))
+        largest = tl.maximum(largest, _max_tile(tl.where(is_finite, x, -inf), UNROLL, THREADS, VECTOR))
+        nan += _sum_tile((x != x).to(tl.int32), UNROLL, THREADS, VECTOR)
+        posinf += _sum_tile((x == inf).to(tl.int32), UNROLL, THREADS, VECTOR)
+        neginf += _sum_tile((x == -inf).to(tl.int32), UNROLL, THREADS, VECTOR)
+    return (
+        tl.sum(total),
+        tl.sum(squares),
+        tl.min(smallest),
+        tl.max(largest),
+        tl.sum(nan.to(tl.int64)),
+        tl.sum(posinf.to(tl.int64)),
+        tl.sum(neginf.to(tl.int64)),
+    )
+
+
+@triton.jit
+def _add_if_any(pointer, number):
+    if number != 0:
+        tl.atomic_add(pointer, number, sem="relaxed")
+
+
+@triton.jit
+def _finish_row(header, moments, partials, step, segments, MOST_SEGMENTS: tl.constexpr):
+    """Adds up what the programs of a row left, in a fixed order. Only the last one to finish gets here."""
+    index = tl.arange(0, MOST_SEGMENTS)
+    mask = index < segments
+    # .cg reads from the L2 cache, which all multiprocessors share, past this one's own L1.
+    place = partials + MOMENTS + index * MOMENTS
+    total = tl.load(place + SUM, mask=mask, other=0.0, cache_modifier=".cg")
+    squares = tl.load(place + SUM_SQUARES, mask=mask, other=0.0, cache_modifier=".cg")
+    smallest = tl.load(place + MIN, mask=mask, other=float("inf"), cache_modifier=".cg")
+    largest = tl.load(place + MAX, mask=mask, other=float("-inf"), cache_modifier=".cg")
+    tl.store(moments + SUM, tl.load(moments + SUM) + tl.sum(total))
+    tl.store(moments + SUM_SQUARES, tl.load(moments + SUM_SQUARES) + tl.sum(squares))
+    tl.store(moments + MIN, tl.minimum(tl.load(moments + MIN), tl.min(smallest)))
+    tl.store(moments + MAX, tl.maximum(tl.load(moments + MAX), tl.max(largest)))
+    tl.store(header + CALLS, tl.load(header + CALLS) + 1)
+    tl.store(header + LAST_STEP, step)
+
+
+@triton.jit
+def _count_segment(
+    values,
+    numel,
+    first,
+    stop,
+    segment,
+    segments,
+    counts,
+    moments,
+    partials,
+    row,
+    step,
+    bins,
+    low,
+    closing,
+    width,
+    inverse_width,
+    KIND: tl.constexpr,
+    K: tl.constexpr,
+    CELL_COUNT: tl.constexpr,
+    MOST_SEGMENTS: tl.constexpr,
+    PARTIALS_STRIDE: tl.constexpr,
+    UNROLL: tl.constexpr,
+    THREADS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    INLINE_PTX: tl.constexpr,
+):
+    """Counts tiles [first, stop) of a tensor into a row of the bank.
+
+    Tiles are laid on a grid that starts at the last 16-byte boundary before the values, so that full tiles can be
+    read 16 bytes at a time whatever the alignment. `head` elements before the first value do not belong to it.
+    """
+    TILE: tl.constexpr = UNROLL * THREADS * VECTOR
+    ITEM: tl.constexpr = values.dtype.element_ty.primitive_bitwidth // 8
+    address = values.to(tl.int64)
+    head = (address & 15) // ITEM
+    base = tl.multiple_of((address - (address & 15)).to(values.dtype), 16)
+    end = head + numel
+
+    header = counts + row * (HEADER + CELLS)
+    moments += row * MOMENTS
+    partials += row * PARTIALS_STRIDE
+
+    if INLINE_PTX:
+        cells = shared_atomics.allocate(CELL_COUNT, THREADS)
+    else:
+        cells = tl.zeros([CELL_COUNT], tl.int32)
+    total = tl.zeros([THREADS], tl.float64)
+    squares = tl.zeros([THREADS], tl.float64)
+    smallest = tl.full([THREADS], float("inf"), WIDE)
+    largest = tl.full([THREADS], float("-inf"), WIDE)
+    zeros = tl.zeros([THREADS], tl.float32)
+
+    full_first = first + tl.where((first == 0) & (head > 0), 1, 0)
+    full_stop = tl.maximum(tl.minimum(stop, end // TILE), full_first)
+    for tile in range(full_first, full_stop):
+        x = _widen(tl.load(tl.multiple_of(base + tile * TILE, 16) + tl.arange(0, TILE)))
+        cell = _cell(x, bins, low, closing, width, inverse_width, KIND, K)
+        cells = _count(cells, cell, None, CELL_COUNT, INLINE_PTX)
+        total += _sum_tile(x, UNROLL, THREADS, VECTOR).to(tl.float64)
+        squares += _sum_squares_tile(x, UNROLL, THREADS, VECTOR).to(tl.float64)
+        smallest = tl.minimum(smallest, _min_tile(x, UNROLL, THREADS, VECTOR))
+        largest = tl.maximum(largest, _max_tile(x, UNROLL, THREADS, VECTOR))
+        # Counted in float32: comparing and adding take one instruction each. A thread sees far fewer than 2**24.
+        zeros += _sum_tile(tl.where(x == 0, 1.0, 0.0), UNROLL, THREADS, VECTOR)
+
+    # Tiles that the tensor fills only in part: the same with a mask.
+    ragged_first = tl.minimum(full_first, stop) - first
+    ragged = ragged_first + tl.maximum(stop - full_stop, 0)
+    for i in range(0, ragged):
+        tile = tl.where(i < ragged_first, first, full_stop + i - ragged_first)
+        index = tile * TILE + tl.arange(0, TILE)
+        mask = (index >= head) & (index < end)
+        x = _widen(tl.load(base + index, mask=mask, other=0))
+        cell = _cell(x, bins, low, closing, width, inverse_width, KIND, K)
+        cells = _count(cells, cell, mask, CELL_COUNT, INLINE_PTX)
+        total += _sum_tile(x, UNROLL, THREADS, VECTOR).to(tl.float64)
+        squares += _sum_squares_tile(x, UNROLL, THREADS, VECTOR).to(tl.float64)
+        inf = float("inf")
+        smallest = tl.minimum(smallest, _min_tile(tl.where(mask, x, inf), UNROLL, THREADS, VECTOR))
+        largest = tl.maximum(largest, _max_tile(tl.where(mask, x, -inf), UNROLL, THREADS, VECTOR))
+        zeros += _sum_tile(tl.where(mask & (x == 0), 1.0, 0.0), UNROLL, THREADS, VECTOR)
+
+    segment_total = tl.sum(total)
+    segment_squares = tl.sum(squares)
+    segment_smallest = tl.min(smallest).to(tl.float64)
+    segment_largest = tl.max(largest).to(tl.float64)
+    nan = tl.zeros([], tl.int64)
+    posinf = tl.zeros([], tl.int64)
+    neginf = tl.zeros([], tl.int64)
+    all_zero = (segment_smallest == 0) & (segment_largest == 0)
+    is_empty = segment_smallest > segment_largest
+    is_nothing = (segment_squares == 0) & (all_zero | is_empty)
+    is_trusted = (segment_squares >= SMALLEST_TRUSTED_SQUARES) & (segment_squares < float("inf"))
+    if not (is_trusted | is_nothing):
+        (
+            segment_total,
+            segment_squares,
+            segment_smallest,
+            segment_largest,
+            nan,
+            posinf,
+            neginf,
+        ) = _finite_moments(base, head, end, first, stop, UNROLL, THREADS, VECTOR)
+        _add_if_any(header + NAN, nan)
+        _add_if_any(header + POSINF, posinf)
+        _add_if_any(header + NEGINF, neginf)
+
+    _add_if_any(header + ZEROS, tl.sum(zeros.to(tl.int64)))
+    cell_index = tl.arange(0, CELL_COUNT)
+    if INLINE_PTX:
+        found = shared_atomics.read(cells, CELL_COUNT)
+    else:
+        found = cells
+    if KIND == EXPONENTIAL:
+        # Exponent 255 stands for Inf and NaN, which are no cells.
+        found = tl.where((cell_index & ((256 << K) - 1)) < (255 << K), found, 0)
+    else:
+        # The loop put -Inf under, +Inf and NaN over: take them out again.
+        found -= tl.where(cell_index == 0, neginf.to(tl.int32), 0)
+        found -= tl.where(cell_index == bins + 1, (posinf + nan).to(tl.int32), 0)
+    tl.atomic_add(header + HEADER + cell_index, found.to(tl.int64), mask=found != 0, sem="relaxed")
+
+    place = partials + MOMENTS + segment * MOMENTS
+    tl.store(place + SUM, segment_total)
+    tl.store(place + SUM_SQUARES, segment_squares)
+    tl.store(place + MIN, segment_smallest)
+    tl.store(place + MAX, segment_largest)
+    # All threads have stored before one of them takes the ticket; releasing makes the stores visible to whoever
+    # acquires the last ticket. See "Memory Consistency Model" in the PTX manual.
+    tl.debug_barrier()
+    ticket = partials.to(tl.pointer_type(tl.int64))
+    if tl.atomic_add(ticket, 1, sem="acq_rel") == segments - 1:
+        _finish_row(header, moments, partials, step, segments, MOST_SEGMENTS)
+        tl.store(ticket, 0)
+
+
+@triton.jit(
+    do_not_specialize=["numel", "tiles", "row", "every", "bins", "low", "closing", "width", "inverse_width"],
+    do_not_specialize_on_alignment=["values", "counts", "moments", "partials", "step"],
+)
+def count_one(
+    values,
+    numel: tl.int64,
+    tiles: tl.int64,
+    counts,
+    moments,
+    partials,
+    step,
+    row: tl.int64,
+    every: tl.int64,
+    bins: tl.int32,
+    low: tl.float64,
+    closing: tl.float64,
+    width: tl.float64,
+    inverse_width: tl.float64,
+    KIND: tl.constexpr,
+    K: tl.constexpr,
+    CELL_COUNT: tl.constexpr,
+    MOST_SEGMENTS: tl.constexpr,
+    PARTIALS_STRIDE: tl.constexpr,
+    UNROLL: tl.constexpr,
+    THREADS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    INLINE_PTX: tl.constexpr,
+):
+    """Counts one tensor, its tiles divided evenly among the programs. Does nothing off the cadence `every`."""
+    now = tl.load(step)
+    if now % every == 0:
+        segment = tl.program_id(0).to(tl.int64)
+        segments = tl.num_programs(0).to(tl.int64)
+        first = segment * tiles // segments
+        stop = (segment + 1) * tiles // segments
+        _count_segment(
+            values,
+            numel,
+            first,
+            stop,
+            segment,
+            segments,
+            counts,
+            moments,
+            partials,
+            row,
+            now,
+            bins,
+            low,
+            closing,
+            width,
+            inverse_width,
+            KIND,
+            K,
+            CELL_COUNT,
+            MOST_SEGMENTS,
+            PARTIALS_STRIDE,
+            UNROLL,
+            THREADS,
+            VECTOR,
+            WIDE,
+            INLINE_PTX,
+        )
+
+
+@triton.jit(
+    do_not_specialize=["every", "bins", "low", "closing", "width", "inverse_width"],
+    do_not_specialize_on_alignment=["table", "pointers", "counts", "moments", "partials", "step"],
+)
+def count_many(
+    table,
+    pointers,
+    counts,
+    moments,
+    partials,
+    step,
+    every: tl.int64,
+    bins: tl.int32,
+    low: tl.float64,
+    closing: tl.float64,
+    width: tl.float64,
+    inverse_width: tl.float64,
+    ELEMENT: tl.constexpr,
+    KIND: tl.constexpr,
+    K: tl.constexpr,
+    CELL_COUNT: tl.constexpr,
+    MOST_SEGMENTS: tl.constexpr,
+    PARTIALS_STRIDE: tl.constexpr,
+    UNROLL: tl.constexpr,
+    THREADS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    INLINE_PTX: tl.constexpr,
+):
+    """Counts many tensors of one dtype: each program reads in the table which segment of which tensor is its own."""
+    now = tl.load(step)
+    if now % every == 0:
+        entry = table + tl.program_id(0) * SEGMENT_WIDTH
+        address = tl.load(pointers + tl.load(entry + SEGMENT_TENSOR))
+        _count_segment(
+            address.to(tl.pointer_type(ELEMENT)),
+            tl.load(entry + SEGMENT_NUMEL),
+            tl.load(entry + SEGMENT_FIRST),
+            tl.load(entry + SEGMENT_STOP),
+            tl.load(entry + SEGMENT_INDEX),
+            tl.load(entry + SEGMENT_COUNT),
+            counts,
+            moments,
+            partials,
+            tl.load(entry + SEGMENT_ROW),
+            now,
+            bins,
+            low,
+            closing,
+            width,
+            inverse_width,
+            KIND,
+            K,
+            CELL_COUNT,
+            MOST_SEGMENTS,
+            PARTIALS_STRIDE,
+            UNROLL,
+            THREADS,
+            VECTOR,
+            WIDE,
+            INLINE_PTX,
+        )

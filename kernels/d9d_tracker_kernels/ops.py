@@ -1,0 +1,125 @@
+"""The operators `d9d_tracker::histogram_` and `histogram_many_`: registration, checks and dispatch.
+
+They are opaque to the compiler and mutate the bank in place: Inductor calls them on the bank itself, without a copy.
+`Library.define` and `impl` cost about 2 us a call where `torch.library.custom_op` costs 12.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from d9d_tracker_kernels import reference
+from d9d_tracker_kernels.binning import LINEAR, round_to_float32
+
+SUPPORTED_DTYPES = frozenset(
+    {
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    }
+)
+
+_STATE = "Tensor(a!) counts, Tensor(b!) moments, Tensor(c!) partials, Tensor step"
+_BINNING = "int every, int kind, int bins, float low, float high"
+
+_library = torch.library.Library("d9d_tracker", "DEF")
+_library.define(
+    f"histogram_(Tensor values, {_STATE}, int row, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
+)
+_library.define(
+    f"histogram_many_(Tensor[] values, {_STATE}, int[] rows, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
+)
+
+
+def check_values(values: torch.Tensor, device: torch.device) -> None:
+    """Refuses what cannot be counted. Messages are short: the caller prefixes the name of the series.
+
+    Args:
+        values: What is to be counted.
+        device: The device of the bank.
+
+    Raises:
+        TypeError: Complex, quantized, sparse or otherwise unsupported tensors.
+        ValueError: A tensor on another device than the bank.
+    """
+    if values.layout != torch.strided:
+        raise TypeError(f"cannot count a tensor of layout {values.layout}: pass its values() or to_dense()")
+    if values.dtype not in SUPPORTED_DTYPES:
+        if values.is_quantized:
+            move = "pass dequantize()"
+        elif values.is_complex():
+            move = "pass abs(), or the real and imaginary parts as two series"
+        else:
+            move = "convert it to a floating dtype that holds its values"
+        raise TypeError(f"cannot count values of {values.dtype}: {move}")
+    if values.device != device:
+        raise ValueError(f"values are on {values.device} but the histograms are on {device}: move one of them")
+
+
+def check_rows(values: Sequence[torch.Tensor], rows: Sequence[int]) -> None:
+    """Refuses a multi-tensor call whose tensors and rows do not pair up one to one.
+
+    Raises:
+        ValueError: With the next move.
+    """
+    if len(values) != len(rows):
+        raise ValueError(f"{len(values)} tensors for {len(rows)} rows: pass one row for each tensor")
+    if len(set(rows)) != len(rows):
+        raise ValueError("a row is named twice: pass each series once a call")
+
+
+def _histogram_cpu(values, counts, moments, partials, step, row, every, kind, bins, low, high) -> None:
+    check_values(values, counts.device)
+    now = int(step)
+    if now % every == 0:
+        reference.histogram_(values, counts, moments, now, row, kind, bins, low, high)
+
+
+def _histogram_many_cpu(values, counts, moments, partials, step, rows, every, kind, bins, low, high) -> None:
+    check_rows(values, rows)
+    for tensor, row in zip(values, rows, strict=True):
+        _histogram_cpu(tensor, counts, moments, partials, step, row, every, kind, bins, low, high)
+
+
+def _histogram_cuda(values, counts, moments, partials, step, row, every, kind, bins, low, high) -> None:
+    from d9d_tracker_kernels import histogram  # needs triton, which a CPU-only installation lacks
+
+    check_values(values, counts.device)
+    histogram.launch(values, counts, moments, partials, step, row, every, kind, bins, low, high)
+
+
+def _histogram_many_cuda(values, counts, moments, partials, step, rows, every, kind, bins, low, high) -> None:
+    from d9d_tracker_kernels import histogram
+
+    check_rows(values, rows)
+    for tensor in values:
+        check_values(tensor, counts.device)
+    histogram.launch_many(values, counts, moments, partials, step, rows, every, kind, bins, low, high)
+
+
+def _histogram_fake(values, counts, moments, partials, step, row, every, kind, bins, low, high) -> None:
+    check_values(values, counts.device)
+
+
+def _histogram_many_fake(values, counts, moments, partials, step, rows, every, kind, bins, low, high) -> None:
+    check_rows(values, rows)
+    for tensor in values:
+        check_values(tensor, counts.device)
+
+
+_library.impl("histogram_", _histogram_cpu, "CPU")
+_library.impl("histogram_", _histogram_cuda, "CUDA")
+_library.impl("histogram_", _histogram_fake, "Meta")
+_library.impl("histogram_many_", _histogram_many_cpu, "CPU")
+_library.impl("histogram_many_", _histogram_many_cuda, "CUDA")
+_library.impl("histogram_many_", _histogram_many_fake, "Meta")
+
+histogram_ = torch.ops.d9d_tracker.histogram_.default
+histogram_many_ = torch.ops.d9d_tracker.histogram_many_.default

@@ -1,0 +1,57 @@
+"""The device buffers of a bank of histograms."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from d9d_tracker_kernels.binning import CELLS, HEADER, MAX, MIN, MOMENTS
+
+# A GPU program (thread block) leaves sum, sum of squares, min and max in a place of its own.
+PARTIAL_WIDTH = 4
+
+
+@dataclass(frozen=True)
+class HistogramState:
+    """Buffers of a bank of `rows` histograms on one device. Their addresses never change.
+
+    Attributes:
+        counts: int64 [rows, HEADER + CELLS], see the column names in `binning`.
+        moments: float64 [rows, MOMENTS]: SUM, SUM_SQUARES, MIN and MAX of the finite values.
+        partials: float64 [rows, 1 + programs, PARTIAL_WIDTH], the kernels' scratch. The first place of a row is its
+            ticket counter, zero between launches; [rows, 0, PARTIAL_WIDTH] on the CPU, where nothing needs it.
+    """
+
+    counts: torch.Tensor
+    moments: torch.Tensor
+    partials: torch.Tensor
+
+    def reset_(self) -> None:
+        """Empties all rows in place, with asynchronous fills only."""
+        self.counts.zero_()
+        self.moments.zero_()
+        self.moments[:, MIN].fill_(math.inf)
+        self.moments[:, MAX].fill_(-math.inf)
+
+
+def allocate(rows: int, device: torch.device | str) -> HistogramState:
+    """Allocates an empty bank. Call it in eager code, never inside a compiled region or a graph capture.
+
+    Args:
+        rows: Number of histograms (series).
+        device: Where the values live that will be counted.
+    """
+    device = torch.device(device)
+    programs = 1 + _most_programs(device) if device.type == "cuda" else 0
+    state = HistogramState(
+        counts=torch.empty(rows, HEADER + CELLS, dtype=torch.int64, device=device),
+        moments=torch.empty(rows, MOMENTS, dtype=torch.float64, device=device),
+        partials=torch.zeros(rows, programs, PARTIAL_WIDTH, dtype=torch.float64, device=device),
+    )
+    state.reset_()
+    return state
+
+
+def _most_programs(device: torch.device) -> int:
+    # Two programs fit on a multiprocessor: one computes while the other waits for memory.
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
