@@ -16,20 +16,28 @@ from .config import (
 )
 from .errors import TrackerError, TrackerTypeError, TrackerValueError
 from .factory import AnyTrackerConfig, tracker_from_config
+from .provider.aim.config import AimConfig
+from .provider.console import ConsoleTrackerConfig
+from .provider.jsonl import JsonlTrackerConfig
+from .provider.null import NullTrackerConfig
 from .record import Histogram, Record
 
 __all__ = [
     "AccumulatingRun",
     "AccumulatingTracker",
     "AccumulatorConfig",
+    "AimConfig",
     "AnyTrackerConfig",
     "BaseTracker",
     "BaseTrackerRun",
     "Binning",
+    "ConsoleTrackerConfig",
     "ExponentialBinning",
     "Histogram",
     "IntegerBinning",
+    "JsonlTrackerConfig",
     "LinearBinning",
+    "NullTrackerConfig",
     "Record",
     "RunConfig",
     "TrackerConfig",

@@ -154,9 +154,14 @@ def cell_edges(kind: int, bins: int, low: float, high: float) -> torch.Tensor:
 def linear_edges(bins: int, low: float, high: float) -> torch.Tensor:
     """The edges of a linear binning: float32 [bins + 1] on the CPU. See `cell_edges`."""
     low, high = round_to_float32(low), round_to_float32(high)
-    edges = low + torch.arange(bins + 1, dtype=torch.float64) * ((high - low) / bins)
+    edges = low + torch.arange(bins + 1, dtype=torch.float64) * linear_width(bins, low, high)
     edges[-1] = high
     return edges.to(torch.float32)
+
+
+def linear_width(bins: int, low: float, high: float) -> float:
+    """The width of a linear bin, in float64."""
+    return (round_to_float32(high) - round_to_float32(low)) / bins
 
 
 def sorted_cells(cells: torch.Tensor, kind: int, bins: int) -> SortedCells:

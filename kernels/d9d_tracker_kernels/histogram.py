@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 
 from d9d_tracker_kernels import binning, shared_atomics
+from d9d_tracker_kernels.cells import find_cell, widen
 
 EXPONENTIAL = tl.constexpr(binning.EXPONENTIAL)
-LINEAR = tl.constexpr(binning.LINEAR)
 HEADER = tl.constexpr(binning.HEADER)
 CELLS = tl.constexpr(binning.CELLS)
 CALLS = tl.constexpr(binning.CALLS)
@@ -53,84 +53,22 @@ SMALLEST_TRUSTED_SQUARES = tl.constexpr(2.0**-60)
 
 
 @triton.jit
-def _widen(x):
-    """The values in a float type that holds them exactly: float32, or float64 for wide types.
-
-    Only int64 beyond 2**53 is rounded, and that to odd: it stays on its side of every edge. See reference.py.
-    """
-    if x.dtype == tl.int64:
-        rounded = (x & ~1023) | tl.where((x & 1023) != 0, 1024, 0)
-        is_exact = (x > -(1 << 53)) & (x < (1 << 53))
-        return tl.where(is_exact, x, rounded).to(tl.float64)
-    elif (x.dtype == tl.int32) or (x.dtype == tl.float64):
-        return x.to(tl.float64)
-    else:
-        return x.to(tl.float32)
-
-
-@triton.jit
-def _exponential_cell(x, K: tl.constexpr):
-    """Sign, 8 exponent bits and K mantissa bits of the float32 pattern. Non-finite values get cells of exponent 255."""
-    if x.dtype == tl.float32:
-        return (x.to(tl.uint32, bitcast=True) >> (23 - K)).to(tl.int32)
-    else:
-        # The float64 pattern truncated, its exponent moved from bias 1023 to bias 127 and held in float32's range.
-        pattern = x.to(tl.int64, bitcast=True)
-        high_word = ((pattern >> 32) & 0x7FFFFFFF).to(tl.int32)
-        normal = tl.minimum((high_word >> (20 - K)) - (896 << K), (255 << K) - 1)
-        denormal = (tl.minimum(tl.abs(x), 2.0**-126) * 2.0 ** (126 + K)).to(tl.int32)
-        magnitude = tl.where(normal < (1 << K), denormal, normal)
-        magnitude = tl.where(high_word >= 0x7FF00000, 255 << K, magnitude)
-        return magnitude + tl.where(pattern < 0, 256 << K, 0)
-
-
-@triton.jit
-def _linear_cell(x, bins, low, closing, width, inverse_width):
-    """0 for under, 1..bins, bins + 1 for over and NaN: the nearest edge, and on which side of it the value lies.
-
-    The nearest edge is guessed in the values' precision. `binning.validate` keeps bins wide enough for the guess to be
-    right. The edge itself is computed as `binning.linear_edges` does, so the comparison is exact (hence no fusing of
-    multiplication and addition, see launch.py). `closing` is the next number above the upper end: comparing with it
-    leaves the last bin closed.
-    """
-    guess = (x - low.to(x.dtype)) * inverse_width.to(x.dtype)
-    nearest = tl.maximum(tl.minimum(tl.floor(guess + 0.5), bins.to(x.dtype)), 0.0)
-    edge = (low + nearest.to(tl.float64) * width).to(tl.float32).to(x.dtype)
-    cell = nearest.to(tl.int32)
-    threshold = tl.where(cell == bins, closing.to(x.dtype), edge)
-    return tl.where(x < threshold, cell, cell + 1)
-
-
-@triton.jit
-def _integer_cell(x, bins):
-    """0 for negative, k + 1 for [k, k + 1), bins + 1 for `bins` and more and for NaN."""
-    return tl.maximum(tl.minimum(tl.floor(x), bins.to(x.dtype)), -1.0).to(tl.int32) + 1
-
-
-@triton.jit
-def _cell(x, bins, low, closing, width, inverse_width, KIND: tl.constexpr, K: tl.constexpr):
-    if KIND == EXPONENTIAL:
-        return _exponential_cell(x, K)
-    elif KIND == LINEAR:
-        return _linear_cell(x, bins, low, closing, width, inverse_width)
-    else:
-        return _integer_cell(x, bins)
-
-
-@triton.jit
 def _count(cells, cell, mask, CELL_COUNT: tl.constexpr, INLINE_PTX: tl.constexpr):
     """Adds a tile to the program's own cells: a register tensor, or with inline PTX an address in shared memory."""
     if INLINE_PTX:
         shared_atomics.count(cells, cell, mask)
-        return cells
     else:
-        return cells + tl.histogram(cell, CELL_COUNT, mask=mask)
+        cells += tl.histogram(cell, CELL_COUNT, mask=mask)
+    return cells
 
 
 @triton.jit
 def _sum_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
-    """[UNROLL * THREADS * VECTOR] -> [THREADS]. This is the order in which a tile lies in the threads' registers, so
-    each thread adds up its own elements and no two threads talk."""
+    """[UNROLL * THREADS * VECTOR] -> [THREADS], summed.
+
+    This is the order in which a tile lies in the threads' registers: each thread adds up its own elements and no two
+    threads talk.
+    """
     return tl.sum(tl.sum(tl.reshape(x, [UNROLL, THREADS, VECTOR]), 2), 0)
 
 
@@ -152,30 +90,33 @@ def _max_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constex
 
 
 @triton.jit
-def _finite_moments(base, head, end, first, stop, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
-    """The second, exact reading of a segment: moments of the finite values, and counts of the others."""
-    TILE: tl.constexpr = UNROLL * THREADS * VECTOR
+def _finite_moments(base, head, end, first, stop, TILE: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
+    """The second, exact reading of tiles [first, stop): moments of the finite values, and counts of the others.
+
+    In small units of THREADS * VECTOR elements, since float64 fills the registers fast.
+    """
+    UNIT: tl.constexpr = THREADS * VECTOR
+    inf = float("inf")
     total = tl.zeros([THREADS], tl.float64)
     squares = tl.zeros([THREADS], tl.float64)
-    smallest = tl.full([THREADS], float("inf"), tl.float64)
-    largest = tl.full([THREADS], float("-inf"), tl.float64)
+    smallest = tl.full([THREADS], inf, tl.float64)
+    largest = tl.full([THREADS], -inf, tl.float64)
     nan = tl.zeros([THREADS], tl.int32)
     posinf = tl.zeros([THREADS], tl.int32)
     neginf = tl.zeros([THREADS], tl.int32)
-    for tile in range(first, stop):
-        index = tile * TILE + tl.arange(0, TILE)
+    for unit in range(first * (TILE // UNIT), stop * (TILE // UNIT)):
+        index = unit * UNIT + tl.arange(0, UNIT)
         mask = (index >= head) & (index < end)
-        x = _widen(tl.load(base + index, mask=mask, other=0)).to(tl.float64)
-        is_finite = mask & (tl.abs(x) < float("inf"))
+        x = widen(tl.load(base + index, mask=mask, other=0)).to(tl.float64)
+        is_finite = mask & (tl.abs(x) < inf)
         finite = tl.where(is_finite, x, 0.0)
-        total += _sum_tile(finite, UNROLL, THREADS, VECTOR)
-        squares += _sum_squares_tile(finite, UNROLL, THREADS, VECTOR)
-        inf = float("inf")
-        smallest = tl.minimum(smallest, _min_tile(tl.where(is_finite, x, inf), UNROLL, THREADS, VECTOR))
-        largest = tl.maximum(largest, _max_tile(tl.where(is_finite, x, -inf), UNROLL, THREADS, VECTOR))
-        nan += _sum_tile((x != x).to(tl.int32), UNROLL, THREADS, VECTOR)
-        posinf += _sum_tile((x == inf).to(tl.int32), UNROLL, THREADS, VECTOR)
-        neginf += _sum_tile((x == -inf).to(tl.int32), UNROLL, THREADS, VECTOR)
+        total += _sum_tile(finite, 1, THREADS, VECTOR)
+        squares += _sum_squares_tile(finite, 1, THREADS, VECTOR)
+        smallest = tl.minimum(smallest, _min_tile(tl.where(is_finite, x, inf), 1, THREADS, VECTOR))
+        largest = tl.maximum(largest, _max_tile(tl.where(is_finite, x, -inf), 1, THREADS, VECTOR))
+        nan += _sum_tile((x != x).to(tl.int32), 1, THREADS, VECTOR)
+        posinf += _sum_tile((x == inf).to(tl.int32), 1, THREADS, VECTOR)
+        neginf += _sum_tile((x == -inf).to(tl.int32), 1, THREADS, VECTOR)
     return (
         tl.sum(total),
         tl.sum(squares),
@@ -220,16 +161,10 @@ def _count_segment(
     stop,
     segment,
     segments,
-    counts,
-    moments,
-    partials,
+    bank,
     row,
     step,
-    bins,
-    low,
-    closing,
-    width,
-    inverse_width,
+    binning,
     KIND: tl.constexpr,
     K: tl.constexpr,
     CELL_COUNT: tl.constexpr,
@@ -253,14 +188,12 @@ def _count_segment(
     base = tl.multiple_of((address - (address & 15)).to(values.dtype), 16)
     end = head + numel
 
+    counts, moments, partials = bank
     header = counts + row * (HEADER + CELLS)
     moments += row * MOMENTS
     partials += row * PARTIALS_STRIDE
 
-    if INLINE_PTX:
-        cells = shared_atomics.allocate(CELL_COUNT, THREADS)
-    else:
-        cells = tl.zeros([CELL_COUNT], tl.int32)
+    cells = shared_atomics.allocate(CELL_COUNT, THREADS) if INLINE_PTX else tl.zeros([CELL_COUNT], tl.int32)
     total = tl.zeros([THREADS], tl.float64)
     squares = tl.zeros([THREADS], tl.float64)
     smallest = tl.full([THREADS], float("inf"), WIDE)
@@ -270,8 +203,8 @@ def _count_segment(
     full_first = first + tl.where((first == 0) & (head > 0), 1, 0)
     full_stop = tl.maximum(tl.minimum(stop, end // TILE), full_first)
     for tile in range(full_first, full_stop):
-        x = _widen(tl.load(tl.multiple_of(base + tile * TILE, 16) + tl.arange(0, TILE)))
-        cell = _cell(x, bins, low, closing, width, inverse_width, KIND, K)
+        x = widen(tl.load(tl.multiple_of(base + tile * TILE, 16) + tl.arange(0, TILE)))
+        cell = find_cell(x, binning, KIND, K)
         cells = _count(cells, cell, None, CELL_COUNT, INLINE_PTX)
         total += _sum_tile(x, UNROLL, THREADS, VECTOR).to(tl.float64)
         squares += _sum_squares_tile(x, UNROLL, THREADS, VECTOR).to(tl.float64)
@@ -280,22 +213,23 @@ def _count_segment(
         # Counted in float32: comparing and adding take one instruction each. A thread sees far fewer than 2**24.
         zeros += _sum_tile(tl.where(x == 0, 1.0, 0.0), UNROLL, THREADS, VECTOR)
 
-    # Tiles that the tensor fills only in part: the same with a mask.
-    ragged_first = tl.minimum(full_first, stop) - first
-    ragged = ragged_first + tl.maximum(stop - full_stop, 0)
-    for i in range(0, ragged):
-        tile = tl.where(i < ragged_first, first, full_stop + i - ragged_first)
-        index = tile * TILE + tl.arange(0, TILE)
+    # Tiles that the tensor fills only in part: the same with a mask, in units of an UNROLLth of a tile.
+    UNIT: tl.constexpr = THREADS * VECTOR
+    inf = float("inf")
+    before = (tl.minimum(full_first, stop) - first) * UNROLL
+    after = tl.maximum(stop - full_stop, 0) * UNROLL
+    for i in range(before + after):
+        unit = tl.where(i < before, first * UNROLL + i, full_stop * UNROLL + i - before)
+        index = unit * UNIT + tl.arange(0, UNIT)
         mask = (index >= head) & (index < end)
-        x = _widen(tl.load(base + index, mask=mask, other=0))
-        cell = _cell(x, bins, low, closing, width, inverse_width, KIND, K)
+        x = widen(tl.load(base + index, mask=mask, other=0))
+        cell = find_cell(x, binning, KIND, K)
         cells = _count(cells, cell, mask, CELL_COUNT, INLINE_PTX)
-        total += _sum_tile(x, UNROLL, THREADS, VECTOR).to(tl.float64)
-        squares += _sum_squares_tile(x, UNROLL, THREADS, VECTOR).to(tl.float64)
-        inf = float("inf")
-        smallest = tl.minimum(smallest, _min_tile(tl.where(mask, x, inf), UNROLL, THREADS, VECTOR))
-        largest = tl.maximum(largest, _max_tile(tl.where(mask, x, -inf), UNROLL, THREADS, VECTOR))
-        zeros += _sum_tile(tl.where(mask & (x == 0), 1.0, 0.0), UNROLL, THREADS, VECTOR)
+        total += _sum_tile(x, 1, THREADS, VECTOR).to(tl.float64)
+        squares += _sum_squares_tile(x, 1, THREADS, VECTOR).to(tl.float64)
+        smallest = tl.minimum(smallest, _min_tile(tl.where(mask, x, inf), 1, THREADS, VECTOR))
+        largest = tl.maximum(largest, _max_tile(tl.where(mask, x, -inf), 1, THREADS, VECTOR))
+        zeros += _sum_tile(tl.where(mask & (x == 0), 1.0, 0.0), 1, THREADS, VECTOR)
 
     segment_total = tl.sum(total)
     segment_squares = tl.sum(squares)
@@ -307,7 +241,8 @@ def _count_segment(
     all_zero = (segment_smallest == 0) & (segment_largest == 0)
     is_empty = segment_smallest > segment_largest
     is_nothing = (segment_squares == 0) & (all_zero | is_empty)
-    is_trusted = (segment_squares >= SMALLEST_TRUSTED_SQUARES) & (segment_squares < float("inf"))
+    least = SMALLEST_TRUSTED_SQUARES if WIDE == tl.float32 else 0.0
+    is_trusted = (segment_squares >= least) & (segment_squares < inf)
     if not (is_trusted | is_nothing):
         (
             segment_total,
@@ -317,24 +252,21 @@ def _count_segment(
             nan,
             posinf,
             neginf,
-        ) = _finite_moments(base, head, end, first, stop, UNROLL, THREADS, VECTOR)
+        ) = _finite_moments(base, head, end, first, stop, TILE, THREADS, VECTOR if VECTOR < 4 else 4)
         _add_if_any(header + NAN, nan)
         _add_if_any(header + POSINF, posinf)
         _add_if_any(header + NEGINF, neginf)
 
     _add_if_any(header + ZEROS, tl.sum(zeros.to(tl.int64)))
     cell_index = tl.arange(0, CELL_COUNT)
-    if INLINE_PTX:
-        found = shared_atomics.read(cells, CELL_COUNT)
-    else:
-        found = cells
+    found = shared_atomics.read(cells, CELL_COUNT) if INLINE_PTX else cells
     if KIND == EXPONENTIAL:
         # Exponent 255 stands for Inf and NaN, which are no cells.
         found = tl.where((cell_index & ((256 << K) - 1)) < (255 << K), found, 0)
     else:
         # The loop put -Inf under, +Inf and NaN over: take them out again.
         found -= tl.where(cell_index == 0, neginf.to(tl.int32), 0)
-        found -= tl.where(cell_index == bins + 1, (posinf + nan).to(tl.int32), 0)
+        found -= tl.where(cell_index == binning[0] + 1, (posinf + nan).to(tl.int32), 0)
     tl.atomic_add(header + HEADER + cell_index, found.to(tl.int64), mask=found != 0, sem="relaxed")
 
     place = partials + MOMENTS + segment * MOMENTS
@@ -395,16 +327,10 @@ def count_one(
             stop,
             segment,
             segments,
-            counts,
-            moments,
-            partials,
+            (counts, moments, partials),
             row,
             now,
-            bins,
-            low,
-            closing,
-            width,
-            inverse_width,
+            (bins, low, closing, width, inverse_width),
             KIND,
             K,
             CELL_COUNT,
@@ -459,16 +385,10 @@ def count_many(
             tl.load(entry + SEGMENT_STOP),
             tl.load(entry + SEGMENT_INDEX),
             tl.load(entry + SEGMENT_COUNT),
-            counts,
-            moments,
-            partials,
+            (counts, moments, partials),
             tl.load(entry + SEGMENT_ROW),
             now,
-            bins,
-            low,
-            closing,
-            width,
-            inverse_width,
+            (bins, low, closing, width, inverse_width),
             KIND,
             K,
             CELL_COUNT,

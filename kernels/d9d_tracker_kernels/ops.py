@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 
 from d9d_tracker_kernels import reference
-from d9d_tracker_kernels.binning import LINEAR, round_to_float32
 
 SUPPORTED_DTYPES = frozenset(
     {
@@ -30,9 +29,7 @@ _STATE = "Tensor(a!) counts, Tensor(b!) moments, Tensor(c!) partials, Tensor ste
 _BINNING = "int every, int kind, int bins, float low, float high"
 
 _library = torch.library.Library("d9d_tracker", "DEF")
-_library.define(
-    f"histogram_(Tensor values, {_STATE}, int row, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
-)
+_library.define(f"histogram_(Tensor values, {_STATE}, int row, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(
     f"histogram_many_(Tensor[] values, {_STATE}, int[] rows, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
 )
@@ -89,19 +86,19 @@ def _histogram_many_cpu(values, counts, moments, partials, step, rows, every, ki
 
 
 def _histogram_cuda(values, counts, moments, partials, step, row, every, kind, bins, low, high) -> None:
-    from d9d_tracker_kernels import histogram  # needs triton, which a CPU-only installation lacks
+    from d9d_tracker_kernels import launch  # needs triton, which a CPU-only installation lacks
 
     check_values(values, counts.device)
-    histogram.launch(values, counts, moments, partials, step, row, every, kind, bins, low, high)
+    launch.launch(values, counts, moments, partials, step, row, every, kind, bins, low, high)
 
 
 def _histogram_many_cuda(values, counts, moments, partials, step, rows, every, kind, bins, low, high) -> None:
-    from d9d_tracker_kernels import histogram
+    from d9d_tracker_kernels import launch
 
     check_rows(values, rows)
     for tensor in values:
         check_values(tensor, counts.device)
-    histogram.launch_many(values, counts, moments, partials, step, rows, every, kind, bins, low, high)
+    launch.launch_many(values, counts, moments, partials, step, rows, every, kind, bins, low, high)
 
 
 def _histogram_fake(values, counts, moments, partials, step, row, every, kind, bins, low, high) -> None:

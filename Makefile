@@ -1,0 +1,39 @@
+# Every target sets up what it needs in .venv, with the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help demo test lint test-gpu test-kill bench bench-gpu
+
+help:
+	@echo "make demo       train a small network and track it with Aim"
+	@echo "make test       the whole test suite, without a GPU"
+	@echo "make lint       ruff and pyright"
+	@echo "make test-gpu   what only a GPU can show"
+	@echo "make test-kill  the crash harness with KILLS=200 kills"
+	@echo "make bench      the benchmarks of the CPU"
+	@echo "make bench-gpu  the benchmarks of a GPU"
+
+$(VENV)/demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/demo
+	$(RUN) -m d9d_tracker demo
+
+test: $(VENV)/dev
+	$(RUN) -m pytest -q -m "not gpu"
+
+lint: $(VENV)/dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+test-gpu: $(VENV)/dev
+	$(RUN) -m pytest -q tests/gpu

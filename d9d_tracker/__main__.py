@@ -1,0 +1,42 @@
+"""Command line: ``python -m d9d_tracker demo`` and ``python -m d9d_tracker doctor``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Arguments of the command line, without the program; those of the process by default.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(prog="python -m d9d_tracker", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="train a small network on real data and track it")
+    demo.add_argument("--provider", choices=("aim", "console", "jsonl"), default="aim", help="backend (default: aim)")
+    demo.add_argument("--steps", type=_positive, default=600, help="training steps (default: 600)")
+    demo.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    commands.add_parser("doctor", help="show what this machine supports, and check that tracking is free of syncs")
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "doctor":
+        from d9d_tracker import doctor
+
+        return doctor.main()
+    from d9d_tracker import demo as demo_module
+
+    return demo_module.main(chosen.provider, chosen.steps, chosen.out)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""The demo: a small network learns to read digits, tracked from inside its compiled training step."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import nn
+from torch.nn import functional
+
+from d9d_tracker.accumulator import AccumulatingRun, AccumulatingTracker
+from d9d_tracker.base import RunConfig
+from d9d_tracker.factory import AnyTrackerConfig, tracker_from_config
+from d9d_tracker.provider.aim.config import AimConfig
+from d9d_tracker.provider.console import ConsoleTrackerConfig
+from d9d_tracker.provider.jsonl import JsonlTrackerConfig
+
+_BATCH = 128
+_EVAL_EVERY = 50
+_PEAK_LEARNING_RATE = 3e-3
+
+
+@dataclass
+class Digits:
+    """Images of handwritten digits, 8 by 8 pixels between 0 and 1, and what they show."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    @classmethod
+    def load(cls, device: torch.device) -> tuple["Digits", "Digits"]:
+        """Return the training and the held-out part of scikit-learn's bundled data set, on a device."""
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError("the demo trains on scikit-learn's digits: pip install 'd9d_tracker[demo]'") from error
+        data = load_digits()
+        images = torch.as_tensor(data.data, dtype=torch.float32, device=device) / 16  # pyright: ignore[reportAttributeAccessIssue] scikit-learn has no types
+        labels = torch.as_tensor(data.target, dtype=torch.int64, device=device)  # pyright: ignore[reportAttributeAccessIssue] scikit-learn has no types
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(device)
+        train, held_out = order[: -len(order) // 5], order[-len(order) // 5 :]
+        return cls(images[train], labels[train]), cls(images[held_out], labels[held_out])
+
+
+class Network(nn.Module):
+    """Three layers that log their activations from inside the compiled forward."""
+
+    def __init__(self, run: AccumulatingRun):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(64, 128), nn.Linear(128, 128)])
+        self.head = nn.Linear(128, 10)
+        self.run = run
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the ten digits, of shape ``[batch, 10]``."""
+        hidden = images
+        for index, layer in enumerate(self.layers):
+            hidden = functional.gelu(layer(hidden))
+            self.run.bins(f"activations/{index}", hidden)
+        return self.head(hidden)
+
+
+def main(provider: str, steps: int, out: Path) -> int:
+    """Train, track, and say where the run is.
+
+    Args:
+        provider: Name of the backend: ``"aim"``, ``"console"`` or ``"jsonl"``.
+        steps: Number of training steps.
+        out: Folder of the runs.
+
+    Returns:
+        The exit status.
+    """
+    console = Console()
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train, held_out = Digits.load(device)
+    tracker = tracker_from_config(_config(provider, out))
+    assert isinstance(tracker, AccumulatingTracker)
+    properties = RunConfig(
+        name="digits",
+        description="A three-layer network learns to read digits; the demo of d9d_tracker.",
+        hparams={"steps": steps, "batch": _BATCH, "learning_rate": {"peak": _PEAK_LEARNING_RATE}, "device": str(device)},
+    )
+    compiles = device.type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
+    if not compiles:
+        console.print("No C++ compiler found: the step runs eagerly. Tracking is the same.")
+    with tracker.open(properties) as run:
+        model = Network(run).to(device)
+        values = _train(model, run, train, held_out, steps, compiles, console if provider != "console" else None)
+    _summarize(console, values, tracker, provider, out)
+    return 0
+
+
+def _config(provider: str, out: Path) -> AnyTrackerConfig:
+    if provider == "aim":
+        return AimConfig(repo=str(out), capture_terminal_logs=False)
+    if provider == "jsonl":
+        return JsonlTrackerConfig(path=out)
+    return ConsoleTrackerConfig()
+
+
+def _train(
+    model: Network,
+    run: AccumulatingRun,
+    train: Digits,
+    held_out: Digits,
+    steps: int,
+    compiles: bool,
+    console: Console | None,
+) -> dict[str, float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK_LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK_LEARNING_RATE, total_steps=steps + 1)
+    parameters = dict(model.named_parameters())
+
+    def measure(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = model(images)
+        loss = functional.cross_entropy(logits, labels)
+        accuracy = (logits.argmax(-1) == labels).float().mean()
+        run.scalars({"loss": loss, "accuracy": accuracy})
+        return loss, accuracy
+
+    def log_gradients() -> None:
+        gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        run.scalar("gradient norm", torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients])))
+        for name, parameter in parameters.items():
+            run.bins(f"gradients/{name}", parameter.grad)
+
+    if compiles:
+        measure = torch.compile(measure, fullgraph=True)
+        log_gradients = torch.compile(log_gradients, fullgraph=True)
+
+    loss = accuracy = held_out_accuracy = torch.zeros(())
+    with Progress(console=console, disable=console is None) as progress:
+        bar = progress.add_task("training", total=steps)
+        for step in range(steps):
+            run.set_step(step)
+            run.set_context({"stage": "train"})
+            batch = torch.randint(0, len(train.images), (_BATCH,), device=train.images.device)
+            loss, accuracy = measure(train.images[batch], train.labels[batch])
+            loss.backward()
+            log_gradients()
+            run.scalar("learning rate", optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            schedule.step()
+            if (step + 1) % _EVAL_EVERY == 0 or step == steps - 1:
+                run.set_context({"stage": "eval"})
+                with torch.no_grad():
+                    _, held_out_accuracy = measure(held_out.images, held_out.labels)
+            progress.advance(bar)
+    return {"loss": loss.item(), "accuracy": accuracy.item(), "held-out accuracy": held_out_accuracy.item()}
+
+
+def _summarize(
+    console: Console, values: dict[str, float], tracker: AccumulatingTracker, provider: str, out: Path
+) -> None:
+    table = Table(title="The run", show_header=False)
+    for name, value in values.items():
+        table.add_row(name, f"{value:.4f}")
+    table.add_row("copies to the host", str(tracker.copies))
+    table.add_row("points written", str(tracker.report.delivered))
+    if provider == "aim":
+        table.add_row("run", f"{tracker.run_id} in {out}")
+        table.add_row("open it", f"{_command('aim')} up --repo {out}")
+    elif provider == "jsonl":
+        table.add_row("run", str(out / f"{tracker.run_id}.jsonl"))
+        table.add_row("open it", f"head -n 3 {out / f'{tracker.run_id}.jsonl'}")
+    console.print(table)
+
+
+def _command(name: str) -> str:
+    if shutil.which(name):
+        return name
+    beside = Path(sys.executable).with_name(name)
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)

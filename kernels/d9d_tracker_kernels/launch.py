@@ -1,0 +1,244 @@
+"""Launching the Triton kernels: tile shapes, binning constants, and the tables of multi-tensor launches."""
+
+import functools
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from d9d_tracker_kernels import histogram
+from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, linear_edges, linear_width, mantissa_bits
+from d9d_tracker_kernels.reference import in_storage_order
+
+# From 3.8 on, tl.histogram adds in shared memory. Before, NVIDIA GPUs count by inline PTX, see shared_atomics.py.
+IS_HISTOGRAM_FAST = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
+INLINE_PTX = torch.version.cuda is not None and not IS_HISTOGRAM_FAST
+
+THREADS = 512
+_ELEMENTS_PER_THREAD = 16
+ELEMENT_TYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.uint8: tl.uint8,
+    torch.int8: tl.int8,
+    torch.int16: tl.int16,
+    torch.int32: tl.int32,
+    torch.int64: tl.int64,
+}
+_FLOAT64_DTYPES = (torch.float64, torch.int32, torch.int64)
+
+# Segments of a multi-tensor launch for each program that can run at once: enough for an even load at the end.
+_SEGMENTS_PER_PROGRAM = 4
+_MOST_PLANS = 128
+
+
+@dataclass
+class _Plan:
+    """How a set of tensors is divided among programs, and where they lay last time.
+
+    Attributes:
+        table: int64 [programs, SEGMENT_WIDTH], on the device. Depends on sizes and rows only.
+        pointers: int64 [tensors], on the device.
+        addresses: What `pointers` holds.
+        is_captured: Whether a CUDA graph reads `table`, which must then never be freed.
+    """
+
+    table: torch.Tensor
+    pointers: torch.Tensor
+    addresses: tuple[int, ...] = ()
+    is_captured: bool = False
+
+
+_plans: OrderedDict[tuple, _Plan] = OrderedDict()
+
+
+def launch(
+    values: torch.Tensor,
+    counts: torch.Tensor,
+    moments: torch.Tensor,
+    partials: torch.Tensor,
+    step: torch.Tensor,
+    row: int,
+    every: int,
+    kind: int,
+    bins: int,
+    low: float,
+    high: float,
+) -> None:
+    """Counts one tensor in one launch. Arguments as for the operator, see ops.py."""
+    flat = _flatten(values)
+    constants = variant(flat.dtype, partials.shape[1], kind, bins)
+    numbers = _numbers(kind, bins, low, high, flat.dtype in _FLOAT64_DTYPES)
+    tiles = _tiles(flat.numel(), flat.dtype)
+    programs = min(tiles, partials.shape[1] - 1)
+    with torch.cuda.device_of(counts):
+        histogram.count_one[(programs,)](
+            flat, flat.numel(), tiles, counts, moments, partials, step, row, every, *numbers, **constants
+        )
+
+
+def launch_many(
+    values: Sequence[torch.Tensor],
+    counts: torch.Tensor,
+    moments: torch.Tensor,
+    partials: torch.Tensor,
+    step: torch.Tensor,
+    rows: Sequence[int],
+    every: int,
+    kind: int,
+    bins: int,
+    low: float,
+    high: float,
+) -> None:
+    """Counts many tensors in one launch for each dtype. Arguments as for the operator, see ops.py."""
+    groups: dict[torch.dtype, list[tuple[torch.Tensor, int]]] = {}
+    for tensor, row in zip(values, rows, strict=True):
+        flat = _flatten(tensor)
+        groups.setdefault(flat.dtype, []).append((flat, row))
+    with torch.cuda.device_of(counts):
+        for dtype, group in groups.items():
+            constants = variant(dtype, partials.shape[1], kind, bins)
+            numbers = _numbers(kind, bins, low, high, dtype in _FLOAT64_DTYPES)
+            plan, pointers = _locate(group, dtype, partials)
+            histogram.count_many[(plan.table.shape[0],)](
+                plan.table,
+                pointers,
+                counts,
+                moments,
+                partials,
+                step,
+                every,
+                *numbers,
+                ELEMENT=ELEMENT_TYPES[dtype],
+                **constants,
+            )
+
+
+def _flatten(values: torch.Tensor) -> torch.Tensor:
+    """A flat view in storage order. Only a tensor with gaps is copied, by torch, to a contiguous one."""
+    values = values.resolve_neg()
+    flat = in_storage_order(values)
+    if flat is None:
+        flat = values.contiguous().view(-1)
+    return flat.view(torch.uint8) if flat.dtype == torch.bool else flat
+
+
+def _tiles(numel: int, dtype: torch.dtype) -> int:
+    # As many as the worst alignment needs, so that a plan does not depend on addresses.
+    most_before = 16 // dtype.itemsize - 1
+    return max(1, -(-(numel + most_before) // (THREADS * elements_per_thread(dtype))))
+
+
+def elements_per_thread(dtype: torch.dtype) -> int:
+    """How many elements a thread takes of each tile: at most four reads of 16 bytes, to fit in its registers."""
+    return min(_ELEMENTS_PER_THREAD, 4 * (16 // dtype.itemsize))
+
+
+@functools.lru_cache(maxsize=256)
+def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int) -> dict[str, object]:
+    """What a variant of the kernels is compiled for: dtype and binning, never shapes, strides or alignment.
+
+    Args:
+        dtype: Of the flat values, never bool.
+        partials_places: partials.shape[1].
+        kind: EXPONENTIAL, LINEAR or INTEGER.
+        bins: Number of bins.
+
+    Returns:
+        The kernels' constexpr arguments and compiler options, by name.
+    """
+    vector = 16 // dtype.itemsize
+    warp_size = 64 if torch.version.hip else 32
+    return {
+        "KIND": kind,
+        "K": mantissa_bits(bins) if kind == EXPONENTIAL else 0,
+        "CELL_COUNT": bins if kind == EXPONENTIAL else max(THREADS, triton.next_power_of_2(bins + 2)),
+        "MOST_SEGMENTS": triton.next_power_of_2(partials_places - 1),
+        "PARTIALS_STRIDE": partials_places * 4,
+        "UNROLL": elements_per_thread(dtype) // vector,
+        "THREADS": THREADS,
+        "VECTOR": vector,
+        "WIDE": tl.float64 if dtype in _FLOAT64_DTYPES else tl.float32,
+        "INLINE_PTX": INLINE_PTX,
+        "num_warps": THREADS // warp_size,
+        # Edges must be rounded as on the host, where a product is rounded before it is added to.
+        "enable_fp_fusion": False,
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def _numbers(kind: int, bins: int, low: float, high: float, is_float64: bool) -> tuple[int, float, float, float, float]:
+    """(bins, low, closing, width, inverse_width), the arguments of `cells.find_cell`."""
+    if kind in (EXPONENTIAL, INTEGER):
+        return bins, 0.0, 0.0, 0.0, 0.0
+    edges = linear_edges(bins, low, high)
+    low, high, width = edges[0].item(), edges[-1].item(), linear_width(bins, low, high)
+    closing = math.nextafter(high, math.inf)
+    if not is_float64:
+        closing = torch.nextafter(edges[-1], torch.tensor(math.inf)).item()
+    return bins, low, closing, width, 1.0 / width
+
+
+def _locate(
+    group: list[tuple[torch.Tensor, int]], dtype: torch.dtype, partials: torch.Tensor
+) -> tuple[_Plan, torch.Tensor]:
+    """The plan for a group of flat tensors, and the device table of their addresses."""
+    is_capturing = partials.is_cuda and torch.cuda.is_current_stream_capturing()
+    sizes = tuple(flat.numel() for flat, _ in group)
+    rows = tuple(row for _, row in group)
+    most = partials.shape[1] - 1
+    key = (partials.device, dtype, most, sizes, rows)
+    plan = _plans.get(key)
+    if plan is None:
+        if is_capturing:
+            raise RuntimeError(
+                "histogram_many_ meets these sizes for the first time during CUDA-graph capture: "
+                "call it once with the same tensors before capturing"
+            )
+        table = torch.tensor(_segments(sizes, rows, dtype, most), dtype=torch.int64, device=partials.device)
+        plan = _plans[key] = _Plan(table, torch.zeros(len(group), dtype=torch.int64, device=partials.device))
+        _forget_old_plans()
+    _plans.move_to_end(key)
+    addresses = tuple(flat.data_ptr() for flat, _ in group)
+    if is_capturing:
+        # A table of the graph's own, filled anew at each replay. The plan's would be overwritten between replays.
+        plan.is_captured = True
+        pointers = torch.empty_like(plan.pointers)
+        _fill(pointers, addresses)
+        return plan, pointers
+    if plan.addresses != addresses:
+        _fill(plan.pointers, addresses)
+        plan.addresses = addresses
+    return plan, plan.pointers
+
+
+def _fill(pointers: torch.Tensor, addresses: Sequence[int]) -> None:
+    # The numbers travel as arguments of the launches: no copy from the host, nothing to wait for, safe to capture.
+    pointers.zero_()
+    torch._foreach_add_(pointers.unbind(), addresses)
+
+
+def _forget_old_plans() -> None:
+    old = [key for key, plan in _plans.items() if not plan.is_captured]
+    for key in old[: max(0, len(old) - _MOST_PLANS)]:
+        del _plans[key]
+
+
+def _segments(sizes: Sequence[int], rows: Sequence[int], dtype: torch.dtype, most: int) -> list[list[int]]:
+    """The rows of the table, longest segments first. A tensor has at most `most` segments: its places in partials."""
+    tiles = [_tiles(numel, dtype) for numel in sizes]
+    even_share = -(-sum(tiles) // (most * _SEGMENTS_PER_PROGRAM))
+    table = []
+    for tensor, (numel, row) in enumerate(zip(sizes, rows, strict=True)):
+        share = max(even_share, -(-tiles[tensor] // most))
+        count = -(-tiles[tensor] // share)
+        for index in range(count):
+            first, stop = index * share, min((index + 1) * share, tiles[tensor])
+            table.append([tensor, numel, row, first, stop, index, count])
+    return sorted(table, key=lambda segment: segment[3] - segment[4])

@@ -1,0 +1,30 @@
+import pytest
+
+from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig
+from d9d_tracker.testing import RecordingTracker
+
+
+class Recorded:
+    """A tracker over the recording backend, and what arrived there."""
+
+    def __init__(self, config: AccumulatorConfig):
+        self.backend = RecordingTracker()
+        self.tracker = AccumulatingTracker(self.backend, config)
+
+    def open(self, name: str = "run"):
+        return self.tracker.open(RunConfig(name=name))
+
+    @property
+    def run(self):
+        return self.backend.run
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A factory of trackers over the recording backend; keyword arguments configure the accumulator."""
+
+    def make(**config) -> Recorded:
+        defaults = {"device": "cpu", "backlog_dir": tmp_path / "backlog", "flush_timeout": 10.0}
+        return Recorded(AccumulatorConfig(**{**defaults, **config}))
+
+    return make

@@ -1,0 +1,56 @@
+"""The README's code runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from d9d_tracker import RunConfig, factory, tracker_from_config
+from d9d_tracker.provider.jsonl import read_run
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def block(containing: str) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (found,) = [text for text in blocks if containing in text]
+    return found
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_ten_lines(in_tmp_path):
+    exec(block("@torch.compile"), {})
+    (path,) = (in_tmp_path / "runs").glob("*.jsonl")
+    run, records = read_run(path)
+    assert run["hparams"] == {"lr": 0.1}
+    assert [record.step for record in records if record.name == "loss"] == list(range(100))
+    assert sum(record.value.count for record in records if record.name == "batch") == 100 * 32 * 8
+
+
+def test_a_backend_is_chosen_from_data(in_tmp_path):
+    namespace = {}
+    exec(block("TypeAdapter"), namespace)
+    with namespace["tracker"].open(RunConfig(name="from data")) as run:
+        run.scalar("loss", 1.0)
+
+
+def test_adding_a_backend(in_tmp_path, capsys):
+    namespace = {}
+    try:
+        exec(block("PrintTrackerConfig"), namespace)
+        tracker = tracker_from_config(namespace["PrintTrackerConfig"](prefix=">"))
+        with tracker.open(RunConfig(name="printed")) as run:
+            run.set_step(3)
+            run.scalar("loss", 0.5, {"stage": "train"})
+            run.bins("values", tracker.state_dict()["current"])
+    finally:
+        factory._MAP.pop(namespace.get("PrintTrackerConfig"), None)
+    printed = capsys.readouterr().out
+    assert "> 3 loss 0.5 {'stage': 'train'}" in printed
+    assert "> 3 values/p50 " in printed
+    assert tracker.state_dict()["backend"] == '{"type": "PrintTracker", "state": {"run_id": "printed"}}'

@@ -1,0 +1,193 @@
+"""Histogram against numpy on the edges that it reports."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from d9d_tracker.config import Binning, ExponentialBinning, IntegerBinning, LinearBinning
+from d9d_tracker.record import Histogram
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+
+
+def expected_counts(values: np.ndarray, edges: np.ndarray, binning: Binning) -> np.ndarray:
+    """What numpy counts; exponential bins are closed on the side of zero, so negative values are mirrored."""
+    if isinstance(binning, LinearBinning):
+        # The last configured bin is closed, also when a bin of larger values follows it.
+        high = np.float64(np.float32(binning.high))
+        return np.histogram(
+            np.where((values == high) & (edges[-1] > high), np.nextafter(high, -math.inf), values), edges
+        )[0]
+    if isinstance(binning, IntegerBinning):
+        return np.histogram(values, edges)[0]
+    above = np.histogram(values[values >= 0], edges)[0]
+    below = np.histogram(-values[values < 0], -edges[::-1])[0][::-1]
+    return above + below
+
+
+def check(values: torch.Tensor, binning: Binning | None = None) -> Histogram:
+    histogram = Histogram.from_values(values, binning)
+    flat = values.reshape(-1).to(torch.float64).numpy()
+    finite = flat[np.isfinite(flat)]
+    assert histogram.counts.dtype == np.int64
+    assert histogram.edges.dtype == np.float64
+    assert len(histogram.edges) == len(histogram.counts) + 1
+    # Only the bin of the integers that are too large may have no width: when there is one such integer, its first edge.
+    assert np.all(
+        np.diff(histogram.edges) > 0 if not isinstance(binning, IntegerBinning) else np.diff(histogram.edges) >= 0
+    )
+    assert histogram.count == finite.size == histogram.counts.sum()
+    assert histogram.zeros == np.count_nonzero(finite == 0)
+    assert histogram.nan == np.isnan(flat).sum()
+    assert histogram.posinf == np.isposinf(flat).sum()
+    assert histogram.neginf == np.isneginf(flat).sum()
+    if finite.size:
+        counts = expected_counts(finite, histogram.edges, binning or ExponentialBinning())
+        np.testing.assert_array_equal(histogram.counts, counts)
+        assert histogram.counts[0] > 0
+        assert histogram.counts[-1] > 0
+        assert histogram.min == finite.min()
+        assert histogram.max == finite.max()
+        assert histogram.sum == pytest.approx(finite.sum(), rel=1e-12, abs=1e-12 * np.abs(finite).sum())
+        assert histogram.sum_squares == pytest.approx(np.square(finite).sum(), rel=1e-12)
+        assert histogram.mean == pytest.approx(finite.mean(), rel=1e-12, abs=1e-12 * np.abs(finite).max())
+        # The variance is a difference of two numbers of the size of the mean square.
+        assert histogram.std**2 == pytest.approx(finite.var(), rel=1e-9, abs=1e-12 * np.square(finite).mean())
+    else:
+        assert histogram.counts.size == 0
+        np.testing.assert_array_equal(histogram.edges, [0.0])
+        assert all(math.isnan(value) for value in (histogram.min, histogram.max, histogram.mean, histogram.std))
+    return histogram
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bits", [0, 1, 2])
+def test_random_floats(generator: torch.Generator, dtype: torch.dtype, bits: int) -> None:
+    values = torch.randn(5000, generator=generator, dtype=torch.float64) * 10 ** torch.randint(
+        -4, 4, (5000,), generator=generator
+    )
+    check(values.to(dtype), ExponentialBinning(mantissa_bits=bits))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers(generator: torch.Generator, dtype: torch.dtype) -> None:
+    values = torch.randint(0, 100, (1000,), generator=generator).to(dtype)
+    check(values)
+    check(-values)
+    check(values, IntegerBinning(bins=50))
+    check(torch.tensor([0, 3, 50], dtype=dtype), IntegerBinning(bins=50))
+    check(values, LinearBinning(low=10, high=90, bins=7))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_values_on_edges_and_beside_them(dtype: torch.dtype) -> None:
+    edges = torch.tensor([0.25, 0.3125, 0.5, 1.0, 1.25, 1.5, 1.75, 2.0, 96.0], dtype=dtype)
+    beside = [torch.nextafter(edges.float(), torch.tensor(limit)).to(dtype) for limit in (math.inf, -math.inf)]
+    if dtype == torch.float64:
+        beside += [torch.nextafter(edges, torch.tensor(limit, dtype=dtype)) for limit in (math.inf, -math.inf)]
+    values = torch.cat([edges, *beside])
+    histogram = check(torch.cat([values, -values, torch.tensor([0.0, -0.0], dtype=dtype)]))
+    assert histogram.zeros == 2
+
+
+@pytest.mark.parametrize("binning", [LinearBinning(low=-1, high=1, bins=20), LinearBinning(low=0.1, high=0.7, bins=3)])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_linear_edges_inside_and_outside(
+    generator: torch.Generator, binning: LinearBinning, dtype: torch.dtype
+) -> None:
+    low, high = (np.float32(bound).item() for bound in (binning.low, binning.high))
+    edges = torch.linspace(low, high, binning.bins + 1, dtype=torch.float64)
+    values = torch.cat([torch.randn(1000, generator=generator, dtype=torch.float64), edges, torch.tensor([-9.0, 9.0])])
+    check(values.to(dtype), binning)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param(torch.full((100,), 0.3), id="constant"),
+        pytest.param(torch.full((100,), -0.3), id="negative constant"),
+        pytest.param(torch.zeros(100), id="zeros"),
+        pytest.param(torch.tensor([-0.0, 0.0]), id="signed zeros"),
+        pytest.param(torch.full((7,), math.nan), id="all NaN"),
+        pytest.param(torch.tensor([math.inf, -math.inf, math.inf]), id="all infinite"),
+        pytest.param(torch.tensor([1.0, math.nan, -2.0, math.inf, -math.inf, 0.0]), id="mixed"),
+        pytest.param(torch.empty(0), id="empty"),
+        pytest.param(torch.empty(0, dtype=torch.int64), id="empty integers"),
+        pytest.param(torch.tensor(5.0), id="zero-dimensional"),
+        pytest.param(torch.tensor([-5.0]), id="one element"),
+        pytest.param(torch.tensor([True, False, True]), id="booleans"),
+        pytest.param(torch.randn(20, 30).t(), id="transposed"),
+        pytest.param(torch.randn(20, 30)[::3, 1::2], id="strided"),
+        pytest.param(torch.randn(1, 30).expand(10, 30), id="expanded"),
+        pytest.param(torch.randn(20).requires_grad_().detach(), id="gradient"),
+        pytest.param(torch.tensor([1e-45, -1e-45, 1e-39, 2.0**-126, 2.0**-128]), id="denormal"),
+        pytest.param(torch.tensor([3.4028234e38, -3.4028234e38]), id="ends of float32"),
+    ],
+)
+@pytest.mark.parametrize("binning", [None, LinearBinning(low=-1, high=1, bins=8)])
+def test_shapes_and_extremes(values: torch.Tensor, binning: Binning | None) -> None:
+    check(values, binning)
+
+
+def test_float64_beyond_float32_is_in_the_outermost_bins() -> None:
+    histogram = Histogram.from_values(torch.tensor([1e300, -1e200, 1.0, 1e-300], dtype=torch.float64))
+    assert histogram.count == 4
+    assert (histogram.min, histogram.max) == (-1e200, 1e300)
+    assert (histogram.edges[0], histogram.edges[-1]) == (-1e200, 1e300)
+    assert (histogram.counts[0], histogram.counts[-1]) == (1, 1)
+
+
+def test_values_under_autograd_are_not_kept() -> None:
+    values = torch.randn(10, requires_grad=True)
+    assert Histogram.from_values(values).count == 10
+
+
+@pytest.mark.parametrize("values", [torch.ones(2, dtype=torch.complex64), torch.ones(2, 2).to_sparse()])
+def test_what_cannot_be_binned_is_refused(values: torch.Tensor) -> None:
+    with pytest.raises(TypeError):
+        Histogram.from_values(values)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0])
+def test_quantile_lies_in_the_bin_of_the_true_one(generator: torch.Generator, q: float) -> None:
+    values = torch.randn(9999, generator=generator)
+    histogram = Histogram.from_values(values)
+    true = np.quantile(values.double().numpy(), q, method="inverted_cdf")
+    bin_of_true = np.clip(np.searchsorted(histogram.edges, true, side="right") - 1, 0, len(histogram.counts) - 1)
+    low, high = histogram.edges[bin_of_true : bin_of_true + 2]
+    assert max(low, histogram.min) <= histogram.quantile(q) <= min(high, histogram.max)
+
+
+def test_quantiles_of_one_value_are_that_value() -> None:
+    histogram = Histogram.from_values(torch.full((10,), 0.3))
+    assert {histogram.quantile(q) for q in (0.0, 0.3, 1.0)} == {histogram.min}
+
+
+def test_cumulative_at_edges_is_the_running_total(generator: torch.Generator) -> None:
+    histogram = Histogram.from_values(torch.randn(1000, generator=generator))
+    running = np.concatenate(([0], np.cumsum(histogram.counts)))
+    np.testing.assert_array_equal(histogram.cumulative_at(histogram.edges)[1:-1], running[1:-1])
+    ends = np.array([histogram.min - 1, histogram.min, histogram.max, histogram.max + 1])
+    np.testing.assert_array_equal(histogram.cumulative_at(ends), [0, 0, 1000, 1000])
+
+
+def test_summary_names_everything() -> None:
+    summary = Histogram.from_values(torch.tensor([1.0, 3.0, 0.0, math.nan, math.inf, -math.inf])).summary()
+    assert list(summary)[:7] == ["p01", "p05", "p25", "p50", "p75", "p95", "p99"]
+    rest = {key: summary[key] for key in list(summary)[7:]}
+    assert rest == pytest.approx(
+        {"mean": 4 / 3, "std": math.sqrt(14) / 3, "min": 0, "max": 3, "count": 3, "zeros": 1, "nan": 1, "inf": 2}
+    )
+
+
+def test_summary_without_finite_values_is_counts_alone() -> None:
+    summary = Histogram.from_values(torch.tensor([math.nan, math.inf])).summary()
+    assert summary == {"count": 0, "zeros": 0, "nan": 1, "inf": 1}
