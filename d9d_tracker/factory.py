@@ -59,6 +59,8 @@ def _load(name: str, extra: str) -> type[BaseTracker[Any]]:
     try:
         return getattr(import_module(module), attribute)
     except ImportError as error:
+        if not module.startswith("d9d_tracker."):
+            raise
         raise ImportError(
             f"provider {extra!r} needs its SDK, which cannot be imported ({error}): pip install 'd9d_tracker[{extra}]'"
         ) from error

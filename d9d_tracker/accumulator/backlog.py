@@ -1,76 +1,129 @@
 """What a backend has not accepted, kept on local disk until it does."""
 
 import json
+import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import numpy as np
 
 from d9d_tracker.record import Histogram, Record
 
+logger = logging.getLogger("d9d_tracker")
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS windows (
+    window INTEGER PRIMARY KEY, first INTEGER, last INTEGER, records INTEGER, names TEXT, bytes INTEGER, payload TEXT
+)
+"""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the records of a window are, for reports.
+
+    Attributes:
+        first: The first step that this window writes and no earlier one does; rewinding the run to it takes nothing
+            else away.
+        last: Step of the last record.
+        records: How many records there are.
+        names: Their series.
+    """
+
+    first: int
+    last: int
+    records: int
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, records: Sequence[Record], first: int) -> Self:
+        """Describe records, in the order of their steps, at least one."""
+        return cls(first, records[-1].step, len(records), tuple(sorted({record.name for record in records})))
+
 
 class Backlog:
     """A durable queue of windows, one sqlite3 file per run, created when the first window needs it.
 
-    Safe to use from several threads; every change is committed and synced to disk before the call returns.
+    Safe to use from several threads; every change is committed and synced to disk before the call returns. One process
+    at a time: the file is locked from its first use until ``close``, or until the process dies.
+
+    Args:
+        folder: Where the file lies; created when it is needed.
+        run_id: Identity of the run, unique among all that share the folder.
+        max_bytes: Size of what is kept, at most.
 
     Attributes:
         path: The file.
     """
 
     def __init__(self, folder: Path, run_id: str, max_bytes: int):
-        self.path = folder / f"{quote(run_id, safe='')}.sqlite3"
+        self.path = folder.absolute() / f"{quote(run_id, safe='')}.sqlite3"
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
 
-    def put(self, index: int, records: list[Record]) -> list[tuple[int, int]]:
+    def put(self, index: int, records: Sequence[Record], contents: Contents) -> list[int]:
         """Keep a window, or replace it.
 
         Args:
             index: Index of the window; windows are delivered in this order.
             records: Its records, in the order of their steps.
+            contents: What they are.
 
         Returns:
-            What had to be dropped, oldest first, for the queue to stay below ``max_bytes``: window index and number of
-            records of each.
+            Indices of the windows that had to be dropped, oldest first, to stay within ``max_bytes``; this one too if
+            it is larger than that by itself.
+
+        Raises:
+            OSError: If the folder cannot be created.
+            sqlite3.Error: If the file cannot be written.
         """
         payload = json.dumps([_encode(record) for record in records])
+        row = (index, contents.first, contents.last, contents.records, json.dumps(contents.names), len(payload))
+        with self._lock, self._open() as database:
+            database.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, payload))
+            return self._drop_excess(database)
+
+    def get(self, index: int) -> list[Record]:
+        """Return the records of a kept window.
+
+        Raises:
+            KeyError: If it is not kept.
+        """
         with self._lock:
-            database = self._open()
-            with database:
-                database.execute(
-                    "INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?)",
-                    (index, records[0].step, len(records), payload),
-                )
-                return self._drop_excess(database, index)
+            row = self._open().execute("SELECT payload FROM windows WHERE window = ?", (index,)).fetchone()
+        if row is None:
+            raise KeyError(f"window {index} is not in the backlog {self.path}")
+        return [_decode(item) for item in json.loads(row[0])]
 
     def remove(self, index: int) -> None:
         """Forget a window that was delivered."""
-        with self._lock:
-            if self._database is not None:
-                with self._database:
-                    self._database.execute("DELETE FROM windows WHERE window = ?", (index,))
+        with self._lock, self._open() as database:
+            database.execute("DELETE FROM windows WHERE window = ?", (index,))
 
     def forget_from(self, step: int) -> None:
         """Forget the windows that start at ``step`` or later: they will be logged again."""
         with self._lock:
-            if self._database is not None or self.path.exists():
+            if self._exists():
                 with self._open() as database:
-                    database.execute("DELETE FROM windows WHERE first_step >= ?", (step,))
+                    database.execute("DELETE FROM windows WHERE first >= ?", (step,))
 
-    def windows(self) -> Iterator[tuple[int, list[Record]]]:
-        """Yield the index and the records of every kept window, in order."""
+    def contents(self) -> dict[int, Contents]:
+        """Return what is kept, by the index of the window, in order.
+
+        Raises:
+            RuntimeError: If another process has the file open.
+        """
         with self._lock:
-            if self._database is None and not self.path.exists():
-                return
-            rows = self._open().execute("SELECT window, payload FROM windows ORDER BY window").fetchall()
-        for index, payload in rows:
-            yield index, [_decode(item) for item in json.loads(payload)]
+            if not self._exists():
+                return {}
+            rows = self._open().execute("SELECT window, first, last, records, names FROM windows ORDER BY window")
+            return {index: Contents(first, last, n, tuple(json.loads(names))) for index, first, last, n, names in rows}
 
     def close(self) -> None:
         """Close the file, and delete it when nothing is left in it."""
@@ -83,31 +136,64 @@ class Backlog:
             if is_empty:
                 self.path.unlink(missing_ok=True)
 
+    def _exists(self) -> bool:
+        return self._database is not None or self.path.exists()
+
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            database = sqlite3.connect(self.path, check_same_thread=False)
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
-            with database:
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS windows "
-                    "(window INTEGER PRIMARY KEY, first_step INTEGER, records INTEGER, payload TEXT)"
-                )
-            self._database = database
+            self._database = self._connect()
+        elif not self.path.exists():
+            # The folder vanished: what was kept is still readable through the open file, and only through it.
+            restored = self._connect()
+            self._database.backup(restored)
+            self._database.close()
+            self._database = restored
         return self._database
 
-    def _drop_excess(self, database: sqlite3.Connection, newest: int) -> list[tuple[int, int]]:
-        dropped: list[tuple[int, int]] = []
-        rows = database.execute("SELECT window, records, LENGTH(payload) FROM windows ORDER BY window").fetchall()
-        size = sum(row[2] for row in rows)
-        for index, count, length in rows:
-            if size <= self._max_bytes or index == newest:
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return _connect(self.path)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            raise RuntimeError(
+                f"the backlog {self.path} is in use: another job writes to this run; stop that job first"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            damaged = self.path.with_suffix(".damaged")
+            self.path.replace(damaged)
+            logger.error(
+                "the backlog %s is damaged (%s): it is put aside as %s, undelivered", self.path, error, damaged
+            )
+            return _connect(self.path)
+
+    def _drop_excess(self, database: sqlite3.Connection) -> list[int]:
+        dropped: list[int] = []
+        sizes = database.execute("SELECT window, bytes FROM windows ORDER BY window").fetchall()
+        total = sum(size for _, size in sizes)
+        for index, size in sizes:
+            if total <= self._max_bytes:
                 break
             database.execute("DELETE FROM windows WHERE window = ?", (index,))
-            dropped.append((index, count))
-            size -= length
+            dropped.append(index)
+            total -= size
         return dropped
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
+    try:
+        # Held from the first access on, so that a second job finds the file locked.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        with database:
+            database.execute(_TABLE)
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 def _encode(record: Record) -> dict[str, Any]:

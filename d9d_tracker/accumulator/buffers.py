@@ -1,5 +1,8 @@
 """The device side of a tracker: every buffer that logging touches, and the clock of its windows."""
 
+from collections import deque
+from collections.abc import Callable
+
 import torch
 
 from d9d_tracker.config import AccumulatorConfig
@@ -23,10 +26,12 @@ class Buffers:
         resolution: Whether scalars have one point per ``"step"`` or per ``"window"``.
         sync_every: Number of steps in a window.
         step: The current step.
+        first: The step that the window began with.
         filed: Steps of the rows that the window holds.
         passed: How many steps of the window have ended.
         windows: Index of the next window.
         copies: How many copies to the host this run took.
+        outbox: Windows that were swapped and not yet taken over, oldest first.
     """
 
     def __init__(self, config: AccumulatorConfig):
@@ -48,17 +53,22 @@ class Buffers:
         self.histogram_series: Registry[HistogramSeries] = Registry(config.max_histograms, "max_histograms")
         self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.step = 0
+        self.first = 0
         self.filed: list[int] = []
         self.passed = 0
         self.windows = 0
         self.copies = 0
+        self.outbox: deque[Window] = deque()
+        self._changes: deque[Callable[[], object]] = deque()
 
     def start(self) -> None:
         """Empty everything for a new run. The slots stay: compiled code knows them."""
         self.scalars.reset()
         self.histograms.reset_()
-        self.step, self.filed, self.passed, self.windows, self.copies = 0, [], 0, 0, 0
+        self.step, self.first, self.filed, self.passed, self.windows, self.copies = 0, 0, [], 0, 0, 0
         self.device_step.fill_(0)
+        self.outbox.clear()
+        self._changes.clear()
 
     def advance(self, step: int) -> Window | None:
         """End the current step and begin another.
@@ -67,28 +77,68 @@ class Buffers:
             step: The step that begins.
 
         Returns:
-            The window that this completed, if it did.
+            The window that this completed, if it did. It is also in the outbox.
         """
-        if self._per_step:
-            self.scalars.file(len(self.filed))
-            self.filed.append(self.step)
-        self.passed += 1
-        window = self._swap() if self.passed == self.sync_every else None
-        self.step = step
-        self.device_step.fill_(step)
-        return window
+        self.finish()
+        passed = self.passed + 1
+        completes = passed == self.sync_every
+        self._changes.extend(self._filing() if self._per_step or completes else [])
+        self._changes.append(lambda: setattr(self, "passed", passed))
+        self._changes.extend(self._swapping(step) if completes else [])
+        self._changes += [lambda: setattr(self, "step", step), lambda: self.device_step.fill_(step)]
+        self.finish()
+        return self.outbox[-1] if completes else None
 
     def close_window(self) -> Window:
-        """End the window early, with the current step as far as it got."""
-        if self._per_step:
-            self.scalars.file(len(self.filed))
-            self.filed.append(self.step)
-        return self._swap()
+        """End the window early, with the current step as far as it got. It is also in the outbox."""
+        self.finish()
+        self._changes.extend([*self._filing(), *self._swapping(self.step)])
+        self.finish()
+        return self.outbox[-1]
 
-    def _swap(self) -> Window:
-        if not self._per_step:
-            self.scalars.file(0)
-            self.filed = [self.step]
+    def finish(self) -> None:
+        """Make the changes that are due. An exception in between, from a signal handler, finds all of them made.
+
+        SIGINT and SIGTERM may raise between any two lines of ``advance``, and what is then sent on the way out must
+        hold the step once. That is why every change may be made twice, and none is forgotten before it was made.
+        """
+        try:
+            self._make_changes()
+        except BaseException:
+            self._make_changes()
+            raise
+
+    def _make_changes(self) -> None:
+        while self._changes:
+            self._changes[0]()
+            self._changes.popleft()
+
+    def _filing(self) -> list[Callable[[], object]]:
+        """Put the current step away as a row of the window."""
+        row = len(self.filed) if self._per_step else 0
+        filed = [*self.filed[:row], self.step]
+        return [
+            lambda: self.scalars.window[row].copy_(self.scalars.current),
+            lambda: setattr(self, "filed", filed),
+            self.scalars.reset,
+        ]
+
+    def _swapping(self, first: int) -> list[Callable[[], object]]:
+        """Send the window off, and begin the next one at step ``first``."""
+        index, copies = self.windows, self.copies + 1
+        return [
+            lambda: self._send(index),
+            self.histograms.reset_,
+            lambda: setattr(self, "filed", []),
+            lambda: setattr(self, "passed", 0),
+            lambda: setattr(self, "first", first),
+            lambda: setattr(self, "windows", index + 1),
+            lambda: setattr(self, "copies", copies),
+        ]
+
+    def _send(self, index: int) -> None:
+        if self.outbox and self.outbox[-1].index == index:
+            return
         scalars, histograms = self.scalar_series.series[:], self.histogram_series.series[:]
         host, ready = copy_to_host(
             self.scalars.window[: len(self.filed), :, : len(scalars)],
@@ -96,11 +146,7 @@ class Buffers:
             self.histograms.counts[: len(histograms)],
             self._copy_stream,
         )
-        self.copies += 1
-        window = Window(self.next_window(), self.filed, host, ready, scalars, histograms)
-        self.histograms.reset_()
-        self.filed, self.passed = [], 0
-        return window
+        self.outbox.append(Window(index, self.filed, host, ready, scalars, histograms))
 
     def next_window(self) -> int:
         """Take the index of the next window."""

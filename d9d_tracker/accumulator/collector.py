@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+from collections import deque
 
 from .delivery import Delivery
 from .finish import records
@@ -16,24 +17,32 @@ class Collector:
 
     Args:
         delivery: Where the records go.
+        outbox: Where the buffers put the windows that were swapped.
         tail: What an earlier life of the run wrote for its last, unfinished step.
+
+    Attributes:
+        tail: What was written for the last, unfinished step; steady after ``drain``.
     """
 
-    def __init__(self, delivery: Delivery, tail: Tail | None):
+    def __init__(self, delivery: Delivery, outbox: deque[Window], tail: Tail | None):
         self.tail = tail
         self._delivery = delivery
+        self._outbox = outbox
+        self._newest = -1
         self._windows: queue.Queue[tuple[Window, bool] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="d9d_tracker collector", daemon=True)
         self._thread.start()
 
     def put(self, window: Window, mid_step: bool) -> None:
-        """Queue a window. Never waits.
+        """Queue a window, behind those that a signal handler kept from being put. Never waits.
 
         Args:
-            window: The window, on its way to the host.
+            window: The window, on its way to the host; the last one in the outbox.
             mid_step: Whether more may be logged for its last step.
         """
-        self._windows.put((window, mid_step))
+        while self._outbox:
+            self._windows.put((self._outbox[0], mid_step and self._outbox[0] is window))
+            self._outbox.popleft()
 
     def drain(self) -> None:
         """Wait until every window that was put has become records."""
@@ -50,16 +59,22 @@ class Collector:
             try:
                 self._collect(window, mid_step)
             except Exception:  # the thread must live on for the windows behind
+                self._delivery.report.unread += 1
                 logger.exception("window %d (steps %s) is lost", window.index, window.steps)
             finally:
                 self._windows.task_done()
         self._windows.task_done()
 
     def _collect(self, window: Window, mid_step: bool) -> None:
+        if window.index <= self._newest:  # put twice, because a signal handler raised in between
+            return
+        self._newest = window.index
         host = window.wait()
         if self.tail is not None:
             self.tail.merge_into(host)
         finished = records(host)
         if finished:
-            self._delivery.put(host.index, finished)
+            # Of a step that the window before has written a part of, it must not be the one to take anything back.
+            first = finished[0].step if self.tail is None else max(finished[0].step, self.tail.step + 1)
+            self._delivery.put(host.index, finished, first)
         self.tail = Tail.of(host, self.tail) if mid_step else None

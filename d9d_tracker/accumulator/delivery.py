@@ -4,18 +4,21 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.record import Histogram, Record
 
-from .backlog import Backlog
+from .backlog import Backlog, Contents
 
 logger = logging.getLogger("d9d_tracker")
 
 _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 30.0
+_CLOSING_RETRY_SECONDS = 1.0
 _ATTEMPTS = 5
+_WITNESSES = 10
 
 
 @dataclass
@@ -28,6 +31,7 @@ class DeliveryReport:
         dropped: Records that no longer fitted into the backlog. They are lost.
         undelivered: Records that the backend had not accepted when the run closed.
         failures: How often the backend raised.
+        unread: Windows that never reached the host, because of an error on the device. They are lost.
     """
 
     delivered: int = 0
@@ -35,13 +39,23 @@ class DeliveryReport:
     dropped: int = 0
     undelivered: int = 0
     failures: int = 0
+    unread: int = 0
 
 
 @dataclass(eq=False)
-class _Pending:
-    window: int
-    record: Record
-    attempts: int = 0
+class _Queued:
+    """A window on its way to the backend.
+
+    ``records`` are all of it, because what is kept on disk must be whole: a later process takes back what the backend
+    has of a window before it delivers it. They are None while they are on disk only.
+    """
+
+    index: int
+    contents: Contents
+    records: list[Record] | None
+    kept: bool = False
+    accepted: int = 0
+    last: Record | None = None  # the last that was accepted
 
 
 class Delivery:
@@ -49,46 +63,49 @@ class Delivery:
 
     A record that the backend raises on is tried again. If the backend accepts another record of the same step
     meanwhile, the record itself is at fault: after five attempts (at once for a ``TypeError`` or ``ValueError``) it is
-    refused, named and counted. If it does not, the backend is down: everything waits, in memory and in the backlog on
-    disk, and is tried again with growing pauses.
+    refused, named and counted. If it does not, the backend is down: everything waits in the backlog on disk, and is
+    tried again with growing pauses. A backend that does not return from a call counts as down as well.
 
     Args:
         run: The backend's run; used from this object's thread only.
         backlog: Where windows are kept while the backend is down. What an earlier process left there goes first.
+        patience: Seconds that a call of the backend may take before it counts as hanging.
     """
 
-    def __init__(self, run: BaseTrackerRun, backlog: Backlog):
+    def __init__(self, run: BaseTrackerRun, backlog: Backlog, patience: float):
         self.report = DeliveryReport()
         self._run = run
         self._backlog = backlog
+        self._patience = patience
         self._changed = threading.Condition()
-        self._pending: deque[_Pending] = deque()
-        self._written: deque[_Pending] = deque()  # accepted by the backend, not yet flushed
-        self._kept: set[int] = set()  # windows that are in the backlog
+        self._queue = deque(_Queued(index, contents, None, kept=True) for index, contents in backlog.contents().items())
         self._down_since: float | None = None
+        self._called_at: float | None = None  # since when the thread has been inside the backend
+        self._keeping_failed = False
         self._closing = False
         self._stop = False
         self._thread = threading.Thread(target=self._work, name="d9d_tracker delivery", daemon=True)
-        for index, records in backlog.windows():
-            self._kept.add(index)
-            self._pending.extend(_Pending(index, record) for record in records)
         self._thread.start()
 
-    def put(self, window: int, records: list[Record]) -> None:
+    def put(self, window: int, records: list[Record], first: int) -> None:
         """Queue the records of a window. Never waits for the backend.
 
         Args:
             window: Index of the window.
-            records: Its records, in the order of their steps.
+            records: Its records, in the order of their steps, at least one.
+            first: The first step that this window writes and no earlier one does.
         """
         with self._changed:
-            self._pending.extend(_Pending(window, record) for record in records)
+            self._queue.append(_Queued(window, Contents.of(records, first), records))
+            if self._down_since is None and self._hangs():
+                self.report.failures += 1
+                self._go_down(f"it has not returned from a call for {self._patience:g} s")
             if self._down_since is not None:
-                self._keep({window})
+                self._keep()
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until the backend has accepted everything that was put.
+        """Wait until the backend has accepted everything that was put, and say what it has not.
 
         Args:
             timeout: Seconds to wait at most.
@@ -97,22 +114,32 @@ class Delivery:
             Whether it has.
         """
         with self._changed:
-            return self._changed.wait_for(lambda: not self._pending and not self._written, timeout)
+            done = self._changed.wait_for(lambda: not self._queue, timeout)
+            if not done:
+                logger.error("flush: not with the backend after %g s, still queued: %s", timeout, _words(self._queue))
+            return done
 
-    def settle(self, timeout: float) -> bool:
+    def settle(self, timeout: float) -> list[int]:
         """Wait until everything that was put is safe: accepted by the backend, or else in the backlog on disk.
 
         Args:
             timeout: Seconds to wait for the backend, at most.
 
         Returns:
-            Whether it is.
+            The windows that are in the backlog.
         """
         with self._changed:
-            self._changed.wait_for(self._is_safe, timeout)
-            if not self._is_safe():
-                self._keep({pending.window for pending in (*self._written, *self._pending)} - self._kept)
-            return self._is_safe()
+            if not self._changed.wait_for(self._is_safe, timeout):
+                self._keep()
+            unsafe = [queued for queued in self._queue if not queued.kept]
+            if unsafe:
+                logger.error("neither with the backend nor on disk: %s; a kill would lose them", _words(unsafe))
+            return self.kept()
+
+    def kept(self) -> list[int]:
+        """Return the windows that are in the backlog, oldest first."""
+        with self._changed:
+            return [queued.index for queued in self._queue if queued.kept]
 
     def close(self, timeout: float) -> bool:
         """Deliver what is left, within bounds, and end the thread.
@@ -127,150 +154,192 @@ class Delivery:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._pending and not self._written, timeout)
+            self._changed.wait_for(lambda: not self._queue, timeout)
             self._stop = True
             self._changed.notify_all()
         self._thread.join(max(0.1, deadline - time.monotonic()))
         with self._changed:
-            left = [*self._written, *self._pending]
-            self._keep({pending.window for pending in left} - self._kept)
-        self.report.undelivered = len(left)
-        if left:
-            logger.error(
-                "%d records were not delivered (%s); they are kept in %s and delivered by the next process that "
-                "resumes this run",
-                len(left),
-                _names(left),
-                self._backlog.path,
-            )
-        ended = not self._thread.is_alive()
+            self._keep()
+            self.report.undelivered = sum(queued.contents.records for queued in self._queue)
+            if self._queue:
+                kept = all(queued.kept for queued in self._queue)
+                fate = f"kept in {self._backlog.path} for the next process that resumes this run" if kept else "LOST"
+                logger.error("not delivered: %s; %s", _words(self._queue), fate)
+            ended = not self._thread.is_alive()
         if ended:
             self._backlog.close()
         return ended
 
+    def join(self) -> None:
+        """Wait until the thread has ended, however long the backend hangs."""
+        self._thread.join()
+
     def _is_safe(self) -> bool:
-        return all(pending.window in self._kept for pending in (*self._written, *self._pending))
+        return all(queued.kept for queued in self._queue)
+
+    def _hangs(self) -> bool:
+        return self._called_at is not None and time.monotonic() - self._called_at > self._patience
 
     def _work(self) -> None:
         pause = _FIRST_RETRY_SECONDS
-        while True:
-            with self._changed:
-                if self._down_since is None:
-                    self._changed.wait_for(lambda: self._pending or self._written or self._stop)
-                else:
-                    self._changed.wait_for(lambda: self._stop, min(pause, 1.0) if self._closing else pause)
-                if self._stop:
-                    return
+        while self._wait(pause):
             try:
                 self._deliver()
-            except Exception as error:  # a backend may raise anything, and the thread must live on
-                self._fail(error)
+            except BaseException as error:  # a backend may raise anything, and the thread must live on
+                with self._changed:
+                    self._called_at = None
+                    self.report.failures += 1
+                    self._go_down(repr(error))
                 pause = min(2 * pause, _LAST_RETRY_SECONDS)
             else:
                 pause = _FIRST_RETRY_SECONDS
-                self._recover()
+
+    def _wait(self, pause: float) -> bool:
+        with self._changed:
+            if self._down_since is None:
+                self._changed.wait_for(lambda: self._queue or self._stop)
+            elif self._closing:
+                self._changed.wait_for(lambda: self._stop, min(pause, _CLOSING_RETRY_SECONDS))
+            else:
+                self._changed.wait_for(lambda: self._closing, pause)
+            return not self._stop
 
     def _deliver(self) -> None:
-        while self._pending and not self._stop:
-            head = self._pending[0]
+        """Deliver the first window: all its records, then the flush that makes them durable."""
+        with self._changed:
+            if not self._queue:
+                return
+            head = self._queue[0]
+        if head.records is None:
+            head.records = self._backlog.get(head.index)
+        while head.accepted < len(head.records):
+            if self._stop:
+                return
+            record = head.records[head.accepted]
             try:
-                self._write(head)
+                self._write(record)
+            except (TypeError, ValueError) as error:
+                self._refuse(head, error)
             except Exception as error:
-                self._handle(head, error)
+                self._find_witness(head, head.records, error)
+                self._insist(head, record, error)
             else:
-                self._accept(head)
-            if not self._pending or self._pending[0].window != head.window:
-                self._flush()
-        if self._written:
-            self._flush()
+                self._accept(head, record)
+        self._call(self._run.flush)
+        self._forget(head)
 
-    def _handle(self, head: _Pending, error: Exception) -> None:
-        if not isinstance(error, TypeError | ValueError):
-            with self._changed:
-                behind = self._pending[1] if len(self._pending) > 1 else None
-            if behind is None or behind.record.step != head.record.step:
-                raise error
-            try:
-                self._write(behind)
-            except Exception:  # the record behind fails as well: the backend is down
-                raise error from None
-            self._accept(behind)
-            head.attempts += 1
-            self.report.failures += 1
-            if head.attempts < _ATTEMPTS:
+    def _accept(self, head: _Queued, record: Record) -> None:
+        head.accepted += 1
+        head.last = record
+
+    def _refuse(self, head: _Queued, error: Exception) -> None:
+        assert head.records is not None
+        record = head.records.pop(head.accepted)
+        self.report.failures += 1
+        self.report.refused[record.name] += 1
+        logger.error("the backend refused %s at step %d: %r", record.name, record.step, error)
+
+    def _find_witness(self, head: _Queued, records: list[Record], error: Exception) -> None:
+        """Have the backend accept another record than the one it raised on, or give the error back: it is down.
+
+        The other one is of the same step, because steps never go back: one that is still to be written, which then
+        comes first, or the last one that was, once more with the same value.
+        """
+        step = records[head.accepted].step
+        for position in range(head.accepted + 1, min(head.accepted + 1 + _WITNESSES, len(records))):
+            witness = records[position]
+            if witness.step == step and not self._stop and self._takes(witness):
+                records.insert(head.accepted, records.pop(position))
+                self._accept(head, witness)
                 return
-        self._take(head)
-        self.report.refused[head.record.name] += 1
-        logger.error("the backend refused %s at step %d: %r", head.record.name, head.record.step, error)
+        if head.last is None or head.last.step != step or not self._takes(head.last):
+            raise error
 
-    def _take(self, pending: _Pending) -> None:
-        with self._changed:
-            if pending in self._pending:  # unless the backlog has dropped it meanwhile
-                self._pending.remove(pending)
-            self._changed.notify_all()
+    def _insist(self, head: _Queued, record: Record, error: Exception) -> None:
+        for _ in range(_ATTEMPTS - 1):
+            self.report.failures += 1
+            try:
+                self._write(record)
+            except Exception as again:
+                error = again
+            else:
+                self._accept(head, record)
+                return
+        self._refuse(head, error)
 
-    def _accept(self, pending: _Pending) -> None:
-        self._take(pending)
-        with self._changed:
-            self._written.append(pending)
+    def _takes(self, record: Record) -> bool:
+        try:
+            self._write(record)
+        except Exception:
+            return False
+        return True
 
-    def _write(self, pending: _Pending) -> None:
-        record = pending.record
-        self._run.set_step(record.step)
+    def _write(self, record: Record) -> None:
+        self._call(self._run.set_step, record.step)
         if isinstance(record.value, Histogram):
-            self._run.histogram(record.name, record.value, dict(record.context))
+            self._call(self._run.histogram, record.name, record.value, dict(record.context))
         else:
-            self._run.scalar(record.name, record.value, dict(record.context))
+            self._call(self._run.scalar, record.name, record.value, dict(record.context))
 
-    def _flush(self) -> None:
-        self._run.flush()
-        with self._changed:
-            done = {pending.window for pending in self._written} - {pending.window for pending in self._pending}
-            self.report.delivered += len(self._written)
-            self._written.clear()
-            for window in done & self._kept:
-                self._backlog.remove(window)
-            self._kept -= done
-            self._changed.notify_all()
+    def _call(self, method: Callable[..., None], *arguments: object) -> None:
+        self._called_at = time.monotonic()
+        method(*arguments)
+        self._called_at = None
 
-    def _fail(self, error: Exception) -> None:
+    def _forget(self, head: _Queued) -> None:
         with self._changed:
-            self.report.failures += 1
-            if self._down_since is None:
-                self._down_since = time.monotonic()
-                logger.error("the backend failed: %r; training goes on, what is logged is kept and tried again", error)
-            self._keep({pending.window for pending in (*self._written, *self._pending)} - self._kept)
-            self._changed.notify_all()
-
-    def _recover(self) -> None:
-        with self._changed:
+            if head in self._queue:  # unless the backlog has dropped it meanwhile
+                if head.kept:
+                    self._backlog.remove(head.index)
+                self._queue.remove(head)
+                self.report.delivered += head.accepted
             if self._down_since is not None:
-                seconds = time.monotonic() - self._down_since
-                self._down_since = None
-                logger.warning("the backend is back after %.1f s; everything kept was delivered", seconds)
+                seconds, self._down_since = time.monotonic() - self._down_since, None
+                logger.warning("the backend is back after %.1f s; still queued: %s", seconds, _words(self._queue))
+            self._changed.notify_all()
 
-    def _keep(self, windows: set[int]) -> None:
-        for window in sorted(windows):
-            kept = [item.record for item in (*self._written, *self._pending) if item.window == window]
+    def _go_down(self, cause: str) -> None:
+        if self._down_since is None:
+            self._down_since = time.monotonic()
+            logger.error(
+                "the backend failed: %s; training goes on, these and what follows are kept in %s and tried again: %s",
+                cause,
+                self._backlog.path,
+                _words(self._queue),
+            )
+        self._keep()
+        self._changed.notify_all()
+
+    def _keep(self) -> None:
+        """Put what is queued on disk, and out of memory but for the window that is being delivered."""
+        for queued in [queued for queued in self._queue if not queued.kept]:
+            assert queued.records is not None
             try:
-                dropped = self._backlog.put(window, kept)
+                dropped = self._backlog.put(queued.index, queued.records, queued.contents)
             except Exception as error:  # a full disk must not end the thread; memory still holds it
-                logger.error("%d records could not be kept on disk, only in memory: %r", len(kept), error)
+                if not self._keeping_failed:
+                    logger.error("the backlog cannot be written, its windows stay in memory: %r", error)
+                self._keeping_failed = True
                 return
-            self._kept.add(window)
-            for index, count in dropped:
-                self._drop(index, count)
+            self._keeping_failed = False
+            queued.kept = True
+            if queued is not self._queue[0]:
+                queued.records = None
+            self._drop(set(dropped))
 
-    def _drop(self, window: int, count: int) -> None:
-        lost = [pending for pending in self._pending if pending.window == window]
-        self._pending = deque(pending for pending in self._pending if pending.window != window)
-        self._kept.discard(window)
-        self.report.dropped += count
-        logger.error("the backlog is full: %d records of window %d dropped (%s)", count, window, _names(lost))
+    def _drop(self, windows: set[int]) -> None:
+        lost = [queued for queued in self._queue if queued.index in windows]
+        if lost:
+            self._queue = deque(queued for queued in self._queue if queued.index not in windows)
+            self.report.dropped += sum(queued.contents.records for queued in lost)
+            logger.error("the backlog is full, dropped: %s; raise accumulator.backlog_bytes", _words(lost))
 
 
-def _names(pending: list[_Pending]) -> str:
-    steps = [item.record.step for item in pending]
-    names = sorted({item.record.name for item in pending})
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return f"steps {min(steps)} to {max(steps)}: {shown}" if steps else "none left in memory"
+def _words(windows: Iterable[_Queued]) -> str:
+    contents = [queued.contents for queued in windows]
+    if not contents:
+        return "nothing"
+    names = sorted({name for window in contents for name in window.names})
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more series" if len(names) > 10 else "")
+    count = sum(window.records for window in contents)
+    return f"{count} records of steps {contents[0].first} to {contents[-1].last} ({shown})"

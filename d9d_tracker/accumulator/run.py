@@ -130,9 +130,9 @@ class AccumulatingRun(BaseTrackerRun):
         weighted = next(iter(values), "")
         if weight is not None and reduce != "mean":
             fail(TrackerValueError, f"{label(weighted, items)}: a weight has no meaning with reduce={reduce!r}")
-        factor = 1.0 if weight is None else self._number(f"{weighted} (weight)", items, weight)
+        factor = None if weight is None else self._number(f"{weighted} (weight)", items, weight)
         if slots:
-            self._buffers.scalars.write(slots, numbers, factor)
+            self._buffers.scalars.write(slots, numbers, reduce, factor)
 
     def bins(
         self,

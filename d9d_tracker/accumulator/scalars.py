@@ -7,6 +7,7 @@ at any time without a write to the device:
     MAX, NEGATED_MIN       take the larger
     LAST                   takes the newer
 
+A value is merged into WEIGHT, COUNT and the one lane that the reduction of its series reads; the others stay initial.
 NaN runs through all of them as it does through eager arithmetic.
 """
 
@@ -21,6 +22,8 @@ from .registry import Reduction
 SUM, WEIGHT, COUNT, MAX, NEGATED_MIN, LAST = range(6)
 LANES = 6
 _INITIAL = (0.0, 0.0, 0.0, -math.inf, -math.inf, 0.0)
+_ADDED = (0.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # by any value to the lanes that hold no value
+_VALUE_LANE: dict[Reduction, int] = {"mean": SUM, "sum": SUM, "min": NEGATED_MIN, "max": MAX, "last": LAST}
 
 Number = torch.Tensor | float
 AnyNumber = TypeVar("AnyNumber", torch.Tensor, torch.Tensor | float)
@@ -36,24 +39,26 @@ class ScalarBank:
 
     def __init__(self, rows: int, slots: int, device: torch.device):
         self._initial = torch.tensor(_INITIAL, dtype=torch.float64, device=device)[:, None].contiguous()
+        self._added = torch.tensor(_ADDED, dtype=torch.float64, device=device)[:, None].contiguous()
         self.current = self._initial.repeat(1, slots)
         self.window = torch.zeros(rows, LANES, slots, dtype=torch.float64, device=device)
         self._lane = torch.arange(LANES, device=device)[:, None].contiguous()
         self._slot = torch.arange(slots, device=device)
         self._zero = torch.zeros((), dtype=torch.float64, device=device)
-        for tensor in (self.current, self._lane, self._slot, self._zero):
+        for tensor in (self.current, self._lane, self._slot, self._added, self._zero):
             torch._dynamo.mark_static_address(tensor, guard=True)
 
-    def write(self, slots: list[int], values: list[Number], weight: Number) -> None:
+    def write(self, slots: list[int], values: list[Number], reduce: Reduction, weight: Number | None) -> None:
         """Merge one value into each of several slots.
 
         Args:
-            slots: Distinct slots.
+            slots: Distinct slots of series with the same reduction.
             values: One number or one-element tensor a slot, tensors on the device of the bank.
-            weight: Weight of all the values in a mean, a number or a one-element tensor on that device.
+            reduce: The reduction of the series.
+            weight: Weight of all the values in a mean, a number or a one-element tensor on that device; 1 if None.
         """
         if torch.compiler.is_compiling():
-            self._write_traced(slots, values, weight)
+            self._write_traced(slots, values, reduce, weight)
         else:
             tensors = [(s, v) for s, v in zip(slots, values, strict=True) if isinstance(v, torch.Tensor)]
             numbers = [(s, float(v)) for s, v in zip(slots, values, strict=True) if not isinstance(v, torch.Tensor)]
@@ -62,25 +67,41 @@ class ScalarBank:
                 [slot for slot, _ in tensors] + [slot for slot, _ in numbers],
                 [value for _, value in tensors],
                 [value for _, value in numbers],
+                _VALUE_LANE[reduce],
                 weight if isinstance(weight, torch.Tensor) else None,
-                1.0 if isinstance(weight, torch.Tensor) else float(weight),
+                1.0 if weight is None or isinstance(weight, torch.Tensor) else float(weight),
             )
 
-    def _write_traced(self, slots: list[int], values: list[Number], weight: Number) -> None:
-        # Selecting by a comparison over the whole bank, and not by an index, lets Inductor fuse the writes of a graph
-        # into one kernel. A Python number is added to a zero on the device: torch.full would bake it into the graph.
-        weight = self._traced(weight)
+    def _write_traced(
+        self, slots: list[int], values: list[Number], reduce: Reduction, weight: Number | None
+    ) -> None:
+        # Selecting by comparisons over the whole bank, and not by an index, lets Inductor fuse the writes of a graph
+        # into one kernel. It does so only while each write reads the state before it a single time.
+        lane = _VALUE_LANE[reduce]
+        added = self._added
+        if weight is not None:
+            weight = self._traced(weight)
+            added = torch.where(self._lane == WEIGHT, weight, added)
         for first, run in _runs(slots, values):
             traced = [self._traced(value) for value in run]
             if len(traced) == 1:
-                value, selected = traced[0], self._slot == first
+                value, chosen = traced[0], self._slot == first
             else:
-                stacked = torch.stack(traced)
                 end = first + len(traced)
-                value = torch.nn.functional.pad(stacked, (first, self._slot.numel() - end))
-                selected = (self._slot >= first) & (self._slot < end)
-            merged = _merge_value(self.current, value, weight, self._lane)
-            self.current.copy_(torch.where(selected, merged, self.current))
+                value = torch.nn.functional.pad(torch.stack(traced), (first, self._slot.numel() - end))
+                chosen = (self._slot >= first) & (self._slot < end)
+            if weight is not None:
+                value = value * weight
+            cell = chosen & (self._lane == lane)
+            counted = torch.where(chosen, added, 0.0)
+            if lane == SUM:
+                merged = self.current + torch.where(cell, value, counted)
+            elif lane == LAST:
+                merged = torch.where(cell, value, self.current) + counted
+            else:
+                extreme = -value if lane == NEGATED_MIN else value
+                merged = torch.maximum(self.current, torch.where(cell, extreme, -math.inf)) + counted
+            self.current.copy_(merged)
 
     def _traced(self, value: Number) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
@@ -111,18 +132,12 @@ def _runs(slots: list[int], values: list[AnyNumber]) -> list[tuple[int, list[Any
     return runs
 
 
-def _merge_value(state: torch.Tensor, value: torch.Tensor, weight: torch.Tensor, lane: torch.Tensor) -> torch.Tensor:
-    one = torch.where(lane == SUM, value * weight, torch.where(lane == WEIGHT, weight, torch.ones_like(weight)))
-    extreme = torch.where(lane == NEGATED_MIN, -value, value)
-    return torch.where(lane <= COUNT, state + one, torch.where(lane == LAST, extreme, torch.maximum(state, extreme)))
-
-
 # Eager writes go through one opaque op: a dispatch mode around the user's forward (selective activation checkpointing)
 # then sees one mutation that it must not replay, and not arithmetic that it would cache and hand out in wrong order.
 _library = torch.library.Library("d9d_tracker", "FRAGMENT")
 _library.define(
-    "merge_scalars_(Tensor(a!) current, int[] slots, Tensor[] tensors, float[] numbers, Tensor? weight_tensor, "
-    "float weight) -> ()",
+    "merge_scalars_(Tensor(a!) current, int[] slots, Tensor[] tensors, float[] numbers, int lane, "
+    "Tensor? weight_tensor, float weight) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -132,6 +147,7 @@ def _merge_scalars(
     slots: list[int],
     tensors: list[torch.Tensor],
     numbers: list[float],
+    lane: int,
     weight_tensor: torch.Tensor | None,
     weight: float,
 ) -> None:
@@ -141,12 +157,14 @@ def _merge_scalars(
     for first, run in _runs(slots, values):
         value = torch.cat(run) if len(run) > 1 else run[0]
         state = current[:, first : first + len(run)]
-        state[SUM].add_(value * weights)
         state[WEIGHT].add_(weights)
         state[COUNT].add_(1.0)
-        torch.maximum(state[MAX], value, out=state[MAX])
-        torch.maximum(state[NEGATED_MIN], -value, out=state[NEGATED_MIN])
-        state[LAST].copy_(value)
+        if lane == SUM:
+            state[SUM].add_(value * weights)
+        elif lane == LAST:
+            state[LAST].copy_(value)
+        else:
+            torch.maximum(state[lane], -value if lane == NEGATED_MIN else value, out=state[lane])
 
 
 _library.impl("merge_scalars_", _merge_scalars, "CPU")
@@ -178,9 +196,8 @@ def finalize(lanes: np.ndarray, reduce: Reduction) -> float:
         lanes: Lanes, float64 of shape ``[LANES]``, with at least one value merged in.
         reduce: The reduction of the series.
     """
+    value = lanes[_VALUE_LANE[reduce]]
     if reduce == "mean":
         with np.errstate(invalid="ignore", divide="ignore"):
-            return float(lanes[SUM] / lanes[WEIGHT])
-    if reduce == "min":
-        return -float(lanes[NEGATED_MIN])
-    return float(lanes[{"sum": SUM, "max": MAX, "last": LAST}[reduce]])
+            return float(value / lanes[WEIGHT])
+    return float(-value if reduce == "min" else value)

@@ -1,11 +1,12 @@
 """The state of a tracker: what a checkpoint holds, how it is read back, and what is refused."""
 
 import json
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, model_validator
 
 from d9d_tracker.config import Binning
 from d9d_tracker_kernels import CELLS, HEADER, MOMENTS
@@ -24,6 +25,15 @@ _DTYPES = {
 }
 
 
+class _Backend(BaseModel):
+    """The part of a state that belongs to the backend's tracker, JSON text in the checkpoint."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: str
+    state: dict[str, Any]
+
+
 class _Table(BaseModel):
     """The structured part of a state, JSON text in the checkpoint."""
 
@@ -32,17 +42,39 @@ class _Table(BaseModel):
     resolution: str
     scalars: list[tuple[str, dict[str, str], Reduction]]
     histograms: list[tuple[str, dict[str, str], Annotated[Binning, Field(discriminator="kind")]]]
-    step: int
-    filed: list[int]
-    passed: int
-    windows: int
-    tail_step: int | None = None
+    step: NonNegativeInt
+    first: NonNegativeInt
+    filed: list[NonNegativeInt]
+    passed: NonNegativeInt
+    windows: NonNegativeInt
+    tail_step: NonNegativeInt | None = None
     tail_lanes: dict[int, list[float]] = {}
     tail_counts: dict[int, dict[int, int]] = {}
     tail_moments: dict[int, list[float]] = {}
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        scalars, histograms = range(len(self.scalars)), range(len(self.histograms))
+        checks = {
+            "two series have the same name and context": _distinct(self.scalars) and _distinct(self.histograms),
+            "a series has no name": all(name for name, *_ in (*self.scalars, *self.histograms)),
+            "the steps of the window do not rise": self.filed == sorted(set(self.filed)),
+            "the window is ahead of the step": self.first <= min([*self.filed, self.step])
+            and max(self.filed, default=0) <= self.step,
+            "the window has more rows than steps": len(self.filed) <= self.passed,
+            "the unfinished step names unknown series": set(self.tail_lanes) <= set(scalars)
+            and set(self.tail_counts) == set(self.tail_moments) <= set(histograms),
+            "the unfinished step has other lanes": all(len(lanes) == LANES for lanes in self.tail_lanes.values())
+            and all(len(moments) == MOMENTS for moments in self.tail_moments.values())
+            and all(0 <= column < HEADER + CELLS for counts in self.tail_counts.values() for column in counts),
+        }
+        for fault, holds in checks.items():
+            if not holds:
+                raise ValueError(fault)
+        return self
 
-def save(buffers: Buffers, tail: Tail | None, backend: dict[str, Any]) -> dict[str, Any]:
+
+def save(buffers: Buffers, tail: Tail | None, kept: list[int], backend: dict[str, Any]) -> dict[str, Any]:
     """Return a snapshot of a tracker: tensors, and the structured part as JSON text.
 
     The keys and shapes depend on the configuration alone, so that the state of a fresh tracker is a template that
@@ -51,13 +83,16 @@ def save(buffers: Buffers, tail: Tail | None, backend: dict[str, Any]) -> dict[s
     Args:
         buffers: The device state; it is copied.
         tail: What was written for the current step already, if anything.
+        kept: Windows that the backend has not accepted yet, which are in the backlog.
         backend: State of the backend's tracker, of plain JSON values.
     """
+    buffers.finish()
     table = _Table(
         resolution=buffers.resolution,
         scalars=[(s.name, dict(s.context), s.reduce) for s in buffers.scalar_series.series],
         histograms=[(s.name, dict(s.context), s.binning) for s in buffers.histogram_series.series],
         step=buffers.step,
+        first=buffers.first,
         filed=buffers.filed,
         passed=buffers.passed,
         windows=buffers.windows,
@@ -73,6 +108,7 @@ def save(buffers: Buffers, tail: Tail | None, backend: dict[str, Any]) -> dict[s
     return {
         "version": VERSION,
         "backend": json.dumps(backend),
+        "kept": json.dumps(kept),
         # Python's JSON, unlike pydantic's, writes the infinities of empty states so that they can be read back.
         "table": json.dumps(table.model_dump(mode="python")),
         "current": buffers.scalars.current.clone(),
@@ -91,13 +127,16 @@ class LoadedState:
 
     Attributes:
         backend: State of the backend's tracker.
+        kept: Windows that the backend had not accepted, which the backlog held.
 
     Raises:
         ValueError: If the state is foreign, of another version, damaged, or does not fit into the buffers.
     """
 
-    def __init__(self, state: dict[str, Any], buffers: Buffers):
-        missing = [key for key in ("version", "backend", "table", *_DTYPES) if key not in state]
+    def __init__(self, state: Any, buffers: Buffers):
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state of a d9d_tracker is a dict, not {type(state).__name__}")
+        missing = [key for key in ("version", "backend", "kept", "table", *_DTYPES) if key not in state]
         if missing:
             raise ValueError(f"this is not the state of a d9d_tracker: it has no {', '.join(missing)}")
         if state["version"] != VERSION:
@@ -106,7 +145,8 @@ class LoadedState:
                 "with the d9d_tracker that wrote it, or a newer one"
             )
         try:
-            self.backend: dict[str, Any] = json.loads(state["backend"])
+            self.backend = _Backend.model_validate(json.loads(state["backend"])).model_dump()
+            self.kept = TypeAdapter(list[int]).validate_python(json.loads(state["kept"]))
             self._table = _Table.model_validate(json.loads(state["table"]))
         except (TypeError, ValueError) as error:
             raise ValueError(f"the state of the tracker is damaged: {error}") from error
@@ -136,7 +176,7 @@ class LoadedState:
         for saved, slot in enumerate(histogram_slots):
             buffers.histograms.counts[slot] = tensors["counts"][saved]
             buffers.histograms.moments[slot] = tensors["moments"][saved]
-        buffers.step, buffers.filed = self._table.step, list(self._table.filed)
+        buffers.step, buffers.first, buffers.filed = self._table.step, self._table.first, list(self._table.filed)
         buffers.passed, buffers.windows = self._table.passed, self._table.windows
         buffers.device_step.fill_(buffers.step)
         return self._tail(scalar_slots, histogram_slots)
@@ -193,6 +233,10 @@ class LoadedState:
             )
         _check_series(self._scalars, buffers.scalar_series, "max_scalars")
         _check_series(self._histograms, buffers.histogram_series, "max_histograms")
+
+
+def _distinct(series: Sequence[tuple[str, dict[str, str], Any]]) -> bool:
+    return len({(name, *sorted(context.items())) for name, context, _ in series}) == len(series)
 
 
 def _check_series(saved: list[Any], registry: Registry[Any], capacity_field: str) -> None:

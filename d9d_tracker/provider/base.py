@@ -78,6 +78,7 @@ class ProviderRun(BaseTrackerRun):
         self._step = step
         self._context: dict[str, str] = {}
         self._closed = False
+        self._error: BaseException | None = None
         self._process = os.getpid()
 
     @abstractmethod
@@ -100,10 +101,14 @@ class ProviderRun(BaseTrackerRun):
         if self._is_open():
             self._sync()
 
-    def close(self) -> None:
-        """Close the run; what is logged afterwards is refused. Closing again does nothing."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the run; what is logged afterwards is refused. Closing again does nothing.
+
+        Args:
+            error: What ended the run, if it failed: backends that show how a run ended show that.
+        """
         if self._is_open():
-            self._closed = True
+            self._closed, self._error = True, error
             self._release()
 
     def set_step(self, step: int) -> None:
@@ -118,7 +123,7 @@ class ProviderRun(BaseTrackerRun):
         """
         if not isinstance(step, int) or isinstance(step, bool):
             raise TypeError(f"a step is an int, not {step!r} of type {type(step).__name__}")
-        if self._closed:
+        if not self._is_open():
             raise ValueError(
                 f"step {step} set on run {self.id!r}, which is closed: set it inside `with tracker.open(...)`"
             )
@@ -209,7 +214,7 @@ class ProviderRun(BaseTrackerRun):
     def _check_open(self, name: str) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"the name of a series is text that is not empty, not {name!r}")
-        if self._closed:
+        if not self._is_open():
             raise ValueError(
                 f"{name!r} was logged on run {self.id!r}, which is closed: log inside `with tracker.open(...)`"
             )
@@ -273,7 +278,7 @@ class ProviderTracker(BaseTracker[TConfig]):
             yield run
         except BaseException as error:
             try:
-                run.close()
+                run.close(error)
             except Exception as closing_error:
                 error.add_note(f"closing run {run.id!r} failed as well: {closing_error!r}")
             raise

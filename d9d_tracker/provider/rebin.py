@@ -34,3 +34,21 @@ def rebin(histogram: Histogram, bins: int) -> tuple[np.ndarray, float, float]:
     cumulative = np.rint(histogram.cumulative_at(np.linspace(low, high, bins + 1)))
     cumulative[0], cumulative[-1] = 0, histogram.count
     return np.diff(cumulative).astype(np.int64), low, high
+
+
+def coarsen(histogram: Histogram, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Merge neighbouring bins of a histogram until few enough are left; nothing is moved between the edges that stay.
+
+    Args:
+        histogram: A histogram of at least one finite value.
+        bins: Number of bins, at most.
+
+    Returns:
+        Counts (int64, shape ``[n]``) and edges (float64, shape ``[n + 1]``), ``n <= bins``. The outermost edges are the
+        minimum and the maximum, unless those are equal.
+    """
+    starts = np.arange(0, len(histogram.counts), -(-len(histogram.counts) // bins))
+    edges = np.append(histogram.edges[starts], histogram.edges[-1])
+    if histogram.min < histogram.max:
+        edges[0], edges[-1] = histogram.min, histogram.max
+    return np.add.reduceat(histogram.counts, starts), edges

@@ -64,7 +64,7 @@ def mantissa_bits(bins: int) -> int:
 
 def round_to_float32(value: float) -> float:
     """The float32 nearest to `value`: the bounds that a linear binning really uses."""
-    return torch.tensor(value, dtype=torch.float64).to(torch.float32).item()
+    return torch.tensor(value, dtype=torch.float64, device="cpu").to(torch.float32).item()
 
 
 def validate(kind: int, bins: int, low: float, high: float) -> None:
@@ -139,13 +139,13 @@ def cell_edges(kind: int, bins: int, low: float, high: float) -> torch.Tensor:
     """
     validate(kind, bins, low, high)
     if kind == INTEGER:
-        return torch.arange(bins + 1, dtype=torch.float64)
+        return torch.arange(bins + 1, dtype=torch.float64, device="cpu")
     if kind == LINEAR:
         return linear_edges(bins, low, high).to(torch.float64)
     # The float64 pattern with the same sign, exponent (bias 1023 instead of 127) and leading mantissa bits. Cells of
     # exponent 0 are float32's denormals: they divide [0, 2**-126) evenly.
     k = mantissa_bits(bins)
-    index = torch.arange(1, (255 << k) + 1)
+    index = torch.arange(1, (255 << k) + 1, device="cpu")
     normal = ((index + (896 << k)) << (52 - k)).view(torch.float64)
     positive = torch.where(index < 1 << k, index * 2.0 ** (-126 - k), normal)
     return torch.cat([-positive.flip(0), positive])
@@ -154,7 +154,7 @@ def cell_edges(kind: int, bins: int, low: float, high: float) -> torch.Tensor:
 def linear_edges(bins: int, low: float, high: float) -> torch.Tensor:
     """The edges of a linear binning: float32 [bins + 1] on the CPU. See `cell_edges`."""
     low, high = round_to_float32(low), round_to_float32(high)
-    edges = low + torch.arange(bins + 1, dtype=torch.float64) * linear_width(bins, low, high)
+    edges = low + torch.arange(bins + 1, dtype=torch.float64, device="cpu") * linear_width(bins, low, high)
     edges[-1] = high
     return edges.to(torch.float32)
 

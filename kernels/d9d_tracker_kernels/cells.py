@@ -1,5 +1,8 @@
 """Triton device functions: which cell a value belongs to. The same arithmetic as in `reference.py`."""
 
+# Kernels are in Triton's language, which only looks like Python: pyright cannot type it.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+
 import triton
 import triton.language as tl
 
@@ -57,9 +60,9 @@ def _linear_cell(x, bins, low, closing, width, inverse_width):
     """
     low_x = tl.full([], low, tl.float64).to(x.dtype)
     guess = (x - low_x) * tl.full([], inverse_width, tl.float64).to(x.dtype)
-    nearest = tl.maximum(tl.minimum(tl.floor(guess + 0.5), bins.to(x.dtype)), 0.0)
-    edge = (low + nearest.to(tl.float64) * width).to(tl.float32).to(x.dtype)
-    cell = nearest.to(tl.int32)
+    # Held between 0 and bins, a truncation rounds down. (tl.floor would take denormals for zero on NVIDIA GPUs.)
+    cell = tl.maximum(tl.minimum(guess + 0.5, bins.to(x.dtype)), 0.0).to(tl.int32)
+    edge = (low + cell.to(tl.float64) * width).to(tl.float32).to(x.dtype)
     threshold = tl.where(cell == bins, tl.full([], closing, tl.float64).to(x.dtype), edge)
     return tl.where(x < threshold, cell, cell + 1)
 
@@ -67,7 +70,8 @@ def _linear_cell(x, bins, low, closing, width, inverse_width):
 @triton.jit
 def _integer_cell(x, bins):
     """0 for negative, k + 1 for [k, k + 1), bins + 1 for `bins` and more and for NaN."""
-    return tl.maximum(tl.minimum(tl.floor(x), bins.to(x.dtype)), -1.0).to(tl.int32) + 1
+    k = tl.maximum(tl.minimum(x, bins.to(x.dtype)), 0.0).to(tl.int32)
+    return tl.where(x < 0, 0, k + 1)
 
 
 @triton.jit

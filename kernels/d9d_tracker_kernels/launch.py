@@ -5,6 +5,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -103,7 +104,10 @@ def launch_many(
         groups.setdefault(flat.dtype, []).append((flat, row))
     with torch.cuda.device_of(counts):
         for dtype, group in groups.items():
-            constants = variant(dtype, partials.shape[1], kind, bins)
+            constants: dict[str, Any] = {
+                "ELEMENT": ELEMENT_TYPES[dtype],
+                **variant(dtype, partials.shape[1], kind, bins),
+            }
             numbers = _numbers(kind, bins, low, high, dtype in _FLOAT64_DTYPES)
             plan, pointers = _locate(group, dtype, partials)
             histogram.count_many[(plan.table.shape[0],)](
@@ -115,7 +119,6 @@ def launch_many(
                 step,
                 every,
                 *numbers,
-                ELEMENT=ELEMENT_TYPES[dtype],
                 **constants,
             )
 
@@ -141,7 +144,7 @@ def elements_per_thread(dtype: torch.dtype) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int) -> dict[str, object]:
+def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int) -> dict[str, Any]:
     """What a variant of the kernels is compiled for: dtype and binning, never shapes, strides or alignment.
 
     Args:
@@ -181,7 +184,7 @@ def _numbers(kind: int, bins: int, low: float, high: float, is_float64: bool) ->
     low, high, width = edges[0].item(), edges[-1].item(), linear_width(bins, low, high)
     closing = math.nextafter(high, math.inf)
     if not is_float64:
-        closing = torch.nextafter(edges[-1], torch.tensor(math.inf)).item()
+        closing = torch.nextafter(edges[-1], torch.full_like(edges[-1], math.inf)).item()
     return bins, low, closing, width, 1.0 / width
 
 
@@ -189,7 +192,7 @@ def _locate(
     group: list[tuple[torch.Tensor, int]], dtype: torch.dtype, partials: torch.Tensor
 ) -> tuple[_Plan, torch.Tensor]:
     """The plan for a group of flat tensors, and the device table of their addresses."""
-    is_capturing = partials.is_cuda and torch.cuda.is_current_stream_capturing()
+    is_capturing = _is_capturing(partials)
     sizes = tuple(flat.numel() for flat, _ in group)
     rows = tuple(row for _, row in group)
     most = partials.shape[1] - 1
@@ -218,10 +221,14 @@ def _locate(
     return plan, plan.pointers
 
 
+def _is_capturing(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def _fill(pointers: torch.Tensor, addresses: Sequence[int]) -> None:
     # The numbers travel as arguments of the launches: no copy from the host, nothing to wait for, safe to capture.
     pointers.zero_()
-    torch._foreach_add_(pointers.unbind(), addresses)
+    torch.ops.aten._foreach_add_.ScalarList(pointers.unbind(), addresses)
 
 
 def _forget_old_plans() -> None:

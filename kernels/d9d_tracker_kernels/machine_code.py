@@ -98,7 +98,8 @@ def compile_kernel(
     constants = {name: settings[name] for name in names if name in settings}
     signature = {name: "constexpr" if name in constants else _SIGNATURE[name] for name in names}
     if not many:
-        signature["values"] = f"*{element.name}"
+        # Signatures shorten int64 to i64 and uint8 to u8.
+        signature["values"] = f"*{str(element).replace('uint', 'u').replace('int', 'i')}"
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
     return triton.compile(source, target=gpu, options={name: settings[name] for name in _COMPILER_OPTIONS})
 
@@ -134,7 +135,7 @@ def inner_loop(kernel: CompiledKernel, dtype: torch.dtype) -> InnerLoop:
     matching = [loop for loop in loops if _count(loop, "ATOMS") == elements and _count(loop, r"LDG\S*\.128") > 0]
     if not matching:
         raise ValueError("no loop reads 16 bytes at a time and adds once in shared memory for each element")
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    ((registers, stack),) = re.findall(r"REG:(\d+) STACK:(\d+)", usage)
     return InnerLoop(min(matching, key=Counter.total), elements, int(registers), int(stack))
 
 

@@ -5,6 +5,7 @@ bounded whatever the tensor's size, and a chunk stays in the processor's cache b
 """
 
 import math
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -25,7 +26,7 @@ from d9d_tracker_kernels.binning import (
     mantissa_bits,
 )
 
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 
 
 def histogram_(
@@ -56,7 +57,7 @@ def histogram_(
     thresholds = _linear_thresholds(bins, low, high) if kind == LINEAR else None
     total, squares, smallest, largest = moments[row].tolist()
     zeros = 0
-    for chunk in _chunks(values):
+    for chunk in _chunks(values.resolve_neg()):
         exact = _as_float64(chunk)
         chunk_total = exact.sum().item()
         # The sum is finite only if every value is: the usual chunk needs no test per element.
@@ -68,23 +69,48 @@ def histogram_(
         if thresholds is not None:
             cell = _linear_cell(exact, thresholds)
         elif kind == INTEGER:
-            cell = exact.floor().clamp_(-1, bins).to(torch.int32).add_(1)
+            cell = _integer_cell(exact, bins)
         else:
             cell = _exponential_cell(chunk, exact, mantissa_bits(bins))
         counted = torch.bincount(cell, minlength=CELLS)
         cells += counted
-        chunk_smallest, chunk_largest = (bound.item() for bound in torch.aminmax(exact))
         # Exponential cells next to zero are mostly empty, and then there is no zero to look for.
         if kind != EXPONENTIAL or counted[0] or counted[bins // 2]:
             zeros += chunk.numel() - int(torch.count_nonzero(exact))
+        chunk_smallest, chunk_largest = torch.aminmax(exact)
+        smallest = min(smallest, chunk_smallest.item())
+        largest = max(largest, chunk_largest.item())
         total += chunk_total
         squares += torch.dot(exact, exact).item()
-        smallest = min(smallest, chunk_smallest)
-        largest = max(largest, chunk_largest)
-    moments[row] = torch.tensor([total, squares, smallest, largest], dtype=torch.float64)
+    moments[row] = torch.tensor([total, squares, smallest, largest], dtype=torch.float64, device="cpu")
     header[ZEROS] += zeros
     header[CALLS] += 1
     header[LAST_STEP] = step
+
+
+class _Scratch(threading.local):
+    """Memory of each thread, used again for each chunk: fresh memory costs more than the arithmetic, in page faults.
+
+    Each method gives the first `numel` elements, with whatever is in them.
+    """
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):  # tensors made in inference mode could not be written to outside of it
+            self._exact = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
+            self._work = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
+            self._cell = torch.empty(CHUNK, dtype=torch.int32, device="cpu")
+
+    def exact(self, numel: int) -> torch.Tensor:
+        return self._exact[:numel]
+
+    def work(self, numel: int) -> torch.Tensor:
+        return self._work[:numel]
+
+    def cell(self, numel: int) -> torch.Tensor:
+        return self._cell[:numel]
+
+
+_scratch = _Scratch()
 
 
 def in_storage_order(values: torch.Tensor) -> torch.Tensor | None:
@@ -116,8 +142,10 @@ def _as_float64(chunk: torch.Tensor) -> torch.Tensor:
     Those are rounded to odd (the last bit kept is set if any bit was lost, see Boldo and Melquiond, "Emulation of FMA
     and correctly rounded sums", 2008): the result never lands on an edge that the integer was not on.
     """
+    if chunk.dtype == torch.float64:
+        return chunk
     if chunk.dtype != torch.int64:
-        return chunk.to(torch.float64)
+        return _scratch.exact(chunk.numel()).copy_(chunk)
     rounded = (chunk & ~1023) | ((chunk & 1023 != 0) * 1024)
     is_exact = (chunk > -(2**53)) & (chunk < 2**53)
     return torch.where(is_exact, chunk, rounded).to(torch.float64)
@@ -135,15 +163,23 @@ def _drop_non_finite(
 
 def _exponential_cell(chunk: torch.Tensor, exact: torch.Tensor, k: int) -> torch.Tensor:
     """Sign, exponent and K mantissa bits of the float32 pattern, for finite values."""
+    cell = _scratch.cell(chunk.numel())
     if chunk.dtype in (torch.float32, torch.bfloat16, torch.float16):
         pattern = chunk.to(torch.float32).view(torch.int32)
-        return (pattern >> (23 - k)) & ((512 << k) - 1)
+        return torch.bitwise_right_shift(pattern, 23 - k, out=cell).bitwise_and_((512 << k) - 1)
     # From the float64 pattern, truncated: a conversion to float32 would round values across edges.
     pattern = exact.view(torch.int64)
     normal = ((pattern & (2**63 - 1)) >> (52 - k)) - (896 << k)
     denormal = (exact.abs() * 2.0 ** (126 + k)).floor().to(torch.int64)
     magnitude = torch.where(normal < 1 << k, denormal, normal.clamp(max=(255 << k) - 1))
-    return magnitude + torch.where(pattern < 0, 256 << k, 0)
+    return cell.copy_(magnitude + torch.where(pattern < 0, 256 << k, 0))
+
+
+def _integer_cell(exact: torch.Tensor, bins: int) -> torch.Tensor:
+    """0 for negative values, k + 1 for [k, k + 1), bins + 1 for over."""
+    numel = exact.numel()
+    k = torch.floor(exact, out=_scratch.work(numel)).clamp_(-1, bins)
+    return _scratch.cell(numel).copy_(k).add_(1)
 
 
 def _linear_thresholds(bins: int, low: float, high: float) -> torch.Tensor:
@@ -155,7 +191,9 @@ def _linear_thresholds(bins: int, low: float, high: float) -> torch.Tensor:
 
 def _linear_cell(exact: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     """0 for under, 1..bins, bins + 1 for over: the nearest edge, and on which side of it the value lies."""
-    bins = thresholds.numel() - 1
+    numel, bins = exact.numel(), thresholds.numel() - 1
     low, high = thresholds[0].item(), thresholds[bins].item()
-    nearest = (exact - low).mul_(bins / (high - low)).round_().clamp_(0, bins).to(torch.int32)
-    return nearest + (exact >= thresholds.index_select(0, nearest))
+    guess = torch.sub(exact, low, out=_scratch.work(numel)).mul_(bins / (high - low)).round_().clamp_(0, bins)
+    nearest = _scratch.cell(numel).copy_(guess)
+    threshold = torch.index_select(thresholds, 0, nearest, out=guess)
+    return nearest.add_(exact >= threshold)

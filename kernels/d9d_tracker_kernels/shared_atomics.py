@@ -8,6 +8,9 @@ Triton has no name for shared memory, so the array is declared in PTX text. PTX'
 NVIDIA's "Parallel Thread Execution ISA".
 """
 
+# Kernels are in Triton's language, which only looks like Python: pyright cannot type it.
+# pyright: reportArgumentType=false
+
 import triton
 import triton.language as tl
 

@@ -17,6 +17,8 @@ from d9d_tracker.provider.rebin import rebin
 from d9d_tracker.record import Histogram, Record
 
 from .config import AimConfig
+from .rewind import rewind
+from .room import abandon, check_room
 
 _LOGGER = logging.getLogger("d9d_tracker")
 _BINS = 64
@@ -55,6 +57,7 @@ class AimRun(ProviderRun):
         super().__init__(run.hash)
         self._run = run
         self._lock = lock
+        self._log_torn = False
         # Aim's optional queue (AIM_ENABLE_TRACKING_THREAD) would lose what fails in it, and stop, without a word.
         run._tracker._non_blocking = False
 
@@ -72,21 +75,57 @@ class AimRun(ProviderRun):
 
     def _track(self, value: float | aim.Distribution, name: str, record: Record) -> None:
         context: Any = dict(record.context)
-        self._run.track(value, name=name, step=record.step, context=context)
+        try:
+            self._run.track(value, name=name, step=record.step, context=context)
+        except RocksIOError:
+            self._log_torn = True
+            raise
+
+    def rewind(self, step: int) -> None:
+        """Delete what an earlier life of this run wrote at ``step`` or later, and what its death cut in half.
+
+        Not in a repository on a server, where only what is logged again at its step is replaced.
+
+        Args:
+            step: First step that will be logged again.
+        """
+        super().rewind(step)
+        if self._run.repo.is_remote_repo:
+            _LOGGER.warning(
+                "run %r: points at step %d or later that are not logged again stay on the server", self.id, step
+            )
+            return
+        rewind(self._run, step)
+        self._sync()
 
     def _sync(self) -> None:
         repo: Any = self._run.repo
         if repo.is_remote_repo:
             repo._client.get_queue().wait_for_finish()
             return
+        if self._log_torn:
+            check_room(Path(repo.path))
         for container in ("meta", "seqs"):
-            repo.request_container(container, self.id, read_only=False).db.flush_wal(True)
+            database = repo.request_container(container, self.id, read_only=False).db
+            if self._log_torn:
+                # A write that failed half way, as on a full disk, hides all later ones in RocksDB's log from whoever
+                # reads it after a kill. Tables are written beside the log.
+                database.flush()
+            database.flush_wal(True)
+        self._log_torn = False
 
     def _release(self) -> None:
+        repo: Any = self._run.repo
         try:
+            if not repo.is_remote_repo:
+                check_room(Path(repo.path))
             self._sync()
-        finally:
+        except OSError:
+            abandon(self._run)
+            raise
+        else:
             self._run.close()
+        finally:
             if self._lock is not None:
                 let_go(self._lock)
 

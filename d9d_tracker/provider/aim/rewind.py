@@ -1,0 +1,64 @@
+"""Taking back what an earlier life of a run wrote to an Aim repository."""
+
+from typing import Any
+
+import aim
+
+_COLUMNS = ("val", "epoch", "time", "step")
+_METRIC_VERSION = 2
+_SYSTEM = "__system__"
+
+
+def rewind(run: aim.Run, step: int) -> None:
+    """Delete the points at ``step`` or later from every metric and distribution, other than Aim's system metrics.
+
+    Aim overwrites a point that is logged again at its step. A point that is not, such as the histogram of a window
+    that ended early, would stand beside those that hold the same values.
+
+    Points that a kill cut in half are deleted with them: Aim stores value and step one after the other.
+
+    Args:
+        run: The run, open for writing, in a local repository.
+        step: First step that will be logged again.
+    """
+    meta: Any = run.meta_run_tree
+    for kind in ("metric", "distributions"):
+        for context, names in list(meta.get(("typed_traces", kind), {}).items()):
+            for name in names:
+                if not name.startswith(_SYSTEM):
+                    _cut(run, kind, context, name, step)
+    tracker: Any = run._tracker
+    tracker.sequence_infos.clear()
+    tracker._preload_sequence_infos()
+
+
+def _cut(run: aim.Run, kind: str, context: int, name: str, step: int) -> None:
+    meta: Any = run.meta_run_tree.subtree(("traces", context, name))
+    version = meta.get("version", 1)
+    series: Any = run.series_run_trees[version].subtree((context, name))
+    # The keys of a metric are hashes of its steps; those of a distribution are its steps.
+    names = _COLUMNS if version == _METRIC_VERSION else _COLUMNS[:-1]
+    columns = {column: dict(series.array(column).items()) for column in names}
+    whole = set.intersection(*map(set, columns.values()))
+    steps = {key: columns["step"][key] if version == _METRIC_VERSION else key for key in whole}
+    kept = sorted((key for key in whole if steps[key] < step), key=steps.__getitem__)
+    for column in names:
+        for key in columns[column].keys() - set(kept):
+            del series[column, key]
+    if kept:
+        _summarize(meta, [steps[key] for key in kept], [columns["val"][key] for key in kept])
+    else:
+        del run.meta_run_tree["traces", context, name]
+        del run.meta_run_tree["typed_traces", kind, context, name]
+
+
+def _summarize(meta: Any, steps: list[int], values: list[Any]) -> None:
+    """Describe the points that are left, as Aim does when they are logged."""
+    for which, position in {"first": 0, "last": -1}.items():
+        meta[which], meta[f"{which}_step"] = values[position], steps[position]
+    numbers = [value for value in values if isinstance(value, float | int) and value == value]
+    for which, extreme in {"min": min, "max": max}.items():
+        if numbers:
+            meta[which] = extreme(numbers)
+        elif meta.get(which) is not None:
+            del meta[which]

@@ -1,0 +1,29 @@
+"""One text for a name and its context, for backends whose series have no tags."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def flat_name(name: str, context: Mapping[str, str], sign: str = "=") -> str:
+    """Join a name and its tags: ``loss`` with ``{"stage": "train", "rank": "0"}`` is ``loss/rank=0/stage=train``.
+
+    Different series get different texts: a sign within the name, and a sign or slash within a tag, is percent-encoded.
+
+    Args:
+        name: Name of the series.
+        context: Its tags; they are sorted by their names.
+        sign: What stands between the name of a tag and its value.
+    """
+    tags = [f"{_quote(key, sign, '/')}{sign}{_quote(value, sign, '/')}" for key, value in sorted(context.items())]
+    return "/".join([_quote(name, sign), *tags])
+
+
+def _quote(text: str, *signs: str) -> str:
+    for sign in signs:
+        text = text.replace(sign, f"%{ord(sign):02X}")
+    return text
+
+
+def encodable(value: Any) -> Any:
+    """Return a value unchanged, unless it is text with lone surrogates, which become escapes that UTF-8 can encode."""
+    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value

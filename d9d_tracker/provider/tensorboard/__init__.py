@@ -1,0 +1,1 @@
+"""Backend that writes TensorBoard event files."""

@@ -1,0 +1,182 @@
+"""Backend that writes to Weights & Biases."""
+
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import wandb
+from wandb.util import generate_id
+
+from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.base import ProviderRun, ProviderTracker
+from d9d_tracker.provider.hparams import plain_hparams
+from d9d_tracker.provider.lock import let_go, lock_on_this_machine
+from d9d_tracker.provider.names import encodable, flat_name
+from d9d_tracker.provider.rebin import coarsen
+from d9d_tracker.record import Histogram, Record
+
+from .config import WandbConfig
+from .log_file import LogFile
+
+_LOGGER = logging.getLogger("d9d_tracker")
+_BINS = 511
+_SECONDS_BETWEEN_WRITES = 0.05
+_WRITE_TIMEOUT = 20.0
+_FINISH_TIMEOUT = 60.0
+
+
+class WandbRun(ProviderRun):
+    """An open run of Weights & Biases.
+
+    A series' key is its name followed by its context, as ``loss/rank=0/stage=train``; a step is one row. A histogram
+    keeps 512 of its edges at most, with its exact minimum, maximum and total; NaN and infinite elements appear, where
+    there are any, as ``<name>/nan`` and ``<name>/inf``. Non-finite scalars are stored as they are.
+
+    ``flush`` hands the rows to W&B and waits until they are on disk in its log, from which its own process uploads them
+    (if that dies first, ``wandb sync`` does). A row that was flushed is final: W&B takes nothing more for its step.
+
+    Args:
+        run: The run.
+        log: W&B's log of this run, or None if it writes none.
+        earlier: Its logs of earlier lives of this run.
+        lock: Descriptor of the lock that keeps other writers away.
+    """
+
+    def __init__(self, run: wandb.Run, log: LogFile | None, earlier: list[LogFile], lock: int):
+        super().__init__(run.id)
+        self._run = run
+        self._log = log
+        self._earlier = earlier
+        self._lock = lock
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._stored = run.step - 1 if run.resumed else -1  # last step of which W&B takes nothing more
+        self._unconfirmed: int | None = None
+
+    def rewind(self, step: int) -> None:
+        """Take back what an earlier life of this run wrote at ``step`` or later, offline.
+
+        Online, W&B keeps what it has got: those steps are not stored a second time.
+
+        Args:
+            step: First step that will be logged again.
+        """
+        super().rewind(step)
+        self._rows = {earlier: row for earlier, row in self._rows.items() if earlier < step}
+        for log in self._earlier:
+            log.cut_from(step)
+        if self._stored >= step:
+            _LOGGER.warning(
+                "run %r: W&B holds steps %d to %d of an earlier life already and keeps them; what is logged for them "
+                "now is not stored",
+                self.id,
+                step,
+                self._stored,
+            )
+
+    def _write(self, record: Record) -> None:
+        if self._run.resumed and record.step < self._run.starting_step:
+            return
+        if record.step <= self._stored:
+            raise ValueError(
+                f"{record.name!r} at step {record.step}: W&B takes nothing more for a step that was flushed; flush "
+                "between steps"
+            )
+        row = self._rows.setdefault(record.step, {})
+        if not isinstance(record.value, Histogram):
+            row[self._key(record, record.name)] = record.value
+            return
+        if record.value.count:
+            row[self._key(record, record.name)] = wandb.Histogram(np_histogram=coarsen(record.value, _BINS))
+        for kind, count in {"nan": record.value.nan, "inf": record.value.posinf + record.value.neginf}.items():
+            if count:
+                row[self._key(record, f"{record.name}/{kind}")] = count
+
+    def _key(self, record: Record, name: str) -> str:
+        return encodable(flat_name(name, record.context))
+
+    def _sync(self) -> None:
+        for step in list(self._rows):
+            self._run.log(self._rows[step], step=step, commit=True)
+            self._stored = self._unconfirmed = step
+            del self._rows[step]
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Wait until W&B's process has written the last row to its log."""
+        if self._log is None or self._unconfirmed is None:
+            return
+        deadline = time.monotonic() + _WRITE_TIMEOUT
+        while all(step < self._unconfirmed for step, _ in self._log.new_steps()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"step {self._unconfirmed} of run {self.id!r} is not in W&B's log after {_WRITE_TIMEOUT:.0f} s: "
+                    "free space, or see debug-internal.log beside it"
+                )
+            time.sleep(_SECONDS_BETWEEN_WRITES / 10)
+        self._log.sync()
+        self._unconfirmed = None
+
+    def _release(self) -> None:
+        try:
+            self._sync()
+        finally:
+            try:
+                self._run.finish(exit_code=0 if self._error is None else 1)
+            finally:
+                let_go(self._lock)
+
+
+class WandbTracker(ProviderTracker[WandbConfig]):
+    """Opens runs of Weights & Biases, and re-attaches to them by their id.
+
+    Offline, every life of a run has a folder of its own with the same id, which ``wandb sync`` uploads into one run in
+    the order of their start. Two writers of one run on one machine are refused.
+    """
+
+    def _open_run(self, properties: RunConfig, run_id: str | None) -> WandbRun:
+        config = self._config
+        offline = config.mode == "offline"
+        folder = Path(config.dir or os.environ.get("WANDB_DIR") or ".").absolute()
+        new_id = run_id or generate_id()
+        lock = lock_on_this_machine(new_id, f"W&B run {new_id!r}")
+        try:
+            earlier = sorted(folder.glob(f"wandb/offline-run-*-{new_id}/run-{new_id}.wandb")) if run_id else []
+            if run_id and offline and not earlier:
+                _LOGGER.warning("run %r: W&B's earlier files are not in %s: going on without them", run_id, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            run = wandb.init(
+                project=config.project,
+                entity=config.entity,
+                group=config.group,
+                tags=config.tags,
+                mode=config.mode,
+                dir=folder,
+                id=new_id,
+                resume="must" if run_id and config.mode == "online" else None,
+                reinit="create_new",
+                name=encodable(properties.name),
+                notes=encodable(properties.description),
+                config=_storable(plain_hparams(properties.hparams)),
+                settings=wandb.Settings(
+                    x_transaction_log_flush_interval=_SECONDS_BETWEEN_WRITES, finish_timeout=_FINISH_TIMEOUT
+                ),
+            )
+            log = None if config.mode == "disabled" else LogFile(Path(run.settings.sync_file))
+            return WandbRun(run, log, [LogFile(path) for path in earlier], lock)
+        except BaseException:
+            let_go(lock)
+            raise
+
+
+def _storable(value: Any) -> Any:
+    """Rewrite what JSON has no form for: non-finite numbers and lone surrogates become text."""
+    if isinstance(value, dict):
+        return {encodable(key): _storable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_storable(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return encodable(value)

@@ -1,0 +1,207 @@
+"""The reference against plain Python: exact comparisons with the reported edges, one value at a time."""
+
+import bisect
+import math
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from d9d_tracker_kernels import (
+    CALLS,
+    EXPONENTIAL,
+    HEADER,
+    INTEGER,
+    LAST_STEP,
+    LINEAR,
+    MAX,
+    MIN,
+    NAN,
+    NEGINF,
+    POSINF,
+    SUM,
+    SUM_SQUARES,
+    SUPPORTED_DTYPES,
+    ZEROS,
+    allocate,
+    cell_edges,
+    reference,
+    sorted_cells,
+    validate,
+)
+from d9d_tracker_kernels.testing import adversarial_values
+
+BINNINGS = {
+    "512 exponential": (EXPONENTIAL, 512, 0.0, 0.0),
+    "2048 exponential": (EXPONENTIAL, 2048, 0.0, 0.0),
+    "dyadic": (LINEAR, 64, -4.0, 4.0),
+    "uneven": (LINEAR, 100, -1.3, 2.1),
+    "most linear": (LINEAR, 2046, -3.0, 3.0),
+    "integer": (INTEGER, 64, 0.0, 0.0),
+}
+
+
+def count(values, binning, step=7):
+    state = allocate(1, "cpu")
+    reference.histogram_(values, state.counts, state.moments, step, 0, *binning)
+    return state
+
+
+def expected_cells(numbers, binning):
+    """How many numbers lie under, in each bin, and over. Python compares ints and floats exactly."""
+    edges = cell_edges(*binning).tolist()
+    counts = [0] * (len(edges) + 1)
+    for number in numbers:
+        if binning[0] == EXPONENTIAL:
+            # Closed on the side of zero; beyond the outermost edges belongs to the outermost bins.
+            place = bisect.bisect_right(edges, number) if number > 0 else bisect.bisect_left(edges, number)
+            place = min(max(place, 1), len(edges) - 1)
+        else:
+            place = bisect.bisect_right(edges, number)
+            if binning[0] == LINEAR and number == edges[-1]:
+                place -= 1
+        counts[place] += 1
+    return counts
+
+
+def reported_cells(state, binning):
+    result = sorted_cells(state.counts[0, HEADER:], *binning[:2])
+    return [int(result.under), *result.cells.tolist(), int(result.over)]
+
+
+@pytest.mark.parametrize("binning", BINNINGS.values(), ids=BINNINGS.keys())
+@pytest.mark.parametrize("dtype", sorted(SUPPORTED_DTYPES, key=str), ids=str)
+def test_counts_and_statistics_are_exact(dtype, binning):
+    for name, values in adversarial_values(dtype).items():
+        state = count(values, binning)
+        numbers = [number + 0 for number in values.tolist()]  # plus 0 makes a number of a bool
+        finite = [number for number in numbers if math.isfinite(number)]
+        assert reported_cells(state, binning) == expected_cells(finite, binning), name
+        header, moments = state.counts[0, :HEADER], state.moments[0]
+        assert state.counts[0, HEADER:].sum() == len(finite)
+        assert header[ZEROS] == sum(number == 0 for number in numbers)
+        assert header[NAN] == sum(math.isnan(number) for number in numbers)
+        assert header[POSINF] == numbers.count(math.inf)
+        assert header[NEGINF] == numbers.count(-math.inf)
+        rounding = 2.0**-52 if dtype == torch.int64 else 0.0  # int64 beyond 2**53 does not fit into float64
+        assert moments[MIN].item() == pytest.approx(min(finite, default=math.inf), rel=rounding, abs=0)
+        assert moments[MAX].item() == pytest.approx(max(finite, default=-math.inf), rel=rounding, abs=0)
+        magnitude = float(sum(abs(Fraction(number)) for number in finite))
+        assert abs(moments[SUM].item() - float(sum(map(Fraction, finite)))) <= 1e-13 * magnitude, name
+        if name != "outside float32":  # 1e300 squared leaves float64
+            squares = float(sum(Fraction(number) ** 2 for number in finite))
+            assert moments[SUM_SQUARES].item() == pytest.approx(squares, rel=1e-13), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@given(
+    low=st.floats(-1e4, 1e4, width=32),
+    width=st.floats(2.0**-10, 1e4, width=32),
+    bins=st.integers(1, 300),
+)
+@example(low=0.0, width=1.0, bins=10)
+@example(low=1000.0, width=1.0, bins=64)
+@example(low=-3.0, width=6.0, bins=64)
+def test_every_linear_edge_separates_its_neighbours(dtype, low, width, bins):
+    high = float(np.float32(low + width))
+    binning = (LINEAR, bins, low, high)
+    try:
+        validate(*binning)
+    except ValueError:
+        return
+    edges = cell_edges(*binning).to(dtype)
+    infinity = torch.tensor(math.inf, dtype=dtype)
+    values = torch.cat([edges, edges.nextafter(infinity), edges.nextafter(-infinity)])
+    assert reported_cells(count(values, binning), binning) == expected_cells(values.tolist(), binning)
+
+
+@pytest.mark.parametrize("bins", [512, 1024, 2048])
+def test_every_exponential_edge_separates_its_neighbours(bins):
+    binning = (EXPONENTIAL, bins, 0.0, 0.0)
+    edges = cell_edges(*binning)
+    infinity = torch.tensor(math.inf, dtype=torch.float64)
+    values = torch.cat([edges, edges.nextafter(infinity), edges.nextafter(-infinity)])
+    assert reported_cells(count(values, binning), binning) == expected_cells(values.tolist(), binning)
+
+
+def test_many_chunks_add_up():
+    values = torch.randn(3 * reference.CHUNK + 17, generator=torch.Generator().manual_seed(1))
+    values[reference.CHUNK + 5] = math.nan
+    state = count(values, BINNINGS["dyadic"])
+    finite = values[values.isfinite()].double()
+    assert reported_cells(state, BINNINGS["dyadic"])[1:-1] == torch.histc(finite, 64, -4, 4).tolist()
+    assert state.moments[0, MAX] == finite.max()
+    assert state.counts[0, NAN] == 1
+
+
+def test_calls_accumulate_and_an_empty_one_counts_as_a_call():
+    state = allocate(2, "cpu")
+    for step, values in ((3, torch.tensor([1.0, -2.0])), (4, torch.tensor([])), (5, torch.tensor([0.0]))):
+        reference.histogram_(values, state.counts, state.moments, step, 1, *BINNINGS["dyadic"])
+    assert state.counts[1, [CALLS, LAST_STEP, ZEROS]].tolist() == [3, 5, 1]
+    assert state.moments[1].tolist() == [-1.0, 5.0, -2.0, 1.0]
+    assert not state.counts[0].any()
+    state.reset_()
+    assert not state.counts.any()
+    assert state.moments[1].tolist() == [0.0, 0.0, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.t(),
+        lambda x: x.reshape(6, 5, 40, 20).permute(2, 0, 3, 1),
+        lambda x: x[:, ::3],
+        lambda x: x[5:90, 7:],
+        lambda x: x[:1, :1].expand(300, 500),
+        lambda x: x.reshape(-1)[1:],
+        lambda x: x[0, 0],
+        lambda x: x.flip(0)[::2],
+    ],
+    ids=["transposed", "permuted", "strided", "sliced", "expanded", "misaligned", "scalar", "flipped"],
+)
+def test_any_strides(view, monkeypatch):
+    monkeypatch.setattr(reference, "CHUNK", 1000)
+    values = view(torch.randn(120, 200, generator=torch.Generator().manual_seed(2)))
+    state, expected = (count(tensor, BINNINGS["2048 exponential"]) for tensor in (values, values.clone().reshape(-1)))
+    assert torch.equal(state.counts, expected.counts)
+    assert torch.allclose(state.moments, expected.moments, rtol=1e-12)
+
+
+def test_a_dense_permutation_is_read_in_storage_order_without_a_copy():
+    values = torch.randn(4, 5, 6).permute(2, 0, 1)
+    flat = reference.in_storage_order(values)
+    assert flat is not None
+    assert flat.data_ptr() == values.data_ptr()
+    assert reference.in_storage_order(values[:, ::2]) is None
+
+
+def test_no_piece_of_a_tensor_with_gaps_is_larger_than_a_chunk(monkeypatch):
+    values = torch.randn(50, 60, 70)[:, ::2, 1:]
+    monkeypatch.setattr(reference, "CHUNK", 1000)
+    pieces = list(reference._chunks(values))
+    assert sum(piece.numel() for piece in pieces) == values.numel()
+    assert max(piece.numel() for piece in pieces) <= reference.CHUNK
+
+
+def test_it_counts_on_the_cpu_under_any_ambient_mode():
+    values, binning = torch.randn(100), BINNINGS["uneven"]
+    expected = count(values, binning)
+    with torch.device("meta"):
+        state = count(values, binning)
+    assert torch.equal(state.counts, expected.counts)
+    with torch.inference_mode():
+        count(values, binning)
+    assert torch.equal(count(values, binning).counts, expected.counts)
+
+
+def test_each_thread_has_scratch_memory_of_its_own():
+    values = [torch.full((3 * reference.CHUNK,), float(number)) for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        states = list(pool.map(lambda tensor: count(tensor, BINNINGS["uneven"]), values * 4))
+    for state, tensor in zip(states, values * 4, strict=True):
+        assert torch.equal(state.counts, count(tensor, BINNINGS["uneven"]).counts)

@@ -1,0 +1,133 @@
+"""What Aim alone does: its histograms, its locks, its extras."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from aim.storage.context import Context
+from pydantic import ValidationError
+
+from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.aim.config import AimConfig
+from d9d_tracker.provider.aim.tracker import AimTracker
+from d9d_tracker.record import Histogram
+
+from .conftest import AimStorage, key_of
+
+PROPERTIES = RunConfig(name="a run")
+
+CHILD = """
+import os, sys, threading
+from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.aim.config import AimConfig
+from d9d_tracker.provider.aim.tracker import AimTracker
+
+tracker = AimTracker.from_config(AimConfig(
+    repo=sys.argv[1], log_system_params=False, capture_terminal_logs=False, system_tracking_interval=None,
+))
+with tracker.open(RunConfig(name="child")) as run:
+    def write():
+        for step in range(10):
+            run.set_step(step)
+            run.scalar("loss", step)
+    writer = threading.Thread(target=write)
+    writer.start()
+    writer.join()
+    print(tracker.run_id, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def child_writer(repo: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a process that has written ten steps and holds its run open. Yield it and the run's id."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(repo)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def test_distributions_are_64_equal_bins_with_an_exact_total(aim_storage: AimStorage) -> None:
+    histogram = Histogram.from_values(torch.randn(100_001))
+    tracker = aim_storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        run.histogram("grad", histogram)
+    sequence = aim_storage.run(tracker.run_id).get_distribution_sequence("grad", Context({}))
+    counts, edges = sequence.values.sparse_list()[1][0].to_np_histogram()
+    assert len(counts) == 64
+    assert counts.dtype == np.int64
+    assert counts.sum() == 100_001
+    assert counts.min() >= 0
+    np.testing.assert_array_equal(edges, np.linspace(histogram.min, histogram.max, 65))
+    np.testing.assert_allclose(np.cumsum(counts), histogram.cumulative_at(edges[1:]), atol=0.5)
+
+
+def test_a_histogram_and_a_scalar_of_one_name_are_refused(aim_storage: AimStorage) -> None:
+    tracker = aim_storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        run.scalar("grad", 1)
+        with pytest.raises(ValueError, match="'grad'"):
+            run.bins("grad", torch.ones(2))
+
+
+def test_a_live_writer_is_protected_and_a_killed_one_can_be_followed(aim_storage: AimStorage, aim_repo: Path) -> None:
+    with child_writer(aim_repo) as (process, run_id):
+        with pytest.raises(RuntimeError, match=f"run '{run_id}' .*written by another job"):
+            aim_storage.tracker({"run_id": run_id}).open(PROPERTIES).__enter__()
+        process.kill()
+        process.wait()
+    lock = aim_repo / ".aim" / "locks" / f"{run_id}.softlock"
+    assert lock.exists()
+    # As if another process had got the killed one's id.
+    machine, _, rest = lock.read_text().split("-", maxsplit=2)
+    lock.write_text(f"{machine}-{os.getpid()}-{rest}")
+    with aim_storage.tracker({"run_id": run_id}).open(PROPERTIES) as run:
+        for step in range(8, 12):
+            run.set_step(step)
+            run.scalar("loss", 100 + step)
+    expected = {step: float(step if step < 8 else 100 + step) for step in range(12)}
+    assert aim_storage.scalars(run_id) == {key_of("loss", step): value for step, value in expected.items()}
+
+
+def test_system_parameters_and_terminal_output_if_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    storage = AimStorage(tmp_path)
+    tracker = AimTracker.from_config(AimConfig(repo=str(tmp_path), system_tracking_interval=0.1))
+    with tracker.open(PROPERTIES) as run:
+        run.scalar("loss", 1)
+        print("hello from the loop")
+    stored = storage.run(tracker.run_id)
+    assert "packages" in stored["__system_params"]
+    _, lines = stored.get_terminal_logs().values.sparse_list()
+    assert lines[0].data == "hello from the loop"
+    assert any(name.startswith("__system__") for name, _, _ in storage.scalars(tracker.run_id))
+
+
+def test_a_new_repository_is_created_and_closed_runs_are_finished(tmp_path: Path) -> None:
+    storage = AimStorage(tmp_path / "new" / "repo")
+    tracker = storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        run.scalar("loss", 1)
+    assert not storage.run(tracker.run_id).active
+    assert list((tmp_path / "new" / "repo" / ".aim" / "locks").glob("*.softlock")) == []
+
+
+def test_config() -> None:
+    config = AimConfig(repo="r")
+    assert (config.log_system_params, config.capture_terminal_logs, config.system_tracking_interval) == (True, True, 10)
+    with pytest.raises(ValidationError):
+        AimConfig(repo="r", system_tracking_interval=0)

@@ -1,0 +1,141 @@
+"""From data to a tracker, and a new backend in three pieces and a line."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Self
+
+import pytest
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from d9d_tracker import factory
+from d9d_tracker.accumulator import AccumulatingTracker
+from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
+from d9d_tracker.config import TrackerConfig
+from d9d_tracker.factory import AnyTrackerConfig, tracker_from_config
+from d9d_tracker.provider.aim.config import AimConfig
+from d9d_tracker.provider.console import ConsoleTracker, ConsoleTrackerConfig
+from d9d_tracker.provider.jsonl import JsonlTracker, JsonlTrackerConfig
+from d9d_tracker.provider.null import NullTracker, NullTrackerConfig
+
+ADAPTER = TypeAdapter[TrackerConfig](AnyTrackerConfig)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"provider": "null"}, NullTrackerConfig()),
+        ({"provider": "console", "log_every": 1}, ConsoleTrackerConfig(log_every=1)),
+        ({"provider": "jsonl", "path": "runs"}, JsonlTrackerConfig.model_validate({"path": "runs"})),
+        ({"provider": "aim", "repo": "r", "accumulator": None}, AimConfig(repo="r", accumulator=None)),
+    ],
+)
+def test_data_picks_the_config(data: dict[str, Any], expected: TrackerConfig) -> None:
+    assert ADAPTER.validate_python(data) == expected
+    assert ADAPTER.validate_json(expected.model_dump_json()) == expected
+    assert ADAPTER.validate_python(yaml.safe_load(yaml.safe_dump(data))) == expected
+
+
+@pytest.mark.parametrize("data", [{}, {"provider": "nul"}, {"provider": "null", "extra": 1}, {"provider": "jsonl"}])
+def test_wrong_data_is_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ADAPTER.validate_python(data)
+
+
+@pytest.mark.parametrize(
+    ("config", "tracker_type"),
+    [
+        (NullTrackerConfig(accumulator=None), NullTracker),
+        (ConsoleTrackerConfig(accumulator=None), ConsoleTracker),
+        (JsonlTrackerConfig.model_validate({"path": "runs", "accumulator": None}), JsonlTracker),
+    ],
+)
+def test_no_accumulator_gives_the_bare_backend(config: TrackerConfig, tracker_type: type[BaseTracker[Any]]) -> None:
+    assert type(tracker_from_config(config)) is tracker_type
+
+
+def test_aim_is_loaded_by_name() -> None:
+    from d9d_tracker.provider.aim.tracker import AimTracker
+
+    assert type(tracker_from_config(AimConfig(repo="r", accumulator=None))) is AimTracker
+
+
+def test_accumulation_is_on_by_default() -> None:
+    assert type(tracker_from_config(NullTrackerConfig())) is AccumulatingTracker
+
+
+def test_an_sdk_is_imported_only_when_chosen() -> None:
+    script = "import sys, d9d_tracker.factory; sys.exit('aim' in sys.modules)"
+    environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+def test_a_missing_sdk_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "d9d_tracker.provider.aim.tracker", raising=False)
+    monkeypatch.setitem(sys.modules, "aim", None)
+    with pytest.raises(ImportError, match=r"provider 'aim'.*pip install 'd9d_tracker\[aim\]'"):
+        tracker_from_config(AimConfig(repo="r"))
+
+
+def test_an_unknown_config_is_refused() -> None:
+    class OtherConfig(TrackerConfig):
+        pass
+
+    with pytest.raises(TypeError, match=r"OtherConfig.*known are NullTrackerConfig"):
+        tracker_from_config(OtherConfig())
+
+
+def test_a_new_backend_that_cannot_be_imported_blames_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(factory._MAP, ListConfig, "no_such_package:Tracker")
+    with pytest.raises(ImportError, match=r"^No module named 'no_such_package'$"):
+        tracker_from_config(ListConfig())
+
+
+class ListConfig(TrackerConfig):
+    provider: Literal["list"] = "list"
+
+
+class ListRun(BaseTrackerRun):
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.step = 0
+        self.context: dict[str, str] = {}
+
+    def set_step(self, step: int) -> None:
+        self.step = step
+
+    def set_context(self, context: dict[str, str]) -> None:
+        self.context = context
+
+    def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
+        self.values.append((name, self.step, {**self.context, **(context or {})}, float(value)))
+
+    def bins(self, name: str, values: torch.Tensor, context: dict[str, str] | None = None) -> None:
+        self.values.append((name, self.step, {**self.context, **(context or {})}, values.numel()))
+
+
+class ListTracker(BaseTracker[ListConfig]):
+    def __init__(self) -> None:
+        self.run = ListRun()
+
+    @classmethod
+    def from_config(cls, config: ListConfig) -> Self:
+        return cls()
+
+    @contextmanager
+    def open(self, properties: RunConfig) -> Iterator[ListRun]:
+        yield self.run
+
+
+@pytest.mark.parametrize("entry", [ListTracker, f"{__name__}:ListTracker"])
+def test_a_new_backend_is_one_line(monkeypatch: pytest.MonkeyPatch, entry: Any) -> None:
+    monkeypatch.setitem(factory._MAP, ListConfig, entry)
+    tracker = tracker_from_config(ListConfig(accumulator=None))
+    assert isinstance(tracker, ListTracker)
+    with tracker.open(RunConfig(name="mine")) as run:
+        run.set_step(1)
+        run.scalar("loss", 1, {"stage": "train"})
+    assert tracker.run.values == [("loss", 1, {"stage": "train"}, 1.0)]
