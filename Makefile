@@ -37,3 +37,18 @@ lint: $(VENV)/dev
 
 test-gpu: $(VENV)/dev
 	$(RUN) -m pytest -q tests/gpu
+
+KILLS ?= 200
+test-kill: $(VENV)/dev
+	KILLS=$(KILLS) $(RUN) -m pytest tests/resume/test_kill.py -k no_trace -s
+
+$(VENV)/bench: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+bench: $(VENV)/bench
+	$(RUN) -m bench
+
+bench-gpu: $(VENV)/bench
+	$(RUN) -m bench --gpu

@@ -1,11 +1,16 @@
-"""The demo: a small network learns to read digits, tracked from inside its compiled training step."""
+"""The demo: a small network learns to read digits, tracked from inside its compiled training step.
 
+Under ``torchrun`` every rank trains on its share of the data, and all of them share one run.
+"""
+
+import os
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -45,6 +50,10 @@ class Digits:
         train, held_out = order[: -len(order) // 5], order[-len(order) // 5 :]
         return cls(images[train], labels[train]), cls(images[held_out], labels[held_out])
 
+    def share(self, rank: int, size: int) -> "Digits":
+        """Return the part of the data that belongs to one of several ranks."""
+        return Digits(self.images[rank::size], self.labels[rank::size])
+
 
 class Network(nn.Module):
     """Three layers that log their activations from inside the compiled forward."""
@@ -75,25 +84,45 @@ def main(provider: str, steps: int, out: Path) -> int:
     Returns:
         The exit status.
     """
-    console = Console()
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    console = Console(quiet=rank > 0)
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train, held_out = Digits.load(device)
+    device = _device()
+    if size > 1:
+        dist.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
+    train, held_out = (part.share(rank, size) for part in Digits.load(device))
     tracker = tracker_from_config(_config(provider, out))
     assert isinstance(tracker, AccumulatingTracker)
     properties = RunConfig(
         name="digits",
         description="A three-layer network learns to read digits; the demo of d9d_tracker.",
-        hparams={"steps": steps, "batch": _BATCH, "learning_rate": {"peak": _PEAK_LEARNING_RATE}, "device": str(device)},
+        hparams={
+            "steps": steps,
+            "batch": _BATCH,
+            "learning_rate": {"peak": _PEAK_LEARNING_RATE},
+            "device": str(device),
+            "ranks": size,
+        },
     )
     compiles = device.type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
     if not compiles:
         console.print("No C++ compiler found: the step runs eagerly. Tracking is the same.")
     with tracker.open(properties) as run:
         model = Network(run).to(device)
-        values = _train(model, run, train, held_out, steps, compiles, console if provider != "console" else None)
+        torch.manual_seed(rank)  # the network is the same everywhere, the batches are not
+        shows_progress = provider != "console" and rank == 0
+        values = _train(model, run, train, held_out, steps, compiles, console if shows_progress else None)
     _summarize(console, values, tracker, provider, out)
+    if size > 1:
+        dist.destroy_process_group()
     return 0
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _config(provider: str, out: Path) -> AnyTrackerConfig:
@@ -127,12 +156,16 @@ def _train(
     def log_gradients() -> None:
         gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
         run.scalar("gradient norm", torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients])))
-        for name, parameter in parameters.items():
-            run.bins(f"gradients/{name}", parameter.grad)
+        run.bins_many({f"gradients/{name}": g for name, g in zip(parameters, gradients, strict=True)})
 
     if compiles:
         measure = torch.compile(measure, fullgraph=True)
         log_gradients = torch.compile(log_gradients, fullgraph=True)
+
+    def average_gradients() -> None:
+        for gradient in (parameter.grad for parameter in parameters.values() if parameter.grad is not None):
+            dist.all_reduce(gradient)
+            gradient.div_(dist.get_world_size())
 
     loss = accuracy = held_out_accuracy = torch.zeros(())
     with Progress(console=console, disable=console is None) as progress:
@@ -143,7 +176,10 @@ def _train(
             batch = torch.randint(0, len(train.images), (_BATCH,), device=train.images.device)
             loss, accuracy = measure(train.images[batch], train.labels[batch])
             loss.backward()
-            log_gradients()
+            if dist.is_initialized():
+                average_gradients()
+            if not dist.is_initialized() or dist.get_rank() == 0:  # they are the same on every rank: count them once
+                log_gradients()
             run.scalar("learning rate", optimizer.param_groups[0]["lr"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)

@@ -1,20 +1,48 @@
 """From a configuration to a tracker."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
 
 from .base import BaseTracker
 from .config import TrackerConfig
 from .provider.aim.config import AimConfig
 from .provider.console import ConsoleTracker, ConsoleTrackerConfig
+from .provider.d9d_adapter.config import D9dConfig
+from .provider.entry_points import third_party
 from .provider.jsonl import JsonlTracker, JsonlTrackerConfig
+from .provider.mlflow.config import MLflowConfig
+from .provider.multi import MultiConfig, MultiTracker
 from .provider.null import NullTracker, NullTrackerConfig
+from .provider.tensorboard.config import TensorBoardConfig
+from .provider.wandb.config import WandbConfig
+
+
+def _third_party_config(data: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Validate the configuration of an installed package's backend; leave all others to this package's union."""
+    if isinstance(data, TrackerConfig):
+        return data
+    name = data.get("provider") if isinstance(data, Mapping) else None
+    provider = third_party(name) if isinstance(name, str) and name not in _BUILT_IN else None
+    return handler(data) if provider is None else provider.config.model_validate(data)
+
 
 AnyTrackerConfig = Annotated[
-    NullTrackerConfig | ConsoleTrackerConfig | JsonlTrackerConfig | AimConfig,
+    SerializeAsAny[
+        NullTrackerConfig
+        | ConsoleTrackerConfig
+        | JsonlTrackerConfig
+        | AimConfig
+        | TensorBoardConfig
+        | WandbConfig
+        | MLflowConfig
+        | MultiConfig
+        | D9dConfig
+    ],
     Field(discriminator="provider"),
+    WrapValidator(_third_party_config),
 ]
 
 # The extension point for a new backend: the type of its configuration, and its tracker. A tracker whose module imports
@@ -23,8 +51,15 @@ _MAP: dict[type[TrackerConfig], type[BaseTracker[Any]] | str] = {
     NullTrackerConfig: NullTracker,
     ConsoleTrackerConfig: ConsoleTracker,
     JsonlTrackerConfig: JsonlTracker,
+    MultiConfig: MultiTracker,
     AimConfig: "d9d_tracker.provider.aim.tracker:AimTracker",
+    TensorBoardConfig: "d9d_tracker.provider.tensorboard.tracker:TensorBoardTracker",
+    WandbConfig: "d9d_tracker.provider.wandb.tracker:WandbTracker",
+    MLflowConfig: "d9d_tracker.provider.mlflow.tracker:MLflowTracker",
+    D9dConfig: "d9d_tracker.provider.d9d_adapter.tracker:D9dTracker",
 }
+_BUILT_IN = {config.model_fields["provider"].default for config in _MAP}
+MultiConfig.model_rebuild(_types_namespace={"AnyTrackerConfig": AnyTrackerConfig})
 
 
 def tracker_from_config(config: TrackerConfig) -> BaseTracker[Any]:
@@ -37,21 +72,27 @@ def tracker_from_config(config: TrackerConfig) -> BaseTracker[Any]:
         The backend's tracker, behind device-side accumulation unless ``config.accumulator`` is None.
 
     Raises:
-        ImportError: If the backend's SDK is not installed; the message names the extra to install.
+        ImportError: If the backend's SDK is not installed; the message names the extra to install, if it is ours.
         TypeError: If no backend belongs to this type of configuration.
     """
-    if type(config) not in _MAP:
+    name = getattr(config, "provider", "")
+    tracker_type = _MAP.get(type(config)) or _third_party_tracker(name, type(config))
+    if tracker_type is None:
         known = ", ".join(known.__name__ for known in _MAP)
         raise TypeError(f"no backend for a configuration of type {type(config).__name__}: known are {known}")
-    tracker_type = _MAP[type(config)]
     if isinstance(tracker_type, str):
-        tracker_type = _load(tracker_type, getattr(config, "provider", ""))
+        tracker_type = _load(tracker_type, name)
     tracker = tracker_type.from_config(config)
     if config.accumulator is None:
         return tracker
     from .accumulator import AccumulatingTracker
 
     return AccumulatingTracker(tracker, config.accumulator)
+
+
+def _third_party_tracker(name: str, config: type[TrackerConfig]) -> type[BaseTracker[Any]] | str | None:
+    provider = third_party(name) if name else None
+    return provider.tracker if provider is not None and provider.config is config else None
 
 
 def _load(name: str, extra: str) -> type[BaseTracker[Any]]:

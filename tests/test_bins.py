@@ -106,7 +106,9 @@ def test_exponential_counts_equal_numpys_on_the_reported_edges(recorded, name, m
     check(tracker.run.histograms("values")[3], values)
 
 
-@pytest.mark.parametrize("binning", [LinearBinning(low=-1.0, high=2.0, bins=30), LinearBinning(low=0, high=0.1, bins=7)])
+@pytest.mark.parametrize(
+    "binning", [LinearBinning(low=-1.0, high=2.0, bins=30), LinearBinning(low=0, high=0.1, bins=7)]
+)
 @pytest.mark.parametrize("name", POPULATIONS)
 def test_linear_counts_equal_numpys_on_the_reported_edges(recorded, name, binning):
     tracker = recorded()
@@ -128,7 +130,9 @@ def test_integer_bins_count_each_integer(recorded):
 
 def test_a_histogram_holds_the_values_of_its_window_at_the_last_step_that_contributed(recorded):
     tracker = recorded(sync_every=4)
-    batches = {step: torch.randn(50, generator=torch.Generator().manual_seed(step)) for step in range(11) if step % 4 != 3}
+    batches = {
+        step: torch.randn(50, generator=torch.Generator().manual_seed(step)) for step in range(11) if step % 4 != 3
+    }
     with tracker.open() as run:
         for step in range(11):
             run.set_step(step)

@@ -22,7 +22,9 @@ def test_every_point_equals_the_eager_value_at_its_step(recorded):
     assert [np.float32(value) for value in points.values()] == [loss.item() for loss in losses]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool]
+)
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1)])
 def test_tensors_of_one_element_of_any_dtype(recorded, dtype, shape):
     value = torch.tensor(1.37).to(dtype).reshape(shape)
@@ -75,7 +77,9 @@ def test_a_nan_is_seen(recorded, reduce, others):
     assert math.isnan(tracker.run.points("loss")[0])
 
 
-@pytest.mark.parametrize(("reduce", "expected"), [("mean", math.inf), ("sum", math.inf), ("min", 1.0), ("max", math.inf)])
+@pytest.mark.parametrize(
+    ("reduce", "expected"), [("mean", math.inf), ("sum", math.inf), ("min", 1.0), ("max", math.inf)]
+)
 def test_an_infinity_is_what_eager_arithmetic_gives(recorded, reduce, expected):
     tracker = recorded()
     with tracker.open() as run:
@@ -180,9 +184,8 @@ def test_bad_calls_are_refused_and_leave_nothing(recorded, call, error, words):
 
 def test_one_bad_value_of_many_leaves_the_others_unwritten(recorded):
     tracker = recorded()
-    with tracker.open() as run:
-        with pytest.raises(TrackerValueError, match="'b'"):
-            run.scalars({"a": 1.0, "b": torch.ones(2)})
+    with tracker.open() as run, pytest.raises(TrackerValueError, match="'b'"):
+        run.scalars({"a": 1.0, "b": torch.ones(2)})
     assert tracker.run.records == []
 
 

@@ -86,10 +86,15 @@ def test_what_is_logged_after_a_flush_merges_with_the_point_of_the_same_step(rec
 
 def test_leaving_by_an_exception_writes_what_was_logged_and_raises_the_original(recorded):
     tracker = recorded()
-    with pytest.raises(ZeroDivisionError, match="the loop"), tracker.open() as run:
-        run.set_step(2)
-        run.scalar("loss", 1.5)
-        raise ZeroDivisionError("the loop")
+
+    def loop():
+        with tracker.open() as run:
+            run.set_step(2)
+            run.scalar("loss", 1.5)
+            raise ZeroDivisionError("the loop")
+
+    with pytest.raises(ZeroDivisionError, match="the loop"):
+        loop()
     assert tracker.run.points("loss") == {2: 1.5}
 
 

@@ -1,7 +1,7 @@
 """The device side of a tracker: every buffer that logging touches, and the clock of its windows."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -82,27 +82,35 @@ class Buffers:
         self.finish()
         passed = self.passed + 1
         completes = passed == self.sync_every
-        self._changes.extend(self._filing() if self._per_step or completes else [])
-        self._changes.append(lambda: setattr(self, "passed", passed))
-        self._changes.extend(self._swapping(step) if completes else [])
-        self._changes += [lambda: setattr(self, "step", step), lambda: self.device_step.fill_(step)]
-        self.finish()
+        self.finish(
+            [
+                *(self._filing() if self._per_step or completes else []),
+                lambda: setattr(self, "passed", passed),
+                *(self._swapping(step) if completes else []),
+                lambda: setattr(self, "step", step),
+                lambda: self.device_step.fill_(step),
+            ]
+        )
         return self.outbox[-1] if completes else None
 
     def close_window(self) -> Window:
         """End the window early, with the current step as far as it got. It is also in the outbox."""
         self.finish()
-        self._changes.extend([*self._filing(), *self._swapping(self.step)])
-        self.finish()
+        self.finish([*self._filing(), *self._swapping(self.step)])
         return self.outbox[-1]
 
-    def finish(self) -> None:
-        """Make the changes that are due. An exception in between, from a signal handler, finds all of them made.
+    def finish(self, changes: Sequence[Callable[[], object]] = ()) -> None:
+        """Make changes, after those still due. An exception from a signal handler finds none or all of them made.
 
         SIGINT and SIGTERM may raise between any two lines of ``advance``, and what is then sent on the way out must
-        hold the step once. That is why every change may be made twice, and none is forgotten before it was made.
+        hold the step once. That is why all changes become due in one call, every one of them may be made twice, and
+        none is forgotten before it was made.
+
+        Args:
+            changes: What to do, in this order.
         """
         try:
+            self._changes.extend(changes)
             self._make_changes()
         except BaseException:
             self._make_changes()

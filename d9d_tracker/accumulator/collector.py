@@ -6,10 +6,14 @@ import threading
 from collections import deque
 
 from .delivery import Delivery
+from .distributed.elsewhere import DeliveryElsewhere
+from .distributed.node import Node
 from .finish import records
-from .window import Tail, Window
+from .window import HostWindow, Tail, Window
 
 logger = logging.getLogger("d9d_tracker")
+
+_MOST_QUEUED_BYTES = 256 * 2**20
 
 
 class Collector:
@@ -19,13 +23,21 @@ class Collector:
         delivery: Where the records go.
         outbox: Where the buffers put the windows that were swapped.
         tail: What an earlier life of the run wrote for its last, unfinished step.
+        node: This rank among those that share the run; None if there are no others.
 
     Attributes:
         tail: What was written for the last, unfinished step; steady after ``drain``.
     """
 
-    def __init__(self, delivery: Delivery, outbox: deque[Window], tail: Tail | None):
+    def __init__(
+        self,
+        delivery: Delivery | DeliveryElsewhere,
+        outbox: deque[Window],
+        tail: Tail | None,
+        node: Node | None = None,
+    ):
         self.tail = tail
+        self._node = node
         self._delivery = delivery
         self._outbox = outbox
         self._newest = -1
@@ -49,7 +61,7 @@ class Collector:
         self._windows.join()
 
     def close(self) -> None:
-        """End the thread, after what was put."""
+        """End the thread, after what was put and what other ranks still send."""
         self._windows.put(None)
         self._thread.join()
 
@@ -63,6 +75,8 @@ class Collector:
                 logger.exception("window %d (steps %s) is lost", window.index, window.steps)
             finally:
                 self._windows.task_done()
+        if self._node is not None:
+            self._finish(self._node)
         self._windows.task_done()
 
     def _collect(self, window: Window, mid_step: bool) -> None:
@@ -70,6 +84,13 @@ class Collector:
             return
         self._newest = window.index
         host = window.wait()
+        if self._node is not None:
+            host = self._node.reduce(host, not mid_step, self._piles_up)
+        if host is not None:
+            self._deliver(host)
+            self.tail = Tail.of(host, self.tail) if mid_step else None
+
+    def _deliver(self, host: HostWindow) -> None:
         if self.tail is not None:
             self.tail.merge_into(host)
         finished = records(host)
@@ -77,4 +98,17 @@ class Collector:
             # Of a step that the window before has written a part of, it must not be the one to take anything back.
             first = finished[0].step if self.tail is None else max(finished[0].step, self.tail.step + 1)
             self._delivery.put(host.index, finished, first)
-        self.tail = Tail.of(host, self.tail) if mid_step else None
+
+    def _finish(self, node: Node) -> None:
+        try:
+            for host in node.finish():
+                self._deliver(host)
+        except Exception:
+            logger.exception("what other ranks logged last is lost")
+        finally:
+            node.close()
+
+    def _piles_up(self) -> bool:
+        with self._windows.mutex:
+            queued = sum(item[0].packed.nbytes for item in self._windows.queue if item is not None)
+        return queued > _MOST_QUEUED_BYTES

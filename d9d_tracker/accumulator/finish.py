@@ -1,6 +1,5 @@
 """From the states of a window to the records a backend is handed."""
 
-import numpy as np
 import torch
 
 from d9d_tracker.record import Histogram, Record
@@ -46,8 +45,3 @@ def _histograms(window: HostWindow) -> list[Record]:
         for slot, series in enumerate(window.histograms)
         if window.counts[slot, CALLS] > 0
     ]
-
-
-def empty(window: HostWindow) -> bool:
-    """Tell whether nothing was logged in a window."""
-    return not np.any(window.lanes[:, COUNT] > 0) and not np.any(window.counts[:, CALLS] > 0)

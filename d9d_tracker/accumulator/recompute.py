@@ -1,11 +1,15 @@
-"""Telling the forward of activation checkpointing from its second run in the backward."""
+"""Code that runs in another way than it is written: again in a backward, or transformed by torch.func."""
 
 import sys
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.utils.checkpoint
 
+from d9d_tracker.errors import TrackerValueError
+
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue] has no stubs
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 _AUTOGRAD_FILE = torch.autograd.__file__
 # Where checkpointing calls the user's forward again: reentrant, and not.
@@ -27,5 +31,43 @@ def is_recomputing() -> bool:
             return True
         if code.co_filename == _AUTOGRAD_FILE or code.co_name == "_engine_run_backward":
             return False
+        frame = frame.f_back
+    return False
+
+
+def is_transformed() -> bool:
+    """Tell whether the caller runs inside a transform of torch.func, such as ``grad``."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
+def check_place(name: str) -> None:
+    """Refuse to log where a value would be counted wrongly.
+
+    Args:
+        name: Name of the series.
+
+    Raises:
+        TrackerValueError: Inside ``torch.vmap``, where one value stands for many; and, under trace, inside a forward
+            that eager activation checkpointing will run again, since compiled code cannot tell the second run.
+    """
+    stack = _functorch.get_interpreter_stack()
+    if stack is not None and any(level.key() == _functorch.TransformType.Vmap for level in stack):
+        raise TrackerValueError(
+            f"series {name!r} was logged inside torch.vmap, where one value stands for many; return the value and "
+            "log it outside, reduced or with bins"
+        )
+    if torch._dynamo.is_compiling() and _is_checkpointing():
+        raise TrackerValueError(
+            f"series {name!r} is logged by a compiled function inside activation checkpointing, which runs it twice, "
+            "and compiled code cannot tell the second run: compile the function that calls the checkpoint instead, or "
+            "log outside of the checkpointed function"
+        )
+
+
+def _is_checkpointing() -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == _CHECKPOINT_FILE:
+            return True
         frame = frame.f_back
     return False

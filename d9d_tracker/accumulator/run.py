@@ -1,21 +1,35 @@
 """The run a training loop logs to: values merge into device buffers, also under torch.compile and CUDA graphs."""
 
+import itertools
 from collections.abc import Mapping
-from numbers import Real
+from typing import Any, Literal, get_args
+from weakref import WeakValueDictionary
 
 import torch
+import torch.utils._pytree
+from torch import nn
 
 from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
-from d9d_tracker_kernels import check_values
 
+from .arguments import Number, check_context, check_mapping, check_names, check_number, check_population
 from .buffers import Buffers
 from .collector import Collector
 from .delivery import Delivery
-from .recompute import is_recomputing
-from .registry import REDUCTIONS, ContextItems, HistogramSeries, Reduction, ScalarSeries, check_context, label
-from .scalars import Number
+from .distributed.elsewhere import DeliveryElsewhere
+from .inputs import begin_inputs, end_inputs
+from .recompute import check_place, is_recomputing
+from .registry import REDUCTIONS, ContextItems, HistogramSeries, Reduction, ScalarSeries, label
+from .watch import Watch
+
+Scope = Literal["global", "rank"]
+
+_tokens = itertools.count()
+_runs: WeakValueDictionary[str, "AccumulatingRun"] = WeakValueDictionary()
+# Lets a binning be an argument of a function that Dynamo calls while it traces; guarded by equality.
+for _binning in get_args(Binning):
+    torch.utils._pytree.register_constant(_binning)
 
 
 class AccumulatingRun(BaseTrackerRun):
@@ -34,9 +48,11 @@ class AccumulatingRun(BaseTrackerRun):
         self._buffers = buffers
         self._config = config
         self._context: ContextItems = ()
-        self._token = buffers.scalar_series.token
+        self._token = f"run {next(_tokens)}"
+        _runs[self._token] = self
         self._collector: Collector | None = None
-        self._delivery: Delivery | None = None
+        self._delivery: Delivery | DeliveryElsewhere | None = None
+        self._rank = "0"
 
     def set_step(self, step: int) -> None:
         """Begin a step, on the host, between steps. Never waits for the device or the backend.
@@ -82,22 +98,26 @@ class AccumulatingRun(BaseTrackerRun):
         *,
         reduce: Reduction = "mean",
         weight: Number | None = None,
+        scope: Scope = "global",
     ) -> None:
         """Merge one number into the point of the current step.
 
         Args:
             name: Name of the series.
-            value: A number, or a tensor of one element, of any real dtype. It is detached, never kept alive.
+            value: A number, or a tensor of one element, of any real dtype. It is detached, never kept alive. A
+                ``DTensor`` must be replicated; every rank's copy counts.
             context: Tags for this value alone; merged with the persistent context, over which they win.
             reduce: How several values of one step combine; a series has one reduction.
             weight: Weight in a mean, a number or a tensor of one element: the number of tokens, for example.
+            scope: ``"global"`` combines the values of all ranks, ``last`` being that of the highest rank with a value
+                in the step; ``"rank"`` keeps a series for each rank, with the context ``rank=<r>``.
 
         Raises:
             TrackerTypeError: If the value is neither a real number nor a real tensor.
             TrackerValueError: If the tensor has not exactly one element, lies on a device other than the buffers', the
                 name is empty, the reduction is not that of the series, the slots ran out, or the run is closed.
         """
-        self.scalars({name: value}, context, reduce=reduce, weight=weight)
+        self._merge([name], [value], context, reduce, weight, scope)
 
     def scalars(
         self,
@@ -106,6 +126,7 @@ class AccumulatingRun(BaseTrackerRun):
         *,
         reduce: Reduction = "mean",
         weight: Number | None = None,
+        scope: Scope = "global",
     ) -> None:
         """Merge many numbers at once: cheaper to run, and much cheaper to compile, than as many ``scalar`` calls.
 
@@ -114,25 +135,14 @@ class AccumulatingRun(BaseTrackerRun):
             context: Tags for these values alone; merged with the persistent context, over which they win.
             reduce: How several values of one step combine; a series has one reduction.
             weight: Weight of all the values in a mean.
+            scope: See ``scalar``.
 
         Raises:
             TrackerTypeError: See ``scalar``.
             TrackerValueError: See ``scalar``.
         """
-        if not torch.compiler.is_compiling() and is_recomputing():
-            return
-        items = self._merged(context)
-        slots: list[int] = []
-        numbers: list[Number] = []
-        for name, value in values.items():
-            slots.append(_scalar_slot(self._buffers, self._token, self.is_open, name, items, reduce))
-            numbers.append(self._number(name, items, value))
-        weighted = next(iter(values), "")
-        if weight is not None and reduce != "mean":
-            fail(TrackerValueError, f"{label(weighted, items)}: a weight has no meaning with reduce={reduce!r}")
-        factor = None if weight is None else self._number(f"{weighted} (weight)", items, weight)
-        if slots:
-            self._buffers.scalars.write(slots, numbers, reduce, factor)
+        check_mapping("scalars", values)
+        self._merge(list(values.keys()), list(values.values()), context, reduce, weight, scope)
 
     def bins(
         self,
@@ -142,33 +152,86 @@ class AccumulatingRun(BaseTrackerRun):
         *,
         binning: Binning | None = None,
         every: int | None = None,
+        scope: Scope = "global",
     ) -> None:
         """Count a population into the histogram of the current window.
 
         Args:
             name: Name of the series.
             values: The population: any shape and stride, float16, bfloat16, float32, float64, bool or an integer
-                dtype, on the device of the buffers. An empty tensor gives an empty histogram.
+                dtype, on the device of the buffers. An empty tensor gives an empty histogram. Of a ``DTensor`` the
+                local shard is counted, without communication, and what its mesh replicates on one rank only. A plain
+                tensor counts on every rank that logs it.
             context: Tags for this population alone; merged with the persistent context, over which they win.
             binning: How to bin it; a series has one binning. By default the one of the configuration.
             every: Count on steps divisible by this only; the others skip the work on the device. By default the one of
                 the configuration.
+            scope: ``"global"`` counts the values of all ranks together; ``"rank"`` keeps a series for each rank, with
+                the context ``rank=<r>``.
 
         Raises:
-            TrackerTypeError: If it is not a tensor, or one that cannot be binned (complex, quantized, sparse).
+            TrackerTypeError: If it is not a tensor, or one that cannot be binned (complex, quantized, sparse, partial).
             TrackerValueError: If it lies on another device, ``every`` is not positive, the name is empty, the binning
                 is not that of the series, the slots ran out, or the run is closed.
         """
-        if not torch.compiler.is_compiling() and is_recomputing():
-            return
-        items = self._merged(context)
-        self._check_population(name, items, values)
-        slot, *parameters = _histogram_slot(
-            self._buffers, self._token, self.is_open, name, items, binning, every, self._config
-        )
-        bank, step = self._buffers.histograms, self._buffers.device_step
-        torch.ops.d9d_tracker.histogram_(
-            values.detach(), bank.counts, bank.moments, bank.partials, step, slot, *parameters
+        self._count([name], [values], context, binning, every, scope)
+
+    def bins_many(
+        self,
+        values: Mapping[str, torch.Tensor],
+        context: dict[str, str] | None = None,
+        *,
+        binning: Binning | None = None,
+        every: int | None = None,
+        scope: Scope = "global",
+    ) -> None:
+        """Count many populations with one kernel launch per dtype: the gradients of a model, for example.
+
+        Args:
+            values: Name and population of each series; see ``bins``.
+            context: Tags for these populations alone; merged with the persistent context, over which they win.
+            binning: How to bin all of them; see ``bins``.
+            every: Count on steps divisible by this only; see ``bins``.
+            scope: See ``bins``.
+
+        Raises:
+            TrackerTypeError: See ``bins``; none of the populations is counted then.
+            TrackerValueError: See ``bins``; none of the populations is counted then.
+        """
+        check_mapping("bins_many", values)
+        self._count(list(values.keys()), list(values.values()), context, binning, every, scope)
+
+    def watch(
+        self,
+        module: nn.Module,
+        *,
+        gradients: bool = True,
+        parameters: bool = False,
+        activations: bool = False,
+        every: int | None = None,
+        binning: Binning | None = None,
+    ) -> Watch:
+        """Log histograms of a module's gradients, parameters or activations from now on.
+
+        Args:
+            module: What to watch.
+            gradients: Log ``gradients/<parameter>`` whenever an optimizer steps.
+            parameters: Log ``parameters/<parameter>`` whenever an optimizer steps, before it does.
+            activations: Log ``activations/<module>``, the output of every leaf module, whenever it runs.
+            every: Count on steps divisible by this only. By default the one of the configuration.
+            binning: How to bin. By default the one of the configuration.
+
+        Returns:
+            The watch, to end it with ``remove``.
+        """
+        return Watch(
+            self,
+            module,
+            gradients=gradients,
+            parameters=parameters,
+            activations=activations,
+            every=every,
+            binning=binning,
         )
 
     def flush(self) -> None:
@@ -185,14 +248,15 @@ class AccumulatingRun(BaseTrackerRun):
         assert self._delivery is not None
         self._delivery.flush(self._config.flush_timeout)
 
-    def attach(self, collector: Collector, delivery: Delivery) -> None:
+    def attach(self, collector: Collector, delivery: Delivery | DeliveryElsewhere, rank: int) -> None:
         """Open the run: what is logged goes to a backend from now on.
 
         Args:
             collector: Takes the windows.
             delivery: Takes the records of the windows.
+            rank: This process among those that share the run.
         """
-        self._collector, self._delivery = collector, delivery
+        self._collector, self._delivery, self._rank = collector, delivery, str(rank)
         self._context = ()
         self.is_open = True
 
@@ -227,50 +291,83 @@ class AccumulatingRun(BaseTrackerRun):
         assert self._collector is not None
         return self._collector
 
-    def _merged(self, context: dict[str, str] | None) -> ContextItems:
-        if context is None:
+    def _merge(
+        self,
+        names: list[str],
+        values: list[Any],
+        context: dict[str, str] | None,
+        reduce: Reduction,
+        weight: Number | None,
+        scope: Scope,
+    ) -> None:
+        if torch.compiler.is_compiling():
+            begin_inputs()
+            for value in (*values, weight):
+                isinstance(value, torch.Tensor)
+            end_inputs()
+        check_names(names)
+        if not names or self._is_repeated(names[0]):
+            return
+        items = self._merged(names[0], context, scope)
+        if weight is not None and reduce != "mean":
+            fail(TrackerValueError, f"{label(names[0], items)}: a weight has no meaning with reduce={reduce!r}")
+        device = self._buffers.device
+        numbers = [check_number(name, items, value, device) for name, value in zip(names, values, strict=True)]
+        factor = None if weight is None else check_number(f"{names[0]} (weight)", items, weight, device)
+        slots = [_scalar_slot(self._token, self.is_open, name, items, reduce) for name in names]
+        self._buffers.scalars.write(slots, numbers, reduce, factor)
+
+    def _count(
+        self,
+        names: list[str],
+        values: list[torch.Tensor],
+        context: dict[str, str] | None,
+        binning: Binning | None,
+        every: int | None,
+        scope: Scope,
+    ) -> None:
+        check_names(names)
+        if not names or self._is_repeated(names[0]):
+            return
+        items = self._merged(names[0], context, scope)
+        device = self._buffers.device
+        populations: list[torch.Tensor] = []
+        rows: list[int] = []
+        parameters: list[Any] = []
+        for name, value in zip(names, values, strict=True):
+            population, counts = check_population(name, items, value, device)
+            row, *parameters = _histogram_slot(self._token, self.is_open, name, items, binning, every)
+            if counts:
+                populations.append(population.detach())
+                rows.append(row)
+        if not rows:
+            return
+        bank = self._buffers.histograms
+        state = (bank.counts, bank.moments, bank.partials, self._buffers.device_step)
+        if len(rows) == 1:
+            torch.ops.d9d_tracker.histogram_(populations[0], *state, rows[0], *parameters)
+        else:
+            torch.ops.d9d_tracker.histogram_many_(populations, *state, rows, *parameters)
+
+    def _is_repeated(self, name: str) -> bool:
+        if torch.compiler.is_compiling():
+            _check_place(name)
+            return False
+        check_place(name)
+        return is_recomputing()
+
+    def _merged(self, name: str, context: dict[str, str] | None, scope: Scope) -> ContextItems:
+        if context is None and scope == "global":
             return self._context
-        _check_call_context(context)
-        return tuple(sorted({**dict(self._context), **context}.items()))
-
-    def _number(self, name: str, items: ContextItems, value: object) -> Number:
-        if isinstance(value, torch.Tensor):
-            return self._one_element(name, items, value)
-        if isinstance(value, bool | int | float):
-            return value
-        if not torch.compiler.is_compiling() and isinstance(value, Real):  # NumPy's numbers
-            return float(value)
-        received = f"{value!r} of type {type(value).__name__}"
-        fail(TrackerTypeError, f"{label(name, items)}: a scalar is a number or a tensor of one element, not {received}")
-
-    def _one_element(self, name: str, items: ContextItems, value: torch.Tensor) -> Number:
-        if value.numel() != 1:
-            fail(
-                TrackerValueError,
-                f"{label(name, items)}: a scalar has one element, not shape {tuple(value.shape)}; reduce it first, "
-                "with .mean() for example, or log its distribution with bins",
-            )
-        if value.is_complex():
-            fail(TrackerTypeError, f"{label(name, items)}: {value.dtype} is not real; log .abs() or its parts")
-        if value.device == self._buffers.device:
-            return value
-        if value.device.type == "cpu":
-            return value.to(self._buffers.device) if torch.compiler.is_compiling() else float(value.item())
-        fail(
-            TrackerValueError,
-            f"{label(name, items)}: the value is on {value.device} and the buffers are on {self._buffers.device}; set "
-            "accumulator.device to where the training runs",
-        )
-
-    def _check_population(self, name: str, items: ContextItems, values: object) -> None:
-        if not isinstance(values, torch.Tensor):
-            fail(TrackerTypeError, f"{label(name, items)}: bins takes a tensor, not {type(values).__name__}")
-        try:
-            check_values(values, self._buffers.device)
-        except TypeError as error:
-            fail(TrackerTypeError, f"{label(name, items)}: {error}")
-        except ValueError as error:
-            fail(TrackerValueError, f"{label(name, items)}: {error}; or set accumulator.device")
+        merged = dict(self._context)
+        if context is not None:
+            check_context(name, context)
+            merged.update(context)
+        if scope == "rank":
+            merged["rank"] = self._rank
+        elif scope != "global":
+            fail(TrackerValueError, f"series {name!r}: scope={scope!r} is neither 'global' nor 'rank'")
+        return tuple(sorted(merged.items()))
 
     def _refuse_inside_graphs(self, method: str) -> None:
         if torch.compiler.is_compiling():
@@ -286,37 +383,40 @@ class AccumulatingRun(BaseTrackerRun):
             raise TrackerValueError(f"{method}: the run is closed; log inside `with tracker.open(...) as run`")
 
 
+# Dynamo calls these while it traces and compiles what they return into the graph, guarded on the arguments. A run is no
+# argument for some versions of torch, and unguarded as the object of a method; the token of a run is guarded.
+
+
 @torch.compiler.assume_constant_result
-def _scalar_slot(buffers: Buffers, token: str, is_open: bool, name: str, items: ContextItems, reduce: Reduction) -> int:
+def _scalar_slot(token: str, is_open: bool, name: str, items: ContextItems, reduce: Reduction) -> int:
     _refuse_closed_series(is_open, name, items)
     if reduce not in REDUCTIONS:
         raise TrackerValueError(f"{label(name, items)}: reduce={reduce!r} is not one of {', '.join(REDUCTIONS)}")
-    return buffers.scalar_series.slot(ScalarSeries(name, items, reduce))
+    return _runs[token]._buffers.scalar_series.slot(ScalarSeries(name, items, reduce))
 
 
 @torch.compiler.assume_constant_result
 def _histogram_slot(
-    buffers: Buffers,
-    token: str,
-    is_open: bool,
-    name: str,
-    items: ContextItems,
-    binning: Binning | None,
-    every: int | None,
-    config: AccumulatorConfig,
+    token: str, is_open: bool, name: str, items: ContextItems, binning: Binning | None, every: int | None
 ) -> tuple[int, int, int, int, float, float]:
     _refuse_closed_series(is_open, name, items)
+    buffers, config = _runs[token]._buffers, _runs[token]._config
     cadence = config.bins_every if every is None else every
     if isinstance(cadence, bool) or not isinstance(cadence, int) or cadence < 1:
         raise TrackerValueError(f"{label(name, items)}: every={every!r} is not a positive int; leave it out or pass 1")
     chosen = config.binning if binning is None else binning
+    if not isinstance(chosen, Binning):
+        raise TrackerTypeError(
+            f"{label(name, items)}: a binning is an ExponentialBinning, LinearBinning or IntegerBinning, not "
+            f"{type(chosen).__name__}"
+        )
     slot = buffers.histogram_series.slot(HistogramSeries(name, items, chosen))
     return (slot, cadence, *chosen.parameters())
 
 
 @torch.compiler.assume_constant_result
-def _check_call_context(context: object) -> None:
-    check_context("context", context)
+def _check_place(name: str) -> None:
+    check_place(name)
 
 
 def _refuse_closed_series(is_open: bool, name: str, items: ContextItems) -> None:

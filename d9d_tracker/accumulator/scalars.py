@@ -11,12 +11,14 @@ A value is merged into WEIGHT, COUNT and the one lane that the reduction of its 
 NaN runs through all of them as it does through eager arithmetic.
 """
 
+import functools
 import math
-from typing import TypeVar
 
 import numpy as np
 import torch
 
+from .arguments import Number
+from .recompute import is_transformed
 from .registry import Reduction
 
 SUM, WEIGHT, COUNT, MAX, NEGATED_MIN, LAST = range(6)
@@ -24,9 +26,6 @@ LANES = 6
 _INITIAL = (0.0, 0.0, 0.0, -math.inf, -math.inf, 0.0)
 _ADDED = (0.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # by any value to the lanes that hold no value
 _VALUE_LANE: dict[Reduction, int] = {"mean": SUM, "sum": SUM, "min": NEGATED_MIN, "max": MAX, "last": LAST}
-
-Number = torch.Tensor | float
-AnyNumber = TypeVar("AnyNumber", torch.Tensor, torch.Tensor | float)
 
 
 class ScalarBank:
@@ -57,9 +56,13 @@ class ScalarBank:
             reduce: The reduction of the series.
             weight: Weight of all the values in a mean, a number or a one-element tensor on that device; 1 if None.
         """
-        if torch.compiler.is_compiling():
+        is_traced = torch.compiler.is_compiling()
+        if is_traced and not _is_transformed():
             self._write_traced(slots, values, reduce, weight)
         else:
+            if is_traced:
+                values = [self._traced(value) for value in values]
+                weight = None if weight is None else self._traced(weight)
             tensors = [(s, v) for s, v in zip(slots, values, strict=True) if isinstance(v, torch.Tensor)]
             numbers = [(s, float(v)) for s, v in zip(slots, values, strict=True) if not isinstance(v, torch.Tensor)]
             torch.ops.d9d_tracker.merge_scalars_(
@@ -72,36 +75,34 @@ class ScalarBank:
                 1.0 if weight is None or isinstance(weight, torch.Tensor) else float(weight),
             )
 
-    def _write_traced(
-        self, slots: list[int], values: list[Number], reduce: Reduction, weight: Number | None
-    ) -> None:
+    def _write_traced(self, slots: list[int], values: list[Number], reduce: Reduction, weight: Number | None) -> None:
         # Selecting by comparisons over the whole bank, and not by an index, lets Inductor fuse the writes of a graph
         # into one kernel. It does so only while each write reads the state before it a single time.
-        lane = _VALUE_LANE[reduce]
+        traced = [self._traced(value) for value in values]
+        at = self._slot.expand_as(self.current)  # one shape throughout, to be one kernel
+        value, chosen = traced[0], at == slots[0]
+        if len(slots) > 1:
+            # Not torch.stack, which takes a kernel for each value.
+            for slot, other in zip(slots[1:], traced[1:], strict=True):
+                value = torch.where(at == slot, other, value)
+            spans = [(at >= first) & (at < last + 1) for first, last in _spans(slots)]
+            chosen = functools.reduce(torch.logical_or, spans)
         added = self._added
         if weight is not None:
             weight = self._traced(weight)
+            value = value * weight
             added = torch.where(self._lane == WEIGHT, weight, added)
-        for first, run in _runs(slots, values):
-            traced = [self._traced(value) for value in run]
-            if len(traced) == 1:
-                value, chosen = traced[0], self._slot == first
-            else:
-                end = first + len(traced)
-                value = torch.nn.functional.pad(torch.stack(traced), (first, self._slot.numel() - end))
-                chosen = (self._slot >= first) & (self._slot < end)
-            if weight is not None:
-                value = value * weight
-            cell = chosen & (self._lane == lane)
-            counted = torch.where(chosen, added, 0.0)
-            if lane == SUM:
-                merged = self.current + torch.where(cell, value, counted)
-            elif lane == LAST:
-                merged = torch.where(cell, value, self.current) + counted
-            else:
-                extreme = -value if lane == NEGATED_MIN else value
-                merged = torch.maximum(self.current, torch.where(cell, extreme, -math.inf)) + counted
-            self.current.copy_(merged)
+        lane = _VALUE_LANE[reduce]
+        cell = chosen & (self._lane == lane)
+        counted = torch.where(chosen, added, 0.0)
+        if lane == SUM:
+            merged = self.current + torch.where(cell, value, counted)
+        elif lane == LAST:
+            merged = torch.where(cell, value, self.current) + counted
+        else:
+            extreme = -value if lane == NEGATED_MIN else value
+            merged = torch.maximum(self.current, torch.where(cell, extreme, -math.inf)) + counted
+        self.current.copy_(merged)
 
     def _traced(self, value: Number) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
@@ -122,14 +123,20 @@ class ScalarBank:
         self.current.copy_(self._initial)
 
 
-def _runs(slots: list[int], values: list[AnyNumber]) -> list[tuple[int, list[AnyNumber]]]:
-    runs: list[tuple[int, list[AnyNumber]]] = []
-    for slot, value in sorted(zip(slots, values, strict=True), key=lambda pair: pair[0]):
-        if runs and runs[-1][0] + len(runs[-1][1]) == slot:
-            runs[-1][1].append(value)
+def _spans(slots: list[int]) -> list[tuple[int, int]]:
+    """Return the first and the last slot of every unbroken span."""
+    spans: list[tuple[int, int]] = []
+    for slot in sorted(slots):
+        if spans and spans[-1][1] == slot - 1:
+            spans[-1] = (spans[-1][0], slot)
         else:
-            runs.append((slot, [value]))
-    return runs
+            spans.append((slot, slot))
+    return spans
+
+
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    return is_transformed()
 
 
 # Eager writes go through one opaque op: a dispatch mode around the user's forward (selective activation checkpointing)
@@ -154,9 +161,12 @@ def _merge_scalars(
     values = [tensor.detach().reshape(1).to(current.dtype) for tensor in tensors]
     values += [torch.full((1,), number, dtype=current.dtype, device=current.device) for number in numbers]
     weights = 1.0 * weight if weight_tensor is None else weight_tensor.detach().reshape(()).to(current.dtype)
-    for first, run in _runs(slots, values):
-        value = torch.cat(run) if len(run) > 1 else run[0]
-        state = current[:, first : first + len(run)]
+    ordered = torch.cat([value for _, value in sorted(zip(slots, values, strict=True), key=lambda pair: pair[0])])
+    start = 0
+    for first, last in _spans(slots):
+        state = current[:, first : last + 1]
+        value = ordered[start : start + state.shape[1]]
+        start += state.shape[1]
         state[WEIGHT].add_(weights)
         state[COUNT].add_(1.0)
         if lane == SUM:

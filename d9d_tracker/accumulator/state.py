@@ -34,7 +34,26 @@ class _Backend(BaseModel):
     state: dict[str, Any]
 
 
-class _Table(BaseModel):
+class _TailScalar(BaseModel):
+    """What was written for the unfinished step of a scalar series."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    series: tuple[str, dict[str, str], Reduction]
+    lanes: Annotated[list[float], Field(min_length=LANES, max_length=LANES)]
+
+
+class _TailHistogram(BaseModel):
+    """What was written for the unfinished step of a histogram series: the counts that are not zero, and the moments."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    series: tuple[str, dict[str, str], Annotated[Binning, Field(discriminator="kind")]]
+    counts: dict[Annotated[int, Field(ge=0, lt=HEADER + CELLS)], int]
+    moments: Annotated[list[float], Field(min_length=MOMENTS, max_length=MOMENTS)]
+
+
+class Table(BaseModel):
     """The structured part of a state, JSON text in the checkpoint."""
 
     model_config = ConfigDict(extra="forbid")
@@ -48,13 +67,11 @@ class _Table(BaseModel):
     passed: NonNegativeInt
     windows: NonNegativeInt
     tail_step: NonNegativeInt | None = None
-    tail_lanes: dict[int, list[float]] = {}
-    tail_counts: dict[int, dict[int, int]] = {}
-    tail_moments: dict[int, list[float]] = {}
+    tail_scalars: list[_TailScalar] = []
+    tail_histograms: list[_TailHistogram] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        scalars, histograms = range(len(self.scalars)), range(len(self.histograms))
         checks = {
             "two series have the same name and context": _distinct(self.scalars) and _distinct(self.histograms),
             "a series has no name": all(name for name, *_ in (*self.scalars, *self.histograms)),
@@ -62,11 +79,6 @@ class _Table(BaseModel):
             "the window is ahead of the step": self.first <= min([*self.filed, self.step])
             and max(self.filed, default=0) <= self.step,
             "the window has more rows than steps": len(self.filed) <= self.passed,
-            "the unfinished step names unknown series": set(self.tail_lanes) <= set(scalars)
-            and set(self.tail_counts) == set(self.tail_moments) <= set(histograms),
-            "the unfinished step has other lanes": all(len(lanes) == LANES for lanes in self.tail_lanes.values())
-            and all(len(moments) == MOMENTS for moments in self.tail_moments.values())
-            and all(0 <= column < HEADER + CELLS for counts in self.tail_counts.values() for column in counts),
         }
         for fault, holds in checks.items():
             if not holds:
@@ -87,7 +99,7 @@ def save(buffers: Buffers, tail: Tail | None, kept: list[int], backend: dict[str
         backend: State of the backend's tracker, of plain JSON values.
     """
     buffers.finish()
-    table = _Table(
+    table = Table(
         resolution=buffers.resolution,
         scalars=[(s.name, dict(s.context), s.reduce) for s in buffers.scalar_series.series],
         histograms=[(s.name, dict(s.context), s.binning) for s in buffers.histogram_series.series],
@@ -99,12 +111,21 @@ def save(buffers: Buffers, tail: Tail | None, kept: list[int], backend: dict[str
     )
     if tail is not None:
         table.tail_step = tail.step
-        table.tail_lanes = {slot: lanes.tolist() for slot, lanes in tail.lanes.items()}
-        table.tail_counts = {
-            slot: {int(column): int(counts[column]) for column in np.flatnonzero(counts)}
-            for slot, counts in tail.counts.items()
-        }
-        table.tail_moments = {slot: moments.tolist() for slot, moments in tail.moments.items()}
+        table.tail_scalars = [
+            _TailScalar(series=(series.name, dict(series.context), series.reduce), lanes=lanes.tolist())
+            for series, lanes in tail.lanes.items()
+        ]
+        table.tail_histograms = [
+            _TailHistogram(
+                series=(series.name, dict(series.context), series.binning),
+                counts={int(column): int(counts[column]) for column in np.flatnonzero(counts)},
+                moments=tail.moments[series].tolist(),
+            )
+            for series, counts in tail.counts.items()
+        ]
+    rows, scalars = len(buffers.filed), len(buffers.scalar_series.series)
+    window = torch.zeros_like(buffers.scalars.window)  # the other rows are of an earlier window
+    window[:rows, :, :scalars] = buffers.scalars.window[:rows, :, :scalars]
     return {
         "version": VERSION,
         "backend": json.dumps(backend),
@@ -112,7 +133,7 @@ def save(buffers: Buffers, tail: Tail | None, kept: list[int], backend: dict[str
         # Python's JSON, unlike pydantic's, writes the infinities of empty states so that they can be read back.
         "table": json.dumps(table.model_dump(mode="python")),
         "current": buffers.scalars.current.clone(),
-        "window": buffers.scalars.window.clone(),
+        "window": window,
         "counts": buffers.histograms.counts.clone(),
         "moments": buffers.histograms.moments.clone(),
     }
@@ -147,11 +168,11 @@ class LoadedState:
         try:
             self.backend = _Backend.model_validate(json.loads(state["backend"])).model_dump()
             self.kept = TypeAdapter(list[int]).validate_python(json.loads(state["kept"]))
-            self._table = _Table.model_validate(json.loads(state["table"]))
+            self._table = Table.model_validate(json.loads(state["table"]))
         except (TypeError, ValueError) as error:
             raise ValueError(f"the state of the tracker is damaged: {error}") from error
-        self._scalars = [ScalarSeries(n, tuple(sorted(c.items())), r) for n, c, r in self._table.scalars]
-        self._histograms = [HistogramSeries(n, tuple(sorted(c.items())), b) for n, c, b in self._table.histograms]
+        self._scalars = [scalar_series(*series) for series in self._table.scalars]
+        self._histograms = [histogram_series(*series) for series in self._table.histograms]
         self._tensors = {key: state[key] for key in _DTYPES}
         self._check_tensors()
         self._check_fit(buffers)
@@ -170,6 +191,7 @@ class LoadedState:
         histogram_slots = [buffers.histogram_series.slot(series) for series in self._histograms]
         tensors = {key: tensor.to(buffers.device) for key, tensor in self._tensors.items()}
         rows = len(self._table.filed)
+        buffers.scalars.window[:rows] = 0.0  # a series that the state does not know has nothing in them
         for saved, slot in enumerate(scalar_slots):
             buffers.scalars.current[:, slot] = tensors["current"][:, saved]
             buffers.scalars.window[:rows, :, slot] = tensors["window"][:rows, :, saved]
@@ -179,18 +201,20 @@ class LoadedState:
         buffers.step, buffers.first, buffers.filed = self._table.step, self._table.first, list(self._table.filed)
         buffers.passed, buffers.windows = self._table.passed, self._table.windows
         buffers.device_step.fill_(buffers.step)
-        return self._tail(scalar_slots, histogram_slots)
+        return self._tail()
 
-    def _tail(self, scalar_slots: list[int], histogram_slots: list[int]) -> Tail | None:
+    def _tail(self) -> Tail | None:
         table = self._table
         if table.tail_step is None:
             return None
         tail = Tail(table.tail_step)
-        tail.lanes = {scalar_slots[saved]: np.array(lanes) for saved, lanes in table.tail_lanes.items()}
-        tail.moments = {histogram_slots[saved]: np.array(moments) for saved, moments in table.tail_moments.items()}
-        for saved, counts in table.tail_counts.items():
-            row = tail.counts[histogram_slots[saved]] = np.zeros(HEADER + CELLS, dtype=np.int64)
-            row[list(counts)] = list(counts.values())
+        for scalar in table.tail_scalars:
+            tail.lanes[scalar_series(*scalar.series)] = np.array(scalar.lanes)
+        for histogram in table.tail_histograms:
+            series = histogram_series(*histogram.series)
+            tail.moments[series] = np.array(histogram.moments)
+            row = tail.counts[series] = np.zeros(HEADER + CELLS, dtype=np.int64)
+            row[list(histogram.counts)] = list(histogram.counts.values())
         return tail
 
     def _check_tensors(self) -> None:
@@ -233,6 +257,16 @@ class LoadedState:
             )
         _check_series(self._scalars, buffers.scalar_series, "max_scalars")
         _check_series(self._histograms, buffers.histogram_series, "max_histograms")
+
+
+def scalar_series(name: str, context: dict[str, str], reduce: Reduction) -> ScalarSeries:
+    """Return a scalar series as a state names it."""
+    return ScalarSeries(name, tuple(sorted(context.items())), reduce)
+
+
+def histogram_series(name: str, context: dict[str, str], binning: Binning) -> HistogramSeries:
+    """Return a histogram series as a state names it."""
+    return HistogramSeries(name, tuple(sorted(context.items())), binning)
 
 
 def _distinct(series: Sequence[tuple[str, dict[str, str], Any]]) -> bool:

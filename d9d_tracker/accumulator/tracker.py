@@ -17,6 +17,10 @@ from .backlog import Backlog
 from .buffers import Buffers
 from .collector import Collector
 from .delivery import Delivery, DeliveryReport
+from .distributed.elsewhere import DeliveryElsewhere
+from .distributed.job import Job
+from .distributed.node import Node
+from .distributed.state import own_state, wrap
 from .finish import records
 from .run import AccumulatingRun
 from .state import LoadedState, save
@@ -47,7 +51,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         self._left: dict[str, Any] | None = None  # the state in which the last run was left
         self._kept: list[int] = []  # windows that were in the backlog when the last state was taken
         self._collector: Collector | None = None
-        self._delivery: Delivery | None = None
+        self._delivery: Delivery | DeliveryElsewhere | None = None
+        self._job: Job | None = None
 
     @classmethod
     def from_config(cls, config: TrackerConfig) -> Self:
@@ -62,6 +67,18 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         return cls(backend, config.accumulator or AccumulatorConfig())
 
     @property
+    def rank(self) -> int:
+        """This process among those that share the run; 0, the one that writes, if there are no others."""
+        job = self._find_job()
+        return 0 if job is None else job.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes share the run."""
+        job = self._find_job()
+        return 1 if job is None else job.size
+
+    @property
     def copies(self) -> int:
         """How many copies to the host the current or the last run took."""
         return 0 if self._buffers is None else self._buffers.copies
@@ -69,6 +86,9 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
     @contextmanager
     def open(self, properties: RunConfig) -> Iterator[AccumulatingRun]:
         """Open a run, or go on with the one that a loaded state belongs to.
+
+        In a torch.distributed job every rank opens it, leaves it and flushes it; rank 0 alone opens the backend. What
+        fails on one rank is raised on all.
 
         On leaving, also by an exception, the partial window is sent and delivered within ``flush_timeout`` seconds;
         what the backend has not accepted by then is kept on disk. Closing the backend may take as long again; after
@@ -81,21 +101,30 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             The open run.
 
         Raises:
-            TrackerValueError: If a run of this tracker is open already.
+            TrackerValueError: If a run of this tracker is open already; if the ranks of a job differ in what they must
+                agree on, are not all here in time, or rank 0 could not open the backend.
             RuntimeError: If another job writes to this run.
         """
         if self._collector is not None:
             raise TrackerValueError(f"open({properties.name!r}): a run of this tracker is open; leave it first")
         buffers, run = self._allocate()
+        job = self._find_job()
+        if job is not None:
+            job.agree(
+                {
+                    "accumulator.sync_every": self._config.sync_every,
+                    "accumulator.scalar_resolution": self._config.scalar_resolution,
+                    "the run of the loaded state": None if self._resume is None else self.run_id,
+                }
+            )
         if self._resume is None:
             buffers.start()
             self._tail = None
-        context = self._tracker.open(properties)
+        context = self._tracker.open(properties) if job is None else job.open(self._tracker, properties)
         try:
             backend = context.__enter__()
             try:
-                collector, delivery = self._begin(backend, buffers)
-                run.attach(collector, delivery)
+                self._connect_and_begin(job, backend, buffers, run)
                 yield run
             finally:
                 hanging = self._delivery
@@ -115,9 +144,17 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         windows on their way; does not end the current window. After a run closed, it is the state in which the run was
         left: who resumes from it goes on with the window that leaving sent early.
 
+        In a job of several ranks the state holds what this rank has to save. ``torch.distributed.checkpoint`` keeps the
+        states of all ranks. It may be called on some ranks only; it does not communicate.
+
         Returns:
             Tensors on the device of the buffers and plain values; loads with ``torch.load(..., weights_only=True)``.
         """
+        state = self._own_state()
+        job = self._find_job()
+        return state if job is None else wrap(state, job.rank, job.size)
+
+    def _own_state(self) -> dict[str, Any]:
         buffers, _ = self._allocate()
         if self._left is not None:
             return copy.deepcopy(self._left)
@@ -131,7 +168,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         """Restore a state, before ``open``, which then goes on with that run.
 
         Args:
-            state_dict: What ``state_dict`` returned, on any device.
+            state_dict: What ``state_dict`` returned, on any device. A checkpoint that another number of ranks saved is
+                loaded with ``d9d_tracker.distributed.load`` instead.
 
         Raises:
             TrackerValueError: If a run is open.
@@ -140,7 +178,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         if self._collector is not None:
             raise TrackerValueError("load_state_dict: a run of this tracker is open; load before `open`")
         buffers, _ = self._allocate()
-        loaded = LoadedState(state_dict, buffers)
+        loaded = LoadedState(own_state(state_dict, self.rank, self.world_size), buffers)
         if loaded.backend["type"] != type(self._tracker).__name__:
             raise ValueError(
                 f"the state belongs to a {loaded.backend['type']} and this is a {type(self._tracker).__name__}; resume "
@@ -162,7 +200,43 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         backend = {"type": type(self._tracker).__name__, "state": self._tracker.state_dict()}
         return save(buffers, self._tail, self._kept, backend)
 
-    def _begin(self, backend: BaseTrackerRun, buffers: Buffers) -> tuple[Collector, Delivery]:
+    def _find_job(self) -> Job | None:
+        if self._collector is None and (self._job is None or self._job.is_stale):
+            self._job = Job.of(self._config)
+        return self._job
+
+    def _connect_and_begin(
+        self, job: Job | None, backend: BaseTrackerRun | None, buffers: Buffers, run: AccumulatingRun
+    ) -> None:
+        node = None if job is None else job.connect()
+
+        def begin() -> None:
+            if backend is not None:
+                self._begin(backend, buffers, run, node)
+
+        try:
+            if job is None:
+                begin()
+            else:
+                job.on_all_ranks(begin)
+        except BaseException:
+            if node is not None and self._collector is None:
+                node.close()
+            raise
+        if node is not None and backend is None:
+            self._begin_elsewhere(buffers, run, node)
+
+    def _begin_elsewhere(self, buffers: Buffers, run: AccumulatingRun, node: Node) -> None:
+        """Begin a run on a rank that does not write."""
+        self.run_id = self._tracker.run_id
+        self._delivery = DeliveryElsewhere()
+        self.report = self._delivery.report
+        self._collector = Collector(self._delivery, buffers.outbox, None, node)
+        self._resume = self.resume_id = self._left = None
+        self._kept = []
+        run.attach(self._collector, self._delivery, self.rank)
+
+    def _begin(self, backend: BaseTrackerRun, buffers: Buffers, run: AccumulatingRun, node: Node | None) -> None:
         self.run_id = self._tracker.run_id
         name = f"{type(self._tracker).__name__}-{self.run_id}"
         backlog = Backlog(self._config.backlog_dir, name, self._config.backlog_bytes)
@@ -175,14 +249,13 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             raise
         self.report = self._delivery.report
         if self._tail is not None:
-            series = buffers.scalar_series.series, buffers.histogram_series.series
-            written = records(self._tail.as_window(buffers.next_window(), *series))
+            written = records(self._tail.as_window(buffers.next_window()))
             if written:
                 self._delivery.put(buffers.windows - 1, written, self._tail.step)
-        self._collector = Collector(self._delivery, buffers.outbox, self._tail)
+        self._collector = Collector(self._delivery, buffers.outbox, self._tail, node)
         self._resume = self.resume_id = self._left = None
         self._kept = []
-        return self._collector, self._delivery
+        run.attach(self._collector, self._delivery, self.rank)
 
     def _take_back(self, backend: BaseTrackerRun, backlog: Backlog, first: int) -> None:
         """Have backend and backlog hold what the loaded state does not: everything before ``first``, and only that."""
@@ -199,7 +272,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         # A kill may have come between the delivery of a kept window and its removal from the backlog.
         backend.rewind(next(iter(kept.values())).first if kept else first)
 
-    def _end(self, run: AccumulatingRun) -> Delivery | None:
+    def _end(self, run: AccumulatingRun) -> Delivery | DeliveryElsewhere | None:
         """Send and deliver what is left; return the delivery if the backend does not let go of its thread."""
         collector, delivery = self._collector, self._delivery
         if delivery is None:
@@ -228,7 +301,10 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             self._collector = self._delivery = None
 
     def _close_backend(
-        self, context: AbstractContextManager[BaseTrackerRun], name: str, hanging: Delivery | None
+        self,
+        context: AbstractContextManager[BaseTrackerRun | None],
+        name: str,
+        hanging: Delivery | DeliveryElsewhere | None,
     ) -> None:
         raised = sys.exc_info()
 

@@ -112,15 +112,15 @@ class Tail:
 
     Attributes:
         step: The step.
-        lanes: Lanes of each scalar slot that was written, float64 of shape ``[LANES]``.
-        counts: Header and cells of each histogram slot that was written, int64 of shape ``[HEADER + CELLS]``.
-        moments: Moments of each histogram slot that was written, float64 of shape ``[4]``.
+        lanes: Lanes of each scalar series that was written, float64 of shape ``[LANES]``.
+        counts: Header and cells of each histogram series that was written, int64 of shape ``[HEADER + CELLS]``.
+        moments: Moments of each histogram series that was written, float64 of shape ``[4]``.
     """
 
     step: int
-    lanes: dict[int, np.ndarray] = field(default_factory=dict)
-    counts: dict[int, np.ndarray] = field(default_factory=dict)
-    moments: dict[int, np.ndarray] = field(default_factory=dict)
+    lanes: dict[ScalarSeries, np.ndarray] = field(default_factory=dict)
+    counts: dict[HistogramSeries, np.ndarray] = field(default_factory=dict)
+    moments: dict[HistogramSeries, np.ndarray] = field(default_factory=dict)
 
     def merge_into(self, window: HostWindow) -> None:
         """Merge what was written into the points of the same step of a later window, in place.
@@ -129,37 +129,33 @@ class Tail:
             window: The window that follows.
         """
         for row, step in enumerate(window.steps):
-            for slot, lanes in self.lanes.items():
-                if step == self.step and window.lanes[row, COUNT, slot] > 0:
-                    window.lanes[row, :, slot] = merge_lanes(lanes[:, None], window.lanes[row, :, slot, None])[:, 0]
-        for slot, counts in self.counts.items():
-            if window.counts[slot, CALLS] > 0 and window.counts[slot, LAST_STEP] == self.step:
-                window.counts[slot] += counts
-                window.counts[slot, LAST_STEP] = self.step
-                window.moments[slot] = _merge_moments(self.moments[slot], window.moments[slot])
+            for slot, series in enumerate(window.scalars if step == self.step else ()):
+                if series in self.lanes and window.lanes[row, COUNT, slot] > 0:
+                    older, newer = self.lanes[series][:, None], window.lanes[row, :, slot, None]
+                    window.lanes[row, :, slot] = merge_lanes(older, newer)[:, 0]
+        for slot, series in enumerate(window.histograms):
+            counts = window.counts[slot]
+            if series in self.counts and counts[CALLS] > 0 and counts[LAST_STEP] == self.step:
+                counts += self.counts[series]
+                counts[LAST_STEP] = self.step
+                window.moments[slot] = _merge_moments(self.moments[series], window.moments[slot])
 
-    def as_window(self, index: int, scalars: list[ScalarSeries], histograms: list[HistogramSeries]) -> HostWindow:
+    def as_window(self, index: int) -> HostWindow:
         """Return what was written as a window of its own, to write it again.
 
         Args:
             index: Index of that window.
-            scalars: All scalar series, in the order of their slots.
-            histograms: All histogram series, in the order of their slots.
         """
-        window = HostWindow(
+        lanes, histograms = list(self.lanes.values()), list(self.counts)
+        return HostWindow(
             index=index,
             steps=[self.step],
-            lanes=np.zeros((1, LANES, len(scalars))),
-            counts=np.zeros((len(histograms), _COLUMNS), dtype=np.int64),
-            moments=np.zeros((len(histograms), MOMENTS)),
-            scalars=scalars,
+            lanes=np.array(lanes).reshape(1, len(lanes), LANES).transpose(0, 2, 1),
+            counts=np.array(list(self.counts.values()), dtype=np.int64).reshape(len(histograms), _COLUMNS),
+            moments=np.array([self.moments[series] for series in histograms]).reshape(len(histograms), MOMENTS),
+            scalars=list(self.lanes),
             histograms=histograms,
         )
-        for slot, lanes in self.lanes.items():
-            window.lanes[0, :, slot] = lanes
-        for slot, counts in self.counts.items():
-            window.counts[slot], window.moments[slot] = counts, self.moments[slot]
-        return window
 
     @classmethod
     def of(cls, window: HostWindow, before: "Tail | None") -> "Tail":
@@ -173,10 +169,10 @@ class Tail:
         if before is not None and before.step == tail.step:
             tail.lanes, tail.counts, tail.moments = dict(before.lanes), dict(before.counts), dict(before.moments)
         for slot in np.flatnonzero(window.lanes[-1, COUNT] > 0):
-            tail.lanes[int(slot)] = window.lanes[-1, :, slot].copy()
+            tail.lanes[window.scalars[slot]] = window.lanes[-1, :, slot].copy()
         for slot in np.flatnonzero((window.counts[:, CALLS] > 0) & (window.counts[:, LAST_STEP] == tail.step)):
-            tail.counts[int(slot)] = window.counts[slot].copy()
-            tail.moments[int(slot)] = window.moments[slot].copy()
+            tail.counts[window.histograms[slot]] = window.counts[slot].copy()
+            tail.moments[window.histograms[slot]] = window.moments[slot].copy()
         return tail
 
 

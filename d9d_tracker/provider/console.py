@@ -2,7 +2,6 @@
 
 import logging
 import math
-import sys
 import threading
 import time
 from collections import deque
@@ -226,9 +225,6 @@ class ConsoleRun(ProviderRun):
         if self._live is None:
             self._log()
             return
-        # A last print without a newline is still in rich's stand-in for the stream, which is about to go.
-        sys.stdout.flush()
-        sys.stderr.flush()
         self._live.stop()
 
 

@@ -44,9 +44,9 @@ def flat_hparams(hparams: dict[str, Any]) -> dict[str, bool | int | float | str]
         hparams: The hyperparameters.
 
     Returns:
-        Booleans, finite floats, integers of up to 64 bits and text, by the keys on their way joined with dots. Lists and
-        empty dicts become their JSON text, None and all other numbers the text of their ``repr``. Where two ways read
-        the same, the later one ends in ``~2``, ``~3`` and so on.
+        Booleans, finite floats, integers of up to 64 bits and text, by the keys on their way joined with dots. Lists
+        and empty dicts become their JSON text, None and all other numbers the text of their ``repr``. Where two ways
+        read the same, the later one ends in ``~2``, ``~3`` and so on.
     """
     flat: dict[str, bool | int | float | str] = {}
     for way, value in _leaves(plain_hparams(hparams), ()):

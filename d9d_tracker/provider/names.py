@@ -1,5 +1,6 @@
 """One text for a name and its context, for backends whose series have no tags."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,11 @@ def flat_name(name: str, context: Mapping[str, str], sign: str = "=") -> str:
 
 
 def _quote(text: str, *signs: str) -> str:
-    for sign in signs:
-        text = text.replace(sign, f"%{ord(sign):02X}")
+    codes = {sign: f"%{ord(sign):02X}" for sign in signs}
+    # A percent sign stays as it is where it could not be taken for the start of a code.
+    text = re.sub("%(?=2[5F]|3[AD])", "%25", text)
+    for sign, code in codes.items():
+        text = text.replace(sign, code)
     return text
 
 

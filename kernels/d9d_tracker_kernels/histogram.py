@@ -207,7 +207,7 @@ def _count_segment(
     full_first = first + tl.where((first == 0) & (head > 0), 1, 0)
     full_stop = tl.maximum(tl.minimum(stop, end // TILE), full_first)
     for tile in range(full_first, full_stop):
-        x = widen(tl.load(tl.multiple_of(base + tile * TILE, 16) + tl.arange(0, TILE)))
+        x = widen(tl.load(base + tile * TILE + tl.arange(0, TILE)))
         cell = find_cell(x, binning, KIND, K)
         cells = _count(cells, cell, None, CELL_COUNT, INLINE_PTX)
         total += _sum_tile(x, UNROLL, THREADS, VECTOR).to(tl.float64)

@@ -36,7 +36,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BINNINGS = {
     "512 exponential": (EXPONENTIAL, 512, 0.0, 0.0),
     "2048 exponential": (EXPONENTIAL, 2048, 0.0, 0.0),
-    "dyadic": (LINEAR, 64, -4.0, 4.0),
     "uneven": (LINEAR, 700, -1.3, 2.1),
     "integer": (INTEGER, 64, 0.0, 0.0),
 }

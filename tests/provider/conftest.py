@@ -1,7 +1,12 @@
 """The backends that store what they are given, each with its tool's own reader."""
 
+import json
 import math
+import re
+import subprocess
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +14,20 @@ import aim
 import pytest
 from aim.sdk.index_manager import RepoIndexManager
 from aim.storage.context import Context
+from mlflow import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from d9d_tracker.base import BaseTracker
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.provider.aim.config import AimConfig
 from d9d_tracker.provider.aim.tracker import AimTracker
 from d9d_tracker.provider.jsonl import JsonlTracker, JsonlTrackerConfig, read_run
+from d9d_tracker.provider.mlflow.config import MLflowConfig
+from d9d_tracker.provider.mlflow.tracker import MLflowTracker
+from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
+from d9d_tracker.provider.tensorboard.tracker import TensorBoardTracker
+from d9d_tracker.provider.wandb.config import WandbConfig
+from d9d_tracker.provider.wandb.tracker import WandbTracker
 from d9d_tracker.record import Histogram
 
 Key = tuple[str, frozenset[tuple[str, str]], int]
@@ -29,6 +42,7 @@ class Storage(ABC):
 
     config: TrackerConfig
     tracker_type: type[BaseTracker[Any]]
+    replaces = True  # what is logged again after a rewind replaces what was there
 
     def tracker(self, state: dict[str, Any] | None = None) -> BaseTracker[Any]:
         tracker = self.tracker_type.from_config(self.config)
@@ -126,6 +140,174 @@ class AimStorage(Storage):
         return found
 
 
+class TensorBoardStorage(Storage):
+    tracker_type = TensorBoardTracker
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = TensorBoardConfig(log_dir=folder, accumulator=None)
+
+    def events(self, run_id: str) -> EventAccumulator:
+        everything = dict.fromkeys(("scalars", "histograms", "tensors"), 0)
+        events = EventAccumulator(str(self.folder / run_id), size_guidance=everything)
+        return events.Reload()
+
+    def properties(self, run_id: str) -> dict[str, Any]:
+        events = self.events(run_id)
+        tags = events.Tags()["tensors"]
+
+        def text(tag: str) -> str | None:
+            return events.Tensors(tag)[-1].tensor_proto.string_val[0].decode() if tag in tags else None
+
+        hparams = json.loads(text("hparams") or "")
+        return {"id": run_id, "name": text("name"), "description": text("description"), "hparams": hparams}
+
+    def scalars(self, run_id: str) -> dict[Key, float]:
+        events = self.events(run_id)
+        points = {}
+        for tag in events.Tags()["scalars"]:
+            steps = [point.step for point in events.Scalars(tag)]
+            assert len(set(steps)) == len(steps), f"{tag} holds a step twice"
+            points |= {tagged(tag, "=", point.step): point.value for point in events.Scalars(tag)}
+        return points
+
+    def distributions(self, run_id: str) -> dict[Key, tuple[int, float, float, int, int]]:
+        events = self.events(run_id)
+        found = {}
+        for tag in events.Tags()["histograms"]:
+            steps = [point.step for point in events.Histograms(tag)]
+            assert len(set(steps)) == len(steps), f"{tag} holds a step twice"
+            for point in events.Histograms(tag):
+                histogram = point.histogram_value
+                assert sum(histogram.bucket) == histogram.num
+                found[tagged(tag, "=", point.step)] = (int(histogram.num), histogram.min, histogram.max, 0, 0)
+        return with_non_finite(found, self.scalars(run_id))
+
+
+class WandbStorage(Storage):
+    tracker_type = WandbTracker
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = WandbConfig(project="tests", mode="offline", dir=folder, accumulator=None)
+
+    def records(self, run_id: str) -> list[dict[str, Any]]:
+        """What W&B's own reader finds in the logs of all lives of a run, oldest first."""
+        found = []
+        for path in sorted(self.folder.glob(f"wandb/offline-run-*/run-{run_id}.wandb")):
+            command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+            lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+            found += [json.loads(line) for line in lines]
+        return found
+
+    def properties(self, run_id: str) -> dict[str, Any]:
+        run = next(record["run"] for record in self.records(run_id) if record["type"] == "run")
+        hparams = {key: value for key, value in run["config"]["update"].items() if key != "_wandb"}
+        return {"id": run["run_id"], "name": run["display_name"], "description": run.get("notes"), "hparams": hparams}
+
+    def rows(self, run_id: str) -> dict[int, dict[str, Any]]:
+        rows: dict[int, dict[str, Any]] = {}
+        for record in self.records(run_id):
+            if record["type"] == "history":
+                step = record["history"]["step"].get("num", 0)
+                assert step not in rows, f"step {step} stands twice"
+                rows[step] = {k: value for k, value in record["history"]["item"].items() if not k.startswith("_")}
+        return rows
+
+    def scalars(self, run_id: str) -> dict[Key, float]:
+        return {
+            tagged(key, "=", step): float(value)
+            for step, row in self.rows(run_id).items()
+            for key, value in row.items()
+            if not key.endswith(("._type", ".bins", ".values"))
+        }
+
+    def distributions(self, run_id: str) -> dict[Key, tuple[int, float, float, int, int]]:
+        found = {}
+        for step, row in self.rows(run_id).items():
+            for key in [key.removesuffix("._type") for key in row if key.endswith("._type")]:
+                edges, counts = row[f"{key}.bins"], row[f"{key}.values"]
+                assert row[f"{key}._type"] == "histogram"
+                assert len(edges) == len(counts) + 1 <= 512
+                found[tagged(key, "=", step)] = (sum(counts), edges[0], edges[-1], 0, 0)
+        return with_non_finite(found, self.scalars(run_id))
+
+
+class MLflowStorage(Storage):
+    tracker_type = MLflowTracker
+    replaces = False
+
+    def __init__(self, uri: str):
+        self.config = MLflowConfig(experiment="tests", tracking_uri=uri, accumulator=None)
+        self.client = MlflowClient(tracking_uri=uri)
+
+    def properties(self, run_id: str) -> dict[str, Any]:
+        run = self.client.get_run(run_id)
+        tags = run.data.tags
+        return {
+            "id": run.info.run_id,
+            "name": run.info.run_name,
+            "description": tags.get("mlflow.note.content"),
+            "hparams": json.loads(tags["hparams"]),
+        }
+
+    def metrics(self, run_id: str) -> dict[Key, float]:
+        points = {}
+        for key in self.client.get_run(run_id).data.metrics:
+            history = self.client.get_metric_history(run_id, key)
+            assert len({metric.step for metric in history}) == len(history), f"{key} holds a step twice"
+            assert all(math.isfinite(metric.value) for metric in history)
+            points |= {tagged(key, ":", metric.step): metric.value for metric in history}
+        return points
+
+    def scalars(self, run_id: str) -> dict[Key, float]:
+        """The numbers, with NaN and infinities put back from the series that stand for them."""
+        metrics = self.metrics(run_id)
+        histograms = {name.removesuffix("/count") for name, _, _ in metrics if name.endswith("/count")}
+        points = {}
+        for (name, context, step), value in metrics.items():
+            series, _, kind = name.rpartition("/")
+            if series in histograms:
+                continue
+            if kind in ("nan", "inf"):
+                points[series, context, step] = math.copysign(math.inf, value) if kind == "inf" else math.nan
+            else:
+                points[name, context, step] = value
+        return points
+
+    def distributions(self, run_id: str) -> dict[Key, tuple[int, float, float, int, int]]:
+        metrics = self.metrics(run_id)
+        found = {}
+        for (name, context, step), count in metrics.items():
+            if name.endswith("/count"):
+                numbers = {
+                    kind: metrics.get((f"{name.removesuffix('/count')}/{kind}", context, step), math.nan)
+                    for kind in ("min", "max", "nan", "inf")
+                }
+                key = (name.removesuffix("/count"), context, step)
+                found[key] = (int(count), numbers["min"], numbers["max"], int(numbers["nan"]), int(numbers["inf"]))
+        return found
+
+
+def tagged(text: str, sign: str, step: int) -> Key:
+    """Read a name and its context back from one text."""
+    name, *tags = re.split(rf"/(?=[^/]*{sign})", text)
+    return name, frozenset((key, value) for key, _, value in (tag.partition(sign) for tag in tags)), step
+
+
+def with_non_finite(
+    found: dict[Key, tuple[int, float, float, int, int]], scalars: dict[Key, float]
+) -> dict[Key, tuple[int, float, float, int, int]]:
+    """Add the counts of NaN and infinite elements, which stand beside the histograms as scalars."""
+    for (name, context, step), value in scalars.items():
+        series, _, kind = name.rpartition("/")
+        if kind in ("nan", "inf"):
+            total, low, high, nan, inf = found.get((series, context, step), (0, math.nan, math.nan, 0, 0))
+            counts = (int(value), inf) if kind == "nan" else (nan, int(value))
+            found[series, context, step] = (total, low, high, *counts)
+    return found
+
+
 @pytest.fixture(scope="session")
 def aim_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Creating a repository takes Aim a second; runs in one do not disturb each other.
@@ -142,6 +324,38 @@ def jsonl_storage(tmp_path: Path) -> JsonlStorage:
     return JsonlStorage(tmp_path / "runs")
 
 
-@pytest.fixture(params=["jsonl", "aim"])
+@pytest.fixture
+def tensorboard_storage(tmp_path: Path) -> TensorBoardStorage:
+    return TensorBoardStorage(tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def quiet_wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_SILENT", "true")
+        patch.setenv("WANDB_CONSOLE", "off")
+        patch.setenv("WANDB__DISABLE_STATS", "true")
+        yield tmp_path_factory.mktemp("wandb")
+
+
+@pytest.fixture
+def wandb_storage(quiet_wandb: Path, tmp_path: Path) -> WandbStorage:
+    return WandbStorage(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    # Creating a store takes MLflow seconds; runs in one do not disturb each other.
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    MlflowClient(tracking_uri=uri).search_experiments()
+    return uri
+
+
+@pytest.fixture
+def mlflow_storage(mlflow_store: str) -> MLflowStorage:
+    return MLflowStorage(mlflow_store)
+
+
+@pytest.fixture(params=["jsonl", "aim", "tensorboard", "wandb", "mlflow"])
 def storage(request: pytest.FixtureRequest) -> Storage:
     return request.getfixturevalue(f"{request.param}_storage")

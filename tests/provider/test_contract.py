@@ -20,7 +20,7 @@ from .conftest import Storage, key_of
 PROPERTIES = RunConfig(name="a run", description="what it is for", hparams={"lr": 0.1, "layers": [1, 2]})
 
 
-@pytest.fixture(params=["null", "console", "jsonl", "aim"])
+@pytest.fixture(params=["null", "console", "jsonl", "aim", "tensorboard", "wandb", "mlflow"])
 def tracker(request: pytest.FixtureRequest) -> BaseTracker[Any]:
     if request.param == "null":
         return NullTracker.from_config(NullTrackerConfig(accumulator=None))
@@ -198,10 +198,10 @@ def test_steps_after_a_rewind_replace_the_former(storage: Storage) -> None:
             run.scalar("loss", step * 10)
             run.bins("grad", torch.full((4,), step))
     assert storage.scalars(tracker.run_id) == {
-        key_of("loss", step): float(step if step < 3 else step * 10) for step in range(6)
+        key_of("loss", step): float(step * 10 if step >= 3 and storage.replaces else step) for step in range(6)
     }
     counts = {key[2]: value[0] for key, value in storage.distributions(tracker.run_id).items()}
-    assert counts == {0: 3, 1: 3, 2: 3, 3: 4, 4: 4, 5: 4}
+    assert counts == {step: 4 if step >= 3 and storage.replaces else 3 for step in range(6)}
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, SystemExit])
@@ -274,7 +274,7 @@ def test_bad_steps_and_names_are_refused(tracker: BaseTracker[Any]) -> None:
                 run.scalar(name, 1)  # pyright: ignore[reportArgumentType] - what is refused is the type
 
 
-@pytest.mark.parametrize("storing", ["console", "jsonl", "aim"])
+@pytest.mark.parametrize("storing", ["console", "jsonl", "aim", "tensorboard", "wandb", "mlflow"])
 def test_bad_values_are_refused(request: pytest.FixtureRequest, storing: str) -> None:
     if storing == "console":
         tracker = ConsoleTracker.from_config(ConsoleTrackerConfig(accumulator=None))

@@ -1,18 +1,25 @@
-"""Room on disk: on a full one, RocksDB waits for ever to write a table, even once there is room again."""
+"""A full disk under an Aim repository.
+
+A write that fails half way tears RocksDB's log: it goes on taking writes, but whoever opens the database next reads the
+log up to the tear only. And a database that has met a full disk waits for ever when it has to write a table, which Aim
+has it do when it is closed, even once there is room again. So a torn run takes no more writes until it is opened anew.
+"""
 
 import os
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import aim
 
-# Aim's databases hold one MiB each in memory, which they write as a table when they are closed.
+# Aim's two databases hold up to one MiB each in memory, which they write as tables when they are closed or opened.
 _ROOM = 8 << 20
 
 
 def check_room(repo: Path) -> None:
-    """Refuse to have tables written where there is no room for them.
+    """Refuse to open or close a run where there is no room for the tables that this writes.
 
     Args:
         repo: Folder of the local repository.
@@ -24,20 +31,54 @@ def check_room(repo: Path) -> None:
         with tempfile.TemporaryFile(dir=repo) as file:
             os.posix_fallocate(file.fileno(), 0, _ROOM)
     except OSError as error:
-        message = f"{error.strerror}: Aim needs {_ROOM >> 20} MiB to close or mend a run. Free some"
+        message = f"{error.strerror}: Aim needs {_ROOM >> 20} MiB to open or close a run. Free some"
         raise OSError(error.errno, message, str(repo)) from error
 
 
-def abandon(run: aim.Run) -> None:
-    """Leave a run as a kill would, instead of closing it: what its log holds is found there by whoever opens it next.
+def reopen(run: Any, open_run: Callable[[], aim.Run]) -> aim.Run:
+    """Open a torn run anew, with all that was stored before the tear.
 
     Args:
-        run: The run, open for writing, in a local repository.
+        run: The torn run, in a local repository.
+        open_run: Opens the same run again.
+
+    Returns:
+        The run, fit for writing.
+
+    Raises:
+        OSError: If there is no room yet; the run is then as it was.
     """
-    repo: Any = run.repo
-    for resources in (run._resources, *(_container(repo, name, run.hash)._resources for name in ("meta", "seqs"))):
-        resources.finalizer.detach()  # pyright: ignore[reportOptionalMemberAccess] - set while the run is open
+    check_room(Path(run.repo.path))
+    containers = _detach(run)
+    run.close()
+    _drop(run, containers)
+    return open_run()
 
 
-def _container(repo: Any, name: str, run_id: str) -> Any:
-    return repo.request_container(name, run_id, read_only=False)
+def abandon(run: Any) -> None:
+    """Leave a run as a kill would: what was stored is found in the log by whoever opens it next.
+
+    Args:
+        run: The run, in a local repository.
+    """
+    containers = _detach(run)
+    run._resources.finalizer.detach()
+    for resource in run._resources.extra_resources:
+        # Stops its thread first, then stores what the terminal showed last.
+        with suppress(Exception):
+            resource.close()
+    _drop(run, containers)
+
+
+def _detach(run: Any) -> dict[str, Any]:
+    """Keep Aim from having tables written when it lets go of the databases."""
+    containers = {name: run.repo.request_container(name, run.hash, read_only=False) for name in ("meta", "seqs")}
+    for container in containers.values():
+        container._resources.finalizer.detach()
+    return containers
+
+
+def _drop(run: Any, containers: dict[str, Any]) -> None:
+    for name, container in containers.items():
+        container._resources._db = None
+        run.repo.container_pool.pop((name, run.hash, False), None)

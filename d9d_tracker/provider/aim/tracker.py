@@ -2,11 +2,16 @@
 
 import logging
 import os
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aim
+from aim.sdk.configs import get_aim_repo_name
 from aim.sdk.repo_utils import get_repo
+from aim.sdk.utils import clean_repo_path
 from aimrocks.errors import RocksIOError
 
 from d9d_tracker.base import RunConfig
@@ -18,7 +23,7 @@ from d9d_tracker.record import Histogram, Record
 
 from .config import AimConfig
 from .rewind import rewind
-from .room import abandon, check_room
+from .room import abandon, check_room, reopen
 
 _LOGGER = logging.getLogger("d9d_tracker")
 _BINS = 64
@@ -38,6 +43,16 @@ def _storable(value: Any) -> Any:
     return value
 
 
+def _get_repo(path: str) -> Any:
+    """Open the repository, made where there is none; a kill may have come while it was made, before it held any run."""
+    folder = Path(clean_repo_path(path), get_aim_repo_name())
+    version = folder / "VERSION"
+    if folder.is_dir() and not (folder / "meta" / "chunks").exists() and not (version.exists() and version.read_text()):
+        version.unlink(missing_ok=True)  # Aim cannot read an empty one
+        return aim.Repo.from_path(path, init=True)
+    return get_repo(path)
+
+
 class AimRun(ProviderRun):
     """An open run of an Aim repository.
 
@@ -51,15 +66,15 @@ class AimRun(ProviderRun):
     Args:
         run: The run, open for writing.
         lock: Descriptor of the lock that keeps other writers away, or None for a repository on a server.
+        open_again: Opens the same run again.
     """
 
-    def __init__(self, run: aim.Run, lock: int | None):
+    def __init__(self, run: aim.Run, lock: int | None, open_again: Callable[[], aim.Run]):
         super().__init__(run.hash)
         self._run = run
         self._lock = lock
-        self._log_torn = False
-        # Aim's optional queue (AIM_ENABLE_TRACKING_THREAD) would lose what fails in it, and stop, without a word.
-        run._tracker._non_blocking = False
+        self._open_again = open_again
+        self._torn = False
 
     def _write(self, record: Record) -> None:
         if not isinstance(record.value, Histogram):
@@ -75,11 +90,22 @@ class AimRun(ProviderRun):
 
     def _track(self, value: float | aim.Distribution, name: str, record: Record) -> None:
         context: Any = dict(record.context)
+        self._mend()
         try:
             self._run.track(value, name=name, step=record.step, context=context)
-        except RocksIOError:
-            self._log_torn = True
-            raise
+        except RocksIOError as error:
+            self._torn = True
+            raise OSError(
+                f"Aim could not store {name!r} at step {record.step} in {self._run.repo.path}: {error}"
+            ) from error
+
+    def _mend(self) -> None:
+        if self._torn:
+            self._run = reopen(self._run, self._open_again)
+            self._torn = False
+            # Takes back no step, but the half of a point that was stored: Aim would pair all later values of its series
+            # with wrong steps.
+            rewind(self._run, sys.maxsize)
 
     def rewind(self, step: int) -> None:
         """Delete what an earlier life of this run wrote at ``step`` or later, and what its death cut in half.
@@ -103,16 +129,9 @@ class AimRun(ProviderRun):
         if repo.is_remote_repo:
             repo._client.get_queue().wait_for_finish()
             return
-        if self._log_torn:
-            check_room(Path(repo.path))
+        self._mend()
         for container in ("meta", "seqs"):
-            database = repo.request_container(container, self.id, read_only=False).db
-            if self._log_torn:
-                # A write that failed half way, as on a full disk, hides all later ones in RocksDB's log from whoever
-                # reads it after a kill. Tables are written beside the log.
-                database.flush()
-            database.flush_wal(True)
-        self._log_torn = False
+            repo.request_container(container, self.id, read_only=False).db.flush_wal(True)
 
     def _release(self) -> None:
         repo: Any = self._run.repo
@@ -139,7 +158,7 @@ class AimTracker(ProviderTracker[AimConfig]):
     """
 
     def _open_run(self, properties: RunConfig, run_id: str | None) -> AimRun:
-        repo: Any = get_repo(self._config.repo)
+        repo = _get_repo(self._config.repo)
         # Aim remembers the list of runs for half a second, in which the run may have been born.
         repo._all_run_hashes.cache_clear()
         if run_id is not None and not repo.run_exists(run_id):
@@ -163,11 +182,11 @@ class AimTracker(ProviderTracker[AimConfig]):
             if lock is not None:
                 let_go(lock)
             raise
-        return AimRun(run, lock)
+        return AimRun(run, lock, partial(self._open_aim, repo, run.hash))
 
     def _open_aim(self, repo: Any, run_id: str | None) -> aim.Run:
         try:
-            return aim.Run(
+            run = aim.Run(
                 run_id,
                 repo=repo,
                 log_system_params=self._config.log_system_params,
@@ -179,6 +198,9 @@ class AimTracker(ProviderTracker[AimConfig]):
                 f"Aim cannot open run {run_id!r} in {self._config.repo} for writing: if another program writes to it, "
                 f"close it there ({error})"
             ) from error
+        # Aim's optional queue (AIM_ENABLE_TRACKING_THREAD) would lose what fails in it, and stop, without a word.
+        run._tracker._non_blocking = False
+        return run
 
     def _take_lock(self, repo: Any, run_id: str) -> int | None:
         """Keep other writers away.

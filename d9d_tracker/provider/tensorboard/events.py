@@ -4,10 +4,10 @@ import io
 import json
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -17,23 +17,29 @@ from d9d_tracker.provider.hparams import flat_hparams, plain_hparams
 from d9d_tracker.provider.names import encodable
 from d9d_tracker.record import Histogram
 
+# Protocol buffers are made at run time, where type checkers do not see them.
+_EVENTS: Any = event_pb2
+_SUMMARIES: Any = summary_pb2
+
 
 def file_start() -> bytes:
     """Return what every event file begins with."""
-    return _framed(Event(wall_time=time.time(), file_version="brain.Event:2"))
+    return _framed(_EVENTS.Event(wall_time=time.time(), file_version="brain.Event:2"))
 
 
 def purge(step: int) -> bytes:
     """Return the mark that makes readers forget what earlier events say of ``step`` and later ones."""
-    return _framed(Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START)))
+    return _framed(
+        _EVENTS.Event(wall_time=time.time(), step=step, session_log=_EVENTS.SessionLog(status=_EVENTS.SessionLog.START))
+    )
 
 
-def points(step: int, values: Iterable[Summary.Value]) -> bytes:
+def points(step: int, values: Iterable[Any]) -> bytes:
     """Return the points of one step."""
-    return _framed(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+    return _framed(_EVENTS.Event(wall_time=time.time(), step=step, summary=_SUMMARIES.Summary(value=values)))
 
 
-def point(tag: str, value: float | Histogram) -> Summary.Value:
+def point(tag: str, value: float | Histogram) -> Any:
     """Return one point of one tag.
 
     Args:
@@ -43,10 +49,10 @@ def point(tag: str, value: float | Histogram) -> Summary.Value:
     """
     if not isinstance(value, Histogram):
         with np.errstate(over="ignore"):
-            return Summary.Value(tag=tag, simple_value=float(np.float32(value)))
-    return Summary.Value(
+            return _SUMMARIES.Summary.Value(tag=tag, simple_value=float(np.float32(value)))
+    return _SUMMARIES.Summary.Value(
         tag=tag,
-        histo=HistogramProto(
+        histo=_SUMMARIES.HistogramProto(
             min=value.min,
             max=value.max,
             num=value.count,
@@ -58,7 +64,7 @@ def point(tag: str, value: float | Histogram) -> Summary.Value:
     )
 
 
-def properties(run: RunConfig, run_id: str) -> dict[str, Summary.Value]:
+def properties(run: RunConfig, run_id: str) -> dict[str, Any]:
     """Return what shows how a run was started, by tag.
 
     Args:
@@ -75,7 +81,7 @@ def properties(run: RunConfig, run_id: str) -> dict[str, Summary.Value]:
     return {value.tag: value for summary in summaries for value in summary.value}
 
 
-def _framed(event: Event) -> bytes:
+def _framed(event: Any) -> bytes:
     """Return an event as it stands in the file, with its length and checksums."""
     buffer = io.BytesIO()
     RecordWriter(buffer).write(event.SerializeToString())

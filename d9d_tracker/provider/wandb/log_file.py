@@ -8,9 +8,11 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto import wandb_internal_pb2
 
+_PROTOCOL: Any = wandb_internal_pb2  # made at run time, where type checkers do not see it
 _BLOCK = 32768
 _HEADER = 7
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
@@ -51,7 +53,7 @@ class LogFile:
                 position += _HEADER + length
                 if kind in (_FULL, _LAST):
                     self._end = position
-                    record = Record.FromString(b"".join(parts))
+                    record = _PROTOCOL.Record.FromString(b"".join(parts))
                     if record.HasField("history"):
                         yield record.history.step.num, begin
 

@@ -3,12 +3,12 @@
 import logging
 import math
 import os
+import secrets
 import time
 from pathlib import Path
 from typing import Any
 
 import wandb
-from wandb.util import generate_id
 
 from d9d_tracker.base import RunConfig
 from d9d_tracker.provider.base import ProviderRun, ProviderTracker
@@ -140,10 +140,10 @@ class WandbTracker(ProviderTracker[WandbConfig]):
         config = self._config
         offline = config.mode == "offline"
         folder = Path(config.dir or os.environ.get("WANDB_DIR") or ".").absolute()
-        new_id = run_id or generate_id()
+        new_id = run_id or secrets.token_hex(4)
         lock = lock_on_this_machine(new_id, f"W&B run {new_id!r}")
         try:
-            earlier = sorted(folder.glob(f"wandb/offline-run-*-{new_id}/run-{new_id}.wandb")) if run_id else []
+            earlier = sorted(folder.glob(f"wandb/offline-run-*/run-{new_id}.wandb")) if run_id else []
             if run_id and offline and not earlier:
                 _LOGGER.warning("run %r: W&B's earlier files are not in %s: going on without them", run_id, folder)
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,182 @@
+"""What can be logged, and what is refused: the same in eager code and under trace.
+
+Code under trace cannot format everything (a symbolic shape, an exception), so the messages are made of constants.
+"""
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+
+from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
+from d9d_tracker_kernels import SUPPORTED_DTYPES
+
+from .distributed.placement import local_scalar, local_share
+from .registry import ContextItems, label
+
+Number = torch.Tensor | float
+
+
+def check_names(names: Sequence[object]) -> None:
+    """Refuse names that are not text.
+
+    Args:
+        names: Names of series.
+
+    Raises:
+        TrackerTypeError: If one is not a str.
+        TrackerValueError: If one is empty.
+    """
+    for name in names:
+        if not isinstance(name, str):
+            fail(TrackerTypeError, f"the name of a series is a str, not {type(name).__name__}; the name comes first")
+        if not name:
+            fail(TrackerValueError, "series '': the name is empty; give the series a name")
+
+
+def check_mapping(method: str, values: object) -> None:
+    """Refuse what has no names.
+
+    Args:
+        method: The method that was called.
+        values: What was given as names and values.
+
+    Raises:
+        TrackerTypeError: If it is no mapping.
+    """
+    if not isinstance(values, Mapping):
+        fail(TrackerTypeError, f"{method} takes a mapping of names to values, not {type(values).__name__}")
+
+
+def check_context(name: str, context: object) -> None:
+    """Refuse a context that is not ``dict[str, str]``.
+
+    Args:
+        name: What is being logged, for the message.
+        context: What was given as context.
+
+    Raises:
+        TrackerTypeError: If it is anything else.
+    """
+    if not isinstance(context, dict):
+        fail(TrackerTypeError, f"{name!r}: a context is a dict[str, str], not {type(context).__name__}")
+    for key, value in context.items():
+        if not isinstance(key, str):
+            fail(TrackerTypeError, f"{name!r}: a context is a dict[str, str], but a tag is {_describe(key)}")
+        if not isinstance(value, str):
+            what = _describe(value)
+            fail(TrackerTypeError, f"{name!r}: a context is a dict[str, str], but {key!r} is {what}; pass a str")
+
+
+def check_number(name: str, items: ContextItems, value: object, device: torch.device) -> Number:
+    """Return a value as a number that can be merged on a device.
+
+    Args:
+        name: Name of the series.
+        items: Its context.
+        value: What was given.
+        device: Where it will be merged.
+
+    Returns:
+        A Python number, or a tensor of one element on the device.
+
+    Raises:
+        TrackerTypeError: If it is neither a real number nor a real tensor.
+        TrackerValueError: If it is a tensor that has not exactly one element or lies elsewhere.
+    """
+    if isinstance(value, torch.Tensor):
+        return _check_element(name, items, value, device)
+    if isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, np.ndarray):  # to Dynamo, all of NumPy's numbers are arrays
+        return _check_element(name, items, torch.as_tensor(value), device)
+    if not torch.compiler.is_compiling() and isinstance(value, Real | np.bool_):
+        return float(value)
+    received = _describe(value)
+    fail(TrackerTypeError, f"{label(name, items)}: a scalar is a number or a tensor of one element, not {received}")
+
+
+def _check_element(name: str, items: ContextItems, value: torch.Tensor, device: torch.device) -> Number:
+    if value.numel() != 1:
+        shape = f"{value.dim()} dimensions" if torch.compiler.is_compiling() else f"shape {tuple(value.shape)}"
+        fail(
+            TrackerValueError,
+            f"{label(name, items)}: a scalar has one element, not {shape}; reduce it first, with .mean() for example, "
+            "or log its distribution with bins",
+        )
+    if value.is_complex():
+        fail(TrackerTypeError, f"{label(name, items)}: {value.dtype} is not real; log .abs() or its parts")
+    if isinstance(value, DTensor):
+        try:
+            value = local_scalar(value)
+        except TypeError:
+            fail(
+                TrackerTypeError,
+                f"{label(name, items)}: a distributed scalar must be replicated; bring it together first with "
+                ".full_tensor(), on every rank of the mesh",
+            )
+    if value.device == device:
+        return value
+    if value.device.type != "cpu":
+        fail(
+            TrackerValueError,
+            f"{label(name, items)}: the value is on {value.device} and the buffers are on {device}; set "
+            "accumulator.device to where the training runs",
+        )
+    if torch.compiler.is_compiling():
+        return value.to(device)
+    if torch.cuda.is_current_stream_capturing():
+        fail(
+            TrackerValueError,
+            f"{label(name, items)}: the value is on the CPU, where a replay of the CUDA graph that is being captured "
+            f"would not read it again; move it to {device} first, or log it outside of the capture",
+        )
+    return float(value.item())
+
+
+def check_population(name: str, items: ContextItems, values: object, device: torch.device) -> tuple[torch.Tensor, bool]:
+    """Return the part of a population that can be counted on a device, and whether this process counts it.
+
+    Args:
+        name: Name of the series.
+        items: Its context.
+        values: What was given.
+        device: Where it will be counted.
+
+    Raises:
+        TrackerTypeError: If it is not a tensor, or one that cannot be binned (complex, quantized, sparse, partial).
+        TrackerValueError: If it lies elsewhere.
+    """
+    if not isinstance(values, torch.Tensor):
+        fail(TrackerTypeError, f"{label(name, items)}: bins takes a tensor, not {type(values).__name__}")
+    counts = True
+    if isinstance(values, DTensor):
+        try:
+            values, counts = local_share(values)
+        except TypeError:
+            fail(
+                TrackerTypeError,
+                f"{label(name, items)}: the values are partial, they exist only after a reduction across ranks; reduce "
+                "them first, with .redistribute(placements=[Replicate()]), on every rank of the mesh",
+            )
+    # Dynamo has no sparse tensors, and lets nobody ask for a layout in a gradient hook.
+    if not torch.compiler.is_compiling() and values.layout != torch.strided:
+        kind = str(values.layout)
+        fail(TrackerTypeError, f"{label(name, items)}: cannot bin a tensor of layout {kind}; pass its values()")
+    if values.dtype not in SUPPORTED_DTYPES:
+        move = "log .abs() or its parts" if values.is_complex() else "convert it to a dtype that holds its values"
+        fail(TrackerTypeError, f"{label(name, items)}: cannot bin values of {values.dtype}; {move}")
+    if values.device != device:
+        fail(
+            TrackerValueError,
+            f"{label(name, items)}: the values are on {values.device} and the buffers are on {device}; set "
+            "accumulator.device to where the training runs",
+        )
+    return values, counts
+
+
+def _describe(value: object) -> str:
+    kind = type(value).__name__
+    return f"{value!r} of type {kind}" if isinstance(value, str | int | float) else kind

@@ -1,0 +1,1 @@
+"""Merging the values of many ranks into one run."""

@@ -1,0 +1,67 @@
+"""Checkpoints across numbers of ranks."""
+
+import os
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
+from torch.distributed.checkpoint.storage import StorageReader
+
+from .accumulator import AccumulatingTracker
+from .accumulator.distributed.state import saved_ranks
+
+
+def load(
+    tracker: AccumulatingTracker,
+    checkpoint_id: str | os.PathLike[str] | None = None,
+    *,
+    key: str = "tracker",
+    storage_reader: StorageReader | None = None,
+) -> None:
+    """Load a tracker from a checkpoint that any number of ranks saved with ``torch.distributed.checkpoint``.
+
+    With the same number of ranks a plain ``dcp.load({"tracker": tracker}, ...)`` does as well. With another number,
+    the saved ranks are divided among the new ones: nothing they had logged is lost, and nothing counts twice. Call it
+    on every rank, before ``open``; it does not communicate.
+
+    Args:
+        tracker: The tracker, with no run open.
+        checkpoint_id: Folder of the checkpoint.
+        key: Under which key of the saved dict the tracker is.
+        storage_reader: How to read the checkpoint, if not as files in a folder.
+
+    Raises:
+        ValueError: If there is no tracker under that key, or its state does not fit. See
+            ``AccumulatingTracker.load_state_dict``.
+    """
+    if storage_reader is None:
+        if checkpoint_id is None:
+            raise ValueError("load: neither checkpoint_id nor storage_reader was given; pass one of them")
+        storage_reader = FileSystemReader(checkpoint_id)
+    saved = storage_reader.read_metadata().state_dict_metadata
+    if f"{key}.world_size" in saved:
+        size = _read(storage_reader, saved, [f"{key}.world_size"])[f"{key}.world_size"]
+        ranks = list(saved_ranks(tracker.rank, tracker.world_size, size)) or [0]
+        states = {str(rank): _read_below(storage_reader, saved, f"{key}.ranks.{rank}.") for rank in ranks}
+        tracker.load_state_dict({"world_size": size, "ranks": states})
+    elif f"{key}.table" in saved:
+        tracker.load_state_dict(_read_below(storage_reader, saved, f"{key}."))
+    else:
+        raise ValueError(f"load: the checkpoint has no tracker under {key!r}; pass the key it was saved under")
+
+
+def _read_below(reader: StorageReader, saved: dict[str, Any], prefix: str) -> dict[str, Any]:
+    names = [name for name in saved if name.startswith(prefix)]
+    return {name.removeprefix(prefix): value for name, value in _read(reader, saved, names).items()}
+
+
+def _read(reader: StorageReader, saved: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for name in names:
+        entry = saved[name]
+        is_tensor = isinstance(entry, TensorStorageMetadata)
+        state[name] = torch.empty(entry.size, dtype=entry.properties.dtype) if is_tensor else None
+    load_checkpoint(state, storage_reader=reader, no_dist=True)
+    return state

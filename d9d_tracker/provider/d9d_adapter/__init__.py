@@ -1,0 +1,1 @@
+"""Backend that hands everything to a tracker of d9d."""

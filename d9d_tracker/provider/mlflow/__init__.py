@@ -1,0 +1,1 @@
+"""Backend that writes to an MLflow server or store."""

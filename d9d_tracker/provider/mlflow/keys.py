@@ -1,0 +1,41 @@
+"""Names and texts as MLflow allows them."""
+
+import hashlib
+import posixpath
+import re
+
+_FORBIDDEN = re.compile(r"[^\w.\- :/]")
+_LONGEST = 250
+_DIGEST = 8
+
+
+def valid_key(key: str) -> str:
+    """Return a key unchanged if MLflow takes it for a metric or parameter, else one like it that it takes.
+
+    Forbidden characters (all but letters, digits and ``_-. :/``), slashes without anything between them and what is
+    beyond 250 characters are replaced; eight digits of the original's SHA-256 at the end keep different keys apart.
+
+    Args:
+        key: The key.
+    """
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
+    valid = _FORBIDDEN.sub("_", key)
+    valid = "/".join("_" * max(1, len(part)) if not part.strip(".") else part for part in valid.split("/"))
+    if valid == key and len(key) <= _LONGEST and posixpath.normpath(key) == key:
+        return key
+    return f"{valid[: _LONGEST - _DIGEST - 1]}-{digest}"
+
+
+def chunks(key: str, text: str, size: int) -> dict[str, str]:
+    """Split a text that is too long for one tag.
+
+    Args:
+        key: Name of the tag.
+        text: The text.
+        size: Characters that fit into a tag.
+
+    Returns:
+        The tag ``key``, and ``key/2``, ``key/3`` and so on for what does not fit.
+    """
+    parts = [text[start : start + size] for start in range(0, len(text), size)] or [""]
+    return {key if number == 1 else f"{key}/{number}": part for number, part in enumerate(parts, start=1)}

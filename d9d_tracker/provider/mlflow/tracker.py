@@ -1,0 +1,206 @@
+"""Backend that writes to an MLflow server or store."""
+
+import json
+import logging
+import math
+import time
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.validation import (
+    MAX_METRICS_PER_BATCH,
+    MAX_PARAM_VAL_LENGTH,
+    MAX_TAG_VAL_LENGTH,
+)
+
+from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.base import ProviderRun, ProviderTracker
+from d9d_tracker.provider.hparams import flat_hparams, plain_hparams
+from d9d_tracker.provider.lock import let_go, lock_on_this_machine
+from d9d_tracker.provider.names import encodable, flat_name
+from d9d_tracker.record import Histogram, Record
+
+from .config import MLflowConfig
+from .keys import chunks, valid_key
+
+_LOGGER = logging.getLogger("d9d_tracker")
+_PARAMS_PER_BATCH = 20  # of 6000 escaped characters each, in a request of a megabyte at most
+
+
+class MLflowRun(ProviderRun):
+    """An open run of MLflow.
+
+    A series' key is its name followed by its context, as ``loss/rank:0/stage:train``; characters that MLflow refuses
+    are replaced as `valid_key` says. MLflow knows no histograms: they become quantiles, moments and counts,
+    ``<name>/p50`` and so on. A non-finite number breaks MLflow's page, so NaN is the point 1 of ``<name>/nan``, and an
+    infinity the point 1 or -1 of ``<name>/inf``.
+
+    ``flush`` sends what was logged in batches and waits for the answers; what was not answered is kept for the next
+    flush, and MLflow knows it again by its time stamp. MLflow can neither replace nor delete a value: a step that holds
+    one keeps it, and what is logged for it later is left out.
+
+    Args:
+        client: Client of the server or store.
+        run_id: Identity of the run.
+        lock: Descriptor of the lock that keeps other writers away.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, lock: int):
+        super().__init__(run_id)
+        self._client = client
+        self._lock = lock
+        self._pending: dict[tuple[str, int], Metric] = {}
+        self._last: dict[str, int] = {}  # last step sent of every key
+        self._rewound: int | None = None
+        self._kept: dict[str, set[int]] = {}  # steps of an earlier life, of the keys that were logged since
+
+    def rewind(self, step: int) -> None:
+        """Leave out what an earlier life of this run wrote at ``step`` or later: MLflow keeps it, once.
+
+        Args:
+            step: First step that will be logged again.
+        """
+        super().rewind(step)
+        self._pending = {key: metric for key, metric in self._pending.items() if metric.step < step}
+        self._last = {}
+        self._rewound = step
+
+    def _write(self, record: Record) -> None:
+        value = record.value
+        if isinstance(value, Histogram):
+            for kind, number in value.summary().items():
+                self._put(record, f"{record.name}/{kind}", number)
+        elif math.isnan(value):
+            self._put(record, f"{record.name}/nan", 1.0)
+        elif math.isinf(value):
+            self._put(record, f"{record.name}/inf", math.copysign(1.0, value))
+        else:
+            self._put(record, record.name, value)
+
+    def _put(self, record: Record, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            # Moments of values near the largest float overflow.
+            return
+        key = valid_key(flat_name(name, record.context, sign=":"))
+        if record.step <= self._last.get(key, -1):
+            raise ValueError(
+                f"{name!r} at step {record.step}: MLflow cannot replace the value that was flushed for this step; "
+                "flush between steps"
+            )
+        self._pending[key, record.step] = Metric(key, value, round(time.time() * 1000), record.step)
+
+    def _sync(self) -> None:
+        if self._rewound is not None:
+            self._leave_out_what_is_kept(self._rewound)
+        waiting = list(self._pending.items())
+        for start in range(0, len(waiting), MAX_METRICS_PER_BATCH):
+            batch = waiting[start : start + MAX_METRICS_PER_BATCH]
+            self._client.log_batch(self.id, metrics=[metric for _, metric in batch], synchronous=True)
+            for place, metric in batch:
+                del self._pending[place]
+                self._last[metric.key] = metric.step
+
+    def _leave_out_what_is_kept(self, first: int) -> None:
+        for key in {key for key, _ in self._pending} - self._kept.keys():
+            history = self._client.get_metric_history(self.id, key)
+            self._kept[key] = {metric.step for metric in history if metric.step >= first}
+        for key, step in list(self._pending):
+            if step in self._kept[key]:
+                del self._pending[key, step]
+
+    def _release(self) -> None:
+        try:
+            self._sync()
+            status = "FINISHED"
+            if self._error is not None:
+                status = "FAILED" if isinstance(self._error, Exception) else "KILLED"
+            self._client.set_terminated(self.id, status)
+        finally:
+            let_go(self._lock)
+
+
+class MLflowTracker(ProviderTracker[MLflowConfig]):
+    """Opens runs of an MLflow experiment, and re-attaches to them by their id, when they are marked as running again.
+
+    A run that is gone is started anew under another id, with a warning. Two writers of one run on one machine are
+    refused. A run that is still marked as running when it is re-attached to, because its job was killed or because it
+    runs elsewhere, is worth a warning.
+    """
+
+    def _open_run(self, properties: RunConfig, run_id: str | None) -> MLflowRun:
+        client = MlflowClient(tracking_uri=self._config.tracking_uri)
+        if run_id is not None:
+            run_id = self._found(client, run_id)
+        if run_id is None:
+            run_id = self._create(client, properties)
+            lock = lock_on_this_machine(run_id, f"MLflow run {run_id!r}")
+        else:
+            lock = self._lock_and_mark(client, run_id)
+        return MLflowRun(client, run_id, lock)
+
+    def _lock_and_mark(self, client: MlflowClient, run_id: str) -> int:
+        lock = lock_on_this_machine(run_id, f"MLflow run {run_id!r}")
+        try:
+            if client.get_run(run_id).info.status == "RUNNING":
+                _LOGGER.warning(
+                    "run %r is still marked as running: its last job was killed; or it runs on another machine, where "
+                    "it must be stopped",
+                    run_id,
+                )
+            else:
+                client.update_run(run_id, status="RUNNING")
+        except BaseException:
+            let_go(lock)
+            raise
+        return lock
+
+    def _found(self, client: MlflowClient, run_id: str) -> str | None:
+        try:
+            info = client.get_run(run_id).info
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+            _LOGGER.warning("run %r is gone from MLflow %s: starting another", run_id, self._config.tracking_uri)
+            return None
+        if info.lifecycle_stage == "deleted":
+            _LOGGER.warning("run %r was deleted from MLflow %s: starting another", run_id, self._config.tracking_uri)
+            return None
+        return run_id
+
+    def _create(self, client: MlflowClient, properties: RunConfig) -> str:
+        run = client.create_run(self._experiment(client), run_name=encodable(properties.name), tags=_tags(properties))
+        params: list[Any] = [
+            Param(valid_key(key), encodable(str(value))[:MAX_PARAM_VAL_LENGTH])
+            for key, value in flat_hparams(properties.hparams).items()
+        ]
+        for start in range(0, len(params), _PARAMS_PER_BATCH):
+            client.log_batch(run.info.run_id, params=params[start : start + _PARAMS_PER_BATCH])
+        return run.info.run_id
+
+    def _experiment(self, client: MlflowClient) -> str:
+        name = self._config.experiment
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return client.create_experiment(name)
+            except MlflowException:  # another job has just created it
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        if experiment.lifecycle_stage == "deleted":
+            raise ValueError(f"MLflow experiment {name!r} is deleted: restore it, or choose another name")
+        return experiment.experiment_id
+
+
+def _tags(properties: RunConfig) -> dict[str, str]:
+    """Return the tags of a new run: its description, and its hyperparameters as they are nested, as JSON."""
+    hparams = json.dumps(plain_hparams(properties.hparams))
+    tags = chunks("hparams", hparams, MAX_TAG_VAL_LENGTH)
+    if properties.description is not None:
+        note = chunks(MLFLOW_RUN_NOTE, encodable(properties.description), MAX_TAG_VAL_LENGTH)
+        tags |= note
+    return tags

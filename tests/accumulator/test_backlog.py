@@ -1,0 +1,111 @@
+"""The backlog is durable, ordered, bounded, and used by one process at a time."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from lives import content
+
+from d9d_tracker import Histogram
+from d9d_tracker.accumulator.backlog import Backlog, Contents
+from d9d_tracker.record import Record
+
+
+def window(index, size=3):
+    records = [Record(f"s{number}", 10 * index + number, {"stage": "train"}, float(number)) for number in range(size)]
+    return index, records, Contents.of(records, 10 * index)
+
+
+def test_records_come_back_bit_for_bit(tmp_path):
+    values = torch.tensor([math.nan, math.inf, -1e-300, 3.5, 0.0], dtype=torch.float64)
+    records = [
+        *(Record("scalar", step, {"a": "b", "ä": "\ud800"}, value) for step, value in enumerate(values.tolist())),
+        Record("histogram", 7, {}, Histogram.from_values(values)),
+        Record("empty", 7, {}, Histogram.from_values(values[:0])),
+    ]
+    backlog = Backlog(tmp_path, "run", 10**6)
+    backlog.put(4, records, Contents.of(records, 0))
+    backlog.close()
+    assert Backlog(tmp_path, "other", 10**6).contents() == {}
+    reopened = Backlog(tmp_path, "run", 10**6)
+    assert reopened.contents() == {4: Contents(0, 7, 7, ("empty", "histogram", "scalar"))}
+    assert content(reopened.get(4)) == content(records)
+
+
+def test_nothing_is_created_before_it_is_needed(tmp_path):
+    backlog = Backlog(tmp_path / "folder", "run", 1000)
+    backlog.forget_from(0)
+    assert backlog.contents() == {}
+    backlog.close()
+    assert not (tmp_path / "folder").exists()
+
+
+def test_every_change_is_synced(tmp_path):
+    backlog = Backlog(tmp_path, "run", 10**6)
+    backlog.put(*window(0))
+    assert backlog._database is not None
+    assert backlog._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert backlog._database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: synced at every commit
+
+
+def test_windows_are_forgotten_by_index_and_by_step(tmp_path):
+    backlog = Backlog(tmp_path, "run", 10**6)
+    for index in (3, 1, 2):
+        backlog.put(*window(index))
+    assert list(backlog.contents()) == [1, 2, 3]
+    backlog.remove(1)
+    backlog.forget_from(30)
+    assert list(backlog.contents()) == [2]
+    with pytest.raises(KeyError, match="window 3"):
+        backlog.get(3)
+    backlog.close()
+    assert backlog.path.exists()
+    reopened = Backlog(tmp_path, "run", 10**6)
+    reopened.remove(2)
+    reopened.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bound_drops_the_oldest(tmp_path):
+    size = len(json.dumps([{"name": "s0", "step": 10, "context": {"stage": "train"}, "value": 0.0}])) * 3
+    backlog = Backlog(tmp_path, "run", 3 * size)
+    assert [backlog.put(*window(index)) for index in range(1, 6)] == [[], [], [], [1], [2]]
+    assert list(backlog.contents()) == [3, 4, 5]
+    assert backlog.put(*window(6, size=30)) == [3, 4, 5, 6]  # larger than the bound by itself
+
+
+def test_a_second_job_is_refused(tmp_path):
+    backlog = Backlog(tmp_path, "run", 10**6)
+    backlog.put(*window(0))
+    program = f"import sqlite3; sqlite3.connect({str(backlog.path)!r}, timeout=0).execute('SELECT * FROM windows')"
+    second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "database is locked" in second.stderr
+    with pytest.raises(RuntimeError, match="another job writes to this run"):
+        Backlog(tmp_path, "run", 1000).contents()
+    backlog.close()
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert list(Backlog(tmp_path, "run", 1000).contents()) == [0]
+
+
+def test_a_vanished_folder_is_made_again_with_all_it_held(tmp_path):
+    backlog = Backlog(tmp_path / "folder", "run", 10**6)
+    backlog.put(*window(0))
+    shutil.rmtree(tmp_path / "folder")
+    backlog.put(*window(1))
+    backlog.close()
+    reopened = Backlog(tmp_path / "folder", "run", 10**6)
+    assert list(reopened.contents()) == [0, 1]
+    assert content(reopened.get(0)) == content(window(0)[1])
+
+
+def test_a_damaged_file_is_put_aside_and_said(tmp_path, caplog):
+    (tmp_path / "run.sqlite3").write_bytes(b"not a database" * 100)
+    backlog = Backlog(tmp_path, "run", 10**6)
+    assert backlog.contents() == {}
+    backlog.put(*window(0))
+    assert "is damaged" in caplog.text
+    assert (tmp_path / "run.damaged").read_bytes().startswith(b"not a database")

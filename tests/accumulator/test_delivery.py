@@ -1,0 +1,273 @@
+"""What a backend accepts arrives once and in order; what it does not is kept, counted and named, whatever it does."""
+
+import logging
+import threading
+from collections import Counter
+
+import pytest
+
+from d9d_tracker import RunConfig
+from d9d_tracker.accumulator.backlog import Backlog
+from d9d_tracker.accumulator.delivery import Delivery
+from d9d_tracker.record import Record
+from d9d_tracker.testing import RecordingRun
+
+
+class Backend(RecordingRun):
+    """A recording backend that can be told to fail, to refuse, or to hang."""
+
+    def __init__(self):
+        super().__init__(RunConfig(name="run"))
+        self.down: BaseException | None = None
+        self.failing = 0
+        self.refused: dict[str, Exception] = {}
+        self.released = threading.Event()
+        self.released.set()
+        self.inside = threading.Event()
+        self.tried = threading.Semaphore(0)
+
+    def set_step(self, step):
+        assert step >= self._step, "steps never go back"
+        super().set_step(step)
+
+    def scalar(self, name, value, context=None):
+        self.inside.set()
+        self.released.wait()
+        self.tried.release()
+        if self.down is not None:
+            raise self.down
+        if self.failing:
+            self.failing -= 1
+            raise ConnectionError("a moment")
+        if name in self.refused:
+            raise self.refused[name]
+        super().scalar(name, value, context)
+
+    def points_in_order(self):
+        return [(r.name, r.step) for r in self.records]
+
+
+def window(index, names=("a", "b"), steps=2):
+    records = [Record(name, 10 * index + step, {}, 1.0) for step in range(steps) for name in names]
+    return index, records, 10 * index
+
+
+def expected(*windows, names=("a", "b"), without=()):
+    return [(r.name, r.step) for w in windows for r in window(w, names)[1] if r.name not in without]
+
+
+@pytest.fixture
+def backend():
+    backend = Backend()
+    yield backend
+    backend.released.set()
+
+
+@pytest.fixture
+def delivery(backend, tmp_path):
+    delivery = Delivery(backend, Backlog(tmp_path, "run", 10**6), patience=30.0)
+    yield delivery
+    backend.released.set()
+    backend.down = None
+    delivery.close(10)
+
+
+def test_windows_arrive_in_order_each_with_one_flush(delivery, backend, tmp_path):
+    for index in range(5):
+        delivery.put(*window(index))
+    assert delivery.flush(10)
+    assert backend.points_in_order() == expected(*range(5))
+    assert backend.flushes == 5
+    assert delivery.report.delivered == 20
+    assert delivery.report.failures == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_held_backend_holds_nobody(delivery, backend, caplog):
+    backend.released.clear()
+    for index in range(100):
+        delivery.put(*window(index))
+    assert not delivery.flush(0.01)
+    assert "flush: not with the backend" in caplog.text
+    backend.released.set()
+    assert delivery.flush(10)
+    assert backend.points_in_order() == expected(*range(100))
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4, 5, 6, 7, 20])
+def test_raising_some_times_loses_and_doubles_nothing(times, delivery, backend):
+    backend.failing = times
+    for index in range(4):
+        delivery.put(*window(index))
+    assert delivery.flush(10)
+    assert sorted(backend.points_in_order()) == sorted(expected(*range(4)))
+    assert not delivery.report.refused
+    assert 0 < delivery.report.failures <= times
+
+
+def test_an_outage_is_said_once_counted_and_kept_on_disk(delivery, backend, tmp_path, caplog):
+    backend.down = ConnectionError("no route to host")
+    for index in range(3):
+        delivery.put(*window(index))
+    for _ in range(10):
+        assert backend.tried.acquire(timeout=10)
+    assert delivery.settle(10) == [0, 1, 2]
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(said) == 1
+    assert "no route to host" in said[0]
+    assert "a, b" in said[0]
+    assert delivery.report.failures > 1
+    backend.down = None
+    assert delivery.flush(10)
+    assert backend.points_in_order() == expected(0, 1, 2)
+    assert "the backend is back" in caplog.text
+    assert delivery.close(10)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [ValueError("too long"), TypeError("not this"), RuntimeError("boom")])
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_a_series_refused_for_ever_is_named_and_the_others_arrive(name, error, delivery, backend, caplog):
+    backend.refused[name] = error
+    for index in range(3):
+        delivery.put(*window(index, "abc"))
+    assert delivery.flush(10)
+    found = backend.points_in_order()
+    assert set(found) == set(expected(0, 1, 2, names="abc", without=name))
+    if isinstance(error, ValueError | TypeError):
+        assert len(found) == len(set(found))
+    assert delivery.report.refused == Counter({name: 6})
+    assert f"refused {name} at step 0" in caplog.text
+    assert str(error) in caplog.text
+    assert delivery.report.delivered == 12
+
+
+def test_two_series_refused_in_one_step(delivery, backend):
+    backend.refused = {"b": RuntimeError("boom"), "c": RuntimeError("boom")}
+    delivery.put(*window(0, "abc"))
+    assert delivery.flush(10)
+    assert delivery.report.refused == Counter({"b": 2, "c": 2})
+
+
+def test_a_flush_that_fails_does_not_write_again(delivery, backend, monkeypatch):
+    failures = iter([OSError("full"), OSError("full")])
+
+    def flush():
+        if (error := next(failures, None)) is not None:
+            raise error
+
+    monkeypatch.setattr(backend, "flush", flush)
+    delivery.put(*window(0))
+    assert delivery.flush(10)
+    assert backend.points_in_order() == expected(0)
+    assert delivery.report.failures == 2
+
+
+def test_a_backend_that_exits_its_thread_is_only_failing(delivery, backend):
+    backend.down = SystemExit("rude")
+    delivery.put(*window(0))
+    assert backend.tried.acquire(timeout=10)
+    backend.down = None
+    assert delivery.flush(10)
+
+
+def test_settling_puts_on_disk_what_a_held_backend_has_not_taken(delivery, backend, tmp_path):
+    backend.released.clear()
+    delivery.put(*window(0))
+    delivery.put(*window(1))
+    assert backend.inside.wait(10)
+    assert delivery.settle(0.01) == [0, 1]
+    assert len(list(tmp_path.glob("*.sqlite3"))) == 1
+
+
+def test_a_hanging_backend_counts_as_down(backend, tmp_path, caplog):
+    delivery = Delivery(backend, Backlog(tmp_path, "run", 10**6), patience=0.0)
+    backend.released.clear()
+    delivery.put(*window(0))
+    assert backend.inside.wait(10)
+    delivery.put(*window(1))
+    assert delivery.kept() == [0, 1]
+    assert "has not returned" in caplog.text
+    assert delivery.report.failures == 1
+    backend.released.set()
+    assert delivery.flush(10)
+    assert backend.points_in_order() == expected(0, 1)
+    assert delivery.close(10)
+
+
+def test_closing_a_hanging_backend_is_bounded_and_the_next_process_delivers(backend, tmp_path, caplog):
+    delivery = Delivery(backend, Backlog(tmp_path, "run", 10**6), patience=30.0)
+    backend.released.clear()
+    for index in range(3):
+        delivery.put(*window(index))
+    assert backend.inside.wait(10)
+    assert not delivery.close(0.05)
+    assert delivery.report.undelivered == 12
+    assert "not delivered: 12 records of steps 0 to 21 (a, b)" in caplog.text
+    backend.released.set()
+    delivery.join()
+    assert backend.points_in_order() == [("a", 0)]  # what it was inside of; nothing after
+
+    delivery._backlog.close()  # as the death of the process would
+    again = Backend()
+    successor = Delivery(again, Backlog(tmp_path, "run", 10**6), patience=30.0)
+    assert successor.flush(10)
+    assert again.points_in_order() == expected(0, 1, 2)
+    assert successor.close(10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_window_that_was_half_delivered_is_kept_whole(backend, tmp_path):
+    delivery = Delivery(backend, Backlog(tmp_path, "run", 10**6), patience=30.0)
+    written = []
+
+    def scalar(name, value, context=None):
+        if len(written) == 3:
+            raise ConnectionError("gone")
+        written.append(name)
+        backend.tried.release()
+
+    backend.scalar = scalar
+    delivery.put(*window(0))
+    for _ in range(3):
+        assert backend.tried.acquire(timeout=10)
+    assert delivery.close(0.05)
+    backlog = Backlog(tmp_path, "run", 10**6)
+    assert [(r.name, r.step) for r in backlog.get(0)] == expected(0)
+
+
+def test_the_bound_drops_the_oldest_loudly(backend, tmp_path, caplog):
+    delivery = Delivery(backend, Backlog(tmp_path, "run", 600), patience=30.0)
+    backend.down = ConnectionError("gone")
+    for index in range(10):
+        delivery.put(*window(index))
+    delivery.settle(0)
+    kept = delivery.kept()
+    assert kept == list(range(10))[-len(kept) :]
+    assert delivery.report.dropped == 4 * (10 - len(kept)) > 0
+    assert "the backlog is full, dropped: 4 records of steps 0 to 1 (a, b)" in caplog.text
+    backend.down = None
+    assert delivery.flush(10)
+    assert delivery.report.delivered == 4 * len(kept)
+    assert delivery.close(10)
+
+
+def test_with_the_disk_full_as_well_memory_holds_what_is_left(backend, tmp_path, caplog, monkeypatch):
+    backlog = Backlog(tmp_path, "run", 10**6)
+    delivery = Delivery(backend, backlog, patience=30.0)
+    full = OSError(28, "No space left on device")
+
+    def fail(*_):
+        raise full
+
+    monkeypatch.setattr(backlog, "put", fail)
+    backend.down = ConnectionError("gone")
+    for index in range(3):
+        delivery.put(*window(index))
+    assert delivery.settle(0.01) == []
+    assert "No space left on device" in caplog.text
+    assert "neither with the backend nor on disk" in caplog.text
+    backend.down = None
+    assert delivery.flush(10)
+    assert backend.points_in_order() == expected(0, 1, 2)
+    assert delivery.close(10)

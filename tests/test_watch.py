@@ -1,0 +1,106 @@
+"""`bins_many` and `watch`: a whole model's histograms."""
+
+import pytest
+import torch
+from torch import nn
+
+from d9d_tracker import Histogram, TrackerTypeError, TrackerValueError
+
+
+def equal(one: Histogram, other: Histogram) -> bool:
+    return (
+        one.edges.tolist() == other.edges.tolist()
+        and one.counts.tolist() == other.counts.tolist()
+        and (one.min, one.max, one.zeros) == (other.min, other.max, other.zeros)
+        and one.sum == pytest.approx(other.sum)
+    )
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def test_bins_many_equals_as_many_bins(recorded):
+    tracker = recorded(sync_every=2)
+    values = {"a": torch.randn(30), "b": torch.randn(5, 6).T, "c": torch.arange(7), "empty": torch.empty(0)}
+    with tracker.open() as run:
+        for step in range(3):
+            run.set_step(step)
+            run.bins_many(values, {"by": "many"}, every=2)
+            for name, tensor in values.items():
+                run.bins(name, tensor, {"by": "one"}, every=2)
+    for name in values:
+        many, one = tracker.run.histograms(name, by="many"), tracker.run.histograms(name, by="one")
+        assert list(many) == list(one) == [0, 2]
+        assert all(equal(many[step], one[step]) for step in many)
+
+
+def test_bins_many_refuses_the_whole_call(recorded):
+    tracker = recorded()
+    with tracker.open() as run:
+        with pytest.raises(TrackerTypeError, match="'b'"):
+            run.bins_many({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.complex64)})
+        with pytest.raises(TrackerValueError, match="name is empty"):
+            run.bins_many({"": torch.ones(2)})
+        run.bins_many({})
+    assert tracker.run.records == []
+
+
+def test_watch_logs_what_the_optimizer_uses(recorded):
+    tracker, model = recorded(sync_every=1), network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = {}
+    with tracker.open() as run:
+        run.watch(model, gradients=True, parameters=True)
+        for step in range(3):
+            run.set_step(step)
+            for _ in range(2):  # micro-batches accumulate
+                model(torch.randn(16, 4)).square().mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            for name, parameter in model.named_parameters():
+                expected[f"gradients/{name}", step] = Histogram.from_values(parameter.grad)
+                expected[f"parameters/{name}", step] = Histogram.from_values(parameter)
+            optimizer.step()
+            optimizer.zero_grad()
+    logged = {(record.name, record.step): record.value for record in tracker.run.records}
+    assert logged.keys() == expected.keys()
+    assert all(equal(logged[key], expected[key]) for key in expected)
+
+
+def test_watch_counts_only_the_parameters_of_its_module(recorded):
+    tracker, model, other = recorded(), network(), network()
+    with tracker.open() as run:
+        run.watch(model[0])
+        optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1)
+        (model(torch.ones(1, 4)) + other(torch.ones(1, 4))).sum().backward()
+        optimizer.step()
+    assert {record.name for record in tracker.run.records} == {"gradients/weight", "gradients/bias"}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_watch_counts_activations_of_leaf_modules(recorded, compiled):
+    tracker, model = recorded(), network()
+    batch = torch.randn(16, 4)
+    with tracker.open() as run:
+        run.watch(model, gradients=False, activations=True)
+        forward = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+        forward(batch)
+    names = {record.name: record.value for record in tracker.run.records}
+    assert names.keys() == {"activations/0", "activations/1", "activations/2"}
+    assert equal(names["activations/1"], Histogram.from_values(model[1](model[0](batch))))
+
+
+def test_watch_ends(recorded):
+    tracker, model = recorded(), network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 4)).sum().backward()
+    with tracker.open() as run:
+        watch = run.watch(model, activations=True)
+        watch.remove()
+        model(torch.ones(1, 4))
+        optimizer.step()
+        run.watch(model, activations=True)
+    model(torch.ones(1, 4))  # the run is closed: watching it is over, and no error
+    optimizer.step()
+    assert tracker.run.records == []
