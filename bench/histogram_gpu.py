@@ -1,0 +1,146 @@
+"""The histogram kernels on a GPU: how close to the speed of memory, and against what does less.
+
+    PYTHONPATH=kernels python bench/histogram_gpu.py [--out histogram_gpu.png]
+
+A histogram reads its input once, so the floor is bytes / bandwidth. The bandwidth is measured in the same run by a
+device-to-device copy, whose bytes count twice (read and written). The L2 cache is flushed before each measurement.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from d9d_tracker_kernels import EXPONENTIAL, allocate, histogram_, histogram_many_
+
+SIZES = {"1M": 1 << 20, "64M": 1 << 26, "1G": 1 << 30}
+BINNING = (EXPONENTIAL, 2048, 0.0, 0.0)
+# GPT-2-small: embeddings, then 12 layers of attention, feed-forward and norms. 148 tensors; twice that is 296.
+GPT2_SHAPES = [(50257, 768), (1024, 768), (768,), (768,)]
+GPT2_SHAPES += 12 * [(768,)] * 4 + 12 * [(768, 2304), (2304,), (768, 768), (768,)]
+GPT2_SHAPES += 12 * [(768, 3072), (3072,), (3072, 768), (768,)]
+
+
+def milliseconds(function: Callable[[], object], rounds: int = 20) -> float:
+    """Median time on the GPU, by events."""
+    flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")
+    times = []
+    for turn in range(rounds + 3):
+        flush.zero_()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        function()
+        end.record()
+        torch.cuda.synchronize()
+        if turn >= 3:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def make(distribution: str, size: int, dtype: torch.dtype) -> torch.Tensor:
+    values = torch.zeros(size, dtype=dtype, device="cuda")
+    if distribution == "normal":
+        values.normal_()
+    elif distribution == "uniform":
+        values.uniform_(-4, 4)
+    elif distribution == "all equal":
+        values.fill_(0.7)
+    return values
+
+
+def rivals(values: torch.Tensor) -> dict[str, Callable[[], object]]:
+    functions: dict[str, Callable[[], object]] = {"x.sum()": values.sum}
+    if values.dtype == torch.float32:
+        functions["torch.histc, range known"] = lambda: torch.histc(values, 512, -4, 4)
+        if values.numel() <= 1 << 26:
+            functions["torch.histogram on the CPU"] = lambda: torch.histogram(values.cpu(), 512, range=(-4.0, 4.0))
+    try:
+        import cupy  # pyright: ignore[reportMissingImports] (optional: measured where it is installed)
+    except ImportError:
+        print("     cupy is not installed: its histogram (CUB) is not measured")
+    else:
+        if values.dtype == torch.float32:
+            array = cupy.from_dlpack(values)
+            functions["cupy.histogram, range known"] = lambda: cupy.histogram(array, 512, range=(-4.0, 4.0))
+    return functions
+
+
+def one_tensor(points: list[tuple[str, float, float]]) -> float:
+    """Prints the single-tensor table, collects (label, bytes, ms) and returns the copy bandwidth in bytes per ms."""
+    state, step = allocate(1, "cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    bandwidth = 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        for size_name, size in SIZES.items():
+            values = make("normal", size, dtype)
+            target = torch.empty_like(values)
+            copied = 2 * values.nbytes / milliseconds(lambda values=values, target=target: target.copy_(values))
+            bandwidth = max(bandwidth, copied)
+            print(f"{size_name} {dtype}: copy {copied / 1e9:.2f} TB/s")
+            del target
+            for name, function in rivals(values).items():
+                report(name, values.nbytes, milliseconds(function), copied)
+            for distribution in ("normal", "uniform", "all equal", "zeros"):
+                values = make(distribution, size, dtype)
+                args = (values, state.counts, state.moments, state.partials, step, 0, 1, *BINNING)
+                time = milliseconds(lambda args=args: histogram_(*args))
+                report(f"histogram, {distribution}", values.nbytes, time, copied)
+                points.append((f"{dtype} {distribution}", values.nbytes, time))
+    return bandwidth
+
+
+def report(name: str, nbytes: float, time: float, bandwidth: float) -> None:
+    rate = nbytes / time
+    print(f"     {name:28} {time:9.4f} ms {rate / 1e9:6.2f} TB/s {rate / bandwidth:6.0%} of the copy bandwidth")
+
+
+def many_tensors() -> None:
+    gradients = [torch.randn(shape, device="cuda") * 1e-3 for shape in 2 * GPT2_SHAPES]
+    state, step = allocate(len(gradients), "cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    args = (gradients, state.counts, state.moments, state.partials, step, list(range(len(gradients))), 1, *BINNING)
+    nbytes = sum(gradient.nbytes for gradient in gradients)
+    print(f"{len(gradients)} gradients, {nbytes / 1e6:.0f} MB")
+    for name, function in {
+        "histogram_many_": lambda: histogram_many_(*args),
+        "torch._foreach_norm": lambda: torch.ops.aten._foreach_norm.Scalar(gradients),
+        "loop of torch.histc": lambda: [torch.histc(gradient, 512, -4, 4) for gradient in gradients],
+    }.items():
+        time = milliseconds(function)
+        print(f"     {name:28} {time:9.4f} ms {nbytes / time / 1e9:6.2f} TB/s")
+
+
+def draw_roofline(points: list[tuple[str, float, float]], bandwidth: float, out: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 5))
+    for label in dict.fromkeys(label for label, _, _ in points):
+        own = [(nbytes, time) for name, nbytes, time in points if name == label]
+        axis.loglog(*zip(*own, strict=True), marker="o", label=label)
+    ends = [min(nbytes for _, nbytes, _ in points), max(nbytes for _, nbytes, _ in points)]
+    axis.loglog(ends, [nbytes / bandwidth for nbytes in ends], "k--", label="the copy bandwidth: the limit")
+    axis.set_xlabel("bytes read")
+    axis.set_ylabel("ms")
+    axis.legend()
+    figure.savefig(out, dpi=120)
+    print(f"wrote {out}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="histogram_gpu.png", help="where to write the roofline picture")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("not measured: this machine has no CUDA device")
+        return
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    points: list[tuple[str, float, float]] = []
+    bandwidth = one_tensor(points)
+    many_tensors()
+    draw_roofline(points, bandwidth, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
