@@ -4,6 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from d9d_tracker.demo import PROVIDERS
+from d9d_tracker.demo import main as run_demo
+from d9d_tracker.doctor import main as run_doctor
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.
@@ -17,18 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m d9d_tracker", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="train a small network on real data and track it")
-    demo.add_argument("--provider", choices=("aim", "console", "jsonl"), default="aim", help="backend (default: aim)")
+    demo.add_argument("--provider", choices=PROVIDERS, default="aim", help="backend (default: aim)")
     demo.add_argument("--steps", type=_positive, default=600, help="training steps (default: 600)")
     demo.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
     commands.add_parser("doctor", help="show what this machine supports, and check that tracking is free of syncs")
     chosen = parser.parse_args(arguments)
     if chosen.command == "doctor":
-        from d9d_tracker import doctor
-
-        return doctor.main()
-    from d9d_tracker import demo as demo_module
-
-    return demo_module.main(chosen.provider, chosen.steps, chosen.out)
+        return run_doctor()
+    return run_demo(chosen.provider, chosen.steps, chosen.out)
 
 
 def _positive(text: str) -> int:

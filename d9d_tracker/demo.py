@@ -6,6 +6,7 @@ Under ``torchrun`` every rank trains on its share of the data, and all of them s
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,16 @@ from torch.nn import functional
 
 from d9d_tracker.accumulator import AccumulatingRun, AccumulatingTracker
 from d9d_tracker.base import RunConfig
-from d9d_tracker.factory import AnyTrackerConfig, tracker_from_config
+from d9d_tracker.config import TrackerConfig
+from d9d_tracker.factory import tracker_from_config
 from d9d_tracker.provider.aim.config import AimConfig
 from d9d_tracker.provider.console import ConsoleTrackerConfig
 from d9d_tracker.provider.jsonl import JsonlTrackerConfig
+from d9d_tracker.provider.mlflow.config import MLflowConfig
+from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
+from d9d_tracker.provider.wandb.config import WandbConfig
 
+PROVIDERS = ("aim", "console", "jsonl", "mlflow", "tensorboard", "wandb")
 _BATCH = 128
 _EVAL_EVERY = 50
 _PEAK_LEARNING_RATE = 3e-3
@@ -77,7 +83,7 @@ def main(provider: str, steps: int, out: Path) -> int:
     """Train, track, and say where the run is.
 
     Args:
-        provider: Name of the backend: ``"aim"``, ``"console"`` or ``"jsonl"``.
+        provider: Name of the backend, one of ``PROVIDERS``.
         steps: Number of training steps.
         out: Folder of the runs.
 
@@ -125,12 +131,21 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _config(provider: str, out: Path) -> AnyTrackerConfig:
-    if provider == "aim":
-        return AimConfig(repo=str(out), capture_terminal_logs=False)
-    if provider == "jsonl":
-        return JsonlTrackerConfig(path=out)
-    return ConsoleTrackerConfig()
+def _config(provider: str, out: Path) -> TrackerConfig:
+    configs: dict[str, Callable[[], TrackerConfig]] = {
+        "aim": lambda: AimConfig(repo=str(out), capture_terminal_logs=False),
+        "console": ConsoleTrackerConfig,
+        "jsonl": lambda: JsonlTrackerConfig(path=out),
+        "mlflow": lambda: MLflowConfig(experiment="d9d_tracker demo", tracking_uri=_mlflow_store(out)),
+        "tensorboard": lambda: TensorBoardConfig(log_dir=out),
+        "wandb": lambda: WandbConfig(project="d9d_tracker-demo", mode="offline", dir=out),
+    }
+    return configs[provider]()
+
+
+def _mlflow_store(out: Path) -> str:
+    out.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{out.resolve() / 'mlflow.db'}"
 
 
 def _train(
@@ -200,12 +215,16 @@ def _summarize(
         table.add_row(name, f"{value:.4f}")
     table.add_row("copies to the host", str(tracker.copies))
     table.add_row("points written", str(tracker.report.delivered))
-    if provider == "aim":
+    openers = {
+        "aim": f"{_command('aim')} up --repo {out}",
+        "jsonl": f"head -n 3 {out / f'{tracker.run_id}.jsonl'}",
+        "mlflow": f"{_command('mlflow')} ui --backend-store-uri {_mlflow_store(out)}",
+        "tensorboard": f"{_command('tensorboard')} --logdir {out}",
+        "wandb": f"{_command('wandb')} sync {out / 'wandb' / 'offline-run-*'}",
+    }
+    if provider in openers:
         table.add_row("run", f"{tracker.run_id} in {out}")
-        table.add_row("open it", f"{_command('aim')} up --repo {out}")
-    elif provider == "jsonl":
-        table.add_row("run", str(out / f"{tracker.run_id}.jsonl"))
-        table.add_row("open it", f"head -n 3 {out / f'{tracker.run_id}.jsonl'}")
+        table.add_row("open it", openers[provider])
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""Test doubles for code that logs: a backend that remembers what it was handed."""
+"""For tests of code that logs: a backend that remembers what it was handed, and `check_step`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +8,11 @@ from uuid import uuid4
 import torch
 
 from .base import BaseTracker, BaseTrackerRun, RunConfig
+from .check_step import StepReport, check_step
 from .config import TrackerConfig
 from .record import Histogram, Record
+
+__all__ = ["RecordingConfig", "RecordingRun", "RecordingTracker", "StepReport", "check_step"]
 
 
 class RecordingConfig(TrackerConfig):

@@ -96,6 +96,5 @@ class Fanout:
     def _each(self, method: Callable[[Delivery, float], T], timeout: float) -> dict[str, T]:
         deadline = time.monotonic() + timeout
         return {
-            name: method(delivery, max(0.0, deadline - time.monotonic()))
-            for name, delivery in self._deliveries.items()
+            name: method(delivery, max(0.0, deadline - time.monotonic())) for name, delivery in self._deliveries.items()
         }

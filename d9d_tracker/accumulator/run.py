@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
-from weakref import WeakValueDictionary
 
 import torch
 import torch.utils._pytree
@@ -14,6 +13,7 @@ from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 
 from .arguments import Number, check_context, check_mapping, check_names, check_number, check_population
+from .backward import is_backward_traced, runs
 from .buffers import Buffers
 from .collector import Collector
 from .delivery import Delivery
@@ -26,7 +26,6 @@ from .watch import Watch
 Scope = Literal["global", "rank"]
 
 _tokens = itertools.count()
-_runs: WeakValueDictionary[str, "AccumulatingRun"] = WeakValueDictionary()
 # Lets a binning be an argument of a function that Dynamo calls while it traces; guarded by equality.
 for _binning in get_args(Binning):
     torch.utils._pytree.register_constant(_binning)
@@ -45,11 +44,11 @@ class AccumulatingRun(BaseTrackerRun):
 
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
         self.is_open = False
-        self._buffers = buffers
+        self.buffers = buffers
         self._config = config
         self._context: ContextItems = ()
         self._token = f"run {next(_tokens)}"
-        _runs[self._token] = self
+        runs[self._token] = self
         self._collector: Collector | None = None
         self._delivery: Delivery | DeliveryElsewhere | None = None
         self._rank = "0"
@@ -68,13 +67,13 @@ class AccumulatingRun(BaseTrackerRun):
         self._refuse_if_closed("set_step")
         if isinstance(step, bool) or not isinstance(step, int):
             raise TrackerTypeError(f"set_step({step!r}): a step is an int, not {type(step).__name__}; pass int(step)")
-        if step < self._buffers.step:
+        if step < self.buffers.step:
             raise TrackerValueError(
-                f"set_step({step}): the run is at step {self._buffers.step} and steps never go back; to repeat steps, "
+                f"set_step({step}): the run is at step {self.buffers.step} and steps never go back; to repeat steps, "
                 "resume from a checkpoint of that step or open another run"
             )
-        if step > self._buffers.step:
-            window = self._buffers.advance(step)
+        if step > self.buffers.step:
+            window = self.buffers.advance(step)
             if window is not None:
                 self._open_collector().put(window, mid_step=False)
 
@@ -284,7 +283,7 @@ class AccumulatingRun(BaseTrackerRun):
 
     def _send_rest(self) -> None:
         assert self._collector is not None
-        self._collector.put(self._buffers.close_window(), mid_step=True)
+        self._collector.put(self.buffers.close_window(), mid_step=True)
         self._collector.drain()
 
     def _open_collector(self) -> Collector:
@@ -311,11 +310,14 @@ class AccumulatingRun(BaseTrackerRun):
         items = self._merged(names[0], context, scope)
         if weight is not None and reduce != "mean":
             fail(TrackerValueError, f"{label(names[0], items)}: a weight has no meaning with reduce={reduce!r}")
-        device = self._buffers.device
+        device = self.buffers.device
         numbers = [check_number(name, items, value, device) for name, value in zip(names, values, strict=True)]
         factor = None if weight is None else check_number(f"{names[0]} (weight)", items, weight, device)
         slots = [_scalar_slot(self._token, self.is_open, name, items, reduce) for name in names]
-        self._buffers.scalars.write(slots, numbers, reduce, factor)
+        if torch.compiler.is_compiling() and is_backward_traced():
+            self.buffers.scalars.write_in_backward(self._token, slots, numbers, reduce, factor)
+        else:
+            self.buffers.scalars.write(slots, numbers, reduce, factor)
 
     def _count(
         self,
@@ -330,7 +332,7 @@ class AccumulatingRun(BaseTrackerRun):
         if not names or self._is_repeated(names[0]):
             return
         items = self._merged(names[0], context, scope)
-        device = self._buffers.device
+        device = self.buffers.device
         populations: list[torch.Tensor] = []
         rows: list[int] = []
         parameters: list[Any] = []
@@ -342,8 +344,11 @@ class AccumulatingRun(BaseTrackerRun):
                 rows.append(row)
         if not rows:
             return
-        bank = self._buffers.histograms
-        state = (bank.counts, bank.moments, bank.partials, self._buffers.device_step)
+        if torch.compiler.is_compiling() and is_backward_traced():
+            torch.ops.d9d_tracker.histogram_in_backward(self._token, populations, rows, *parameters)
+            return
+        bank = self.buffers.histograms
+        state = (bank.counts, bank.moments, bank.partials, self.buffers.device_step)
         if len(rows) == 1:
             torch.ops.d9d_tracker.histogram_(populations[0], *state, rows[0], *parameters)
         else:
@@ -372,7 +377,7 @@ class AccumulatingRun(BaseTrackerRun):
     def _refuse_inside_graphs(self, method: str) -> None:
         if torch.compiler.is_compiling():
             fail(TrackerValueError, f"{method} was called inside compiled code; call it on the host, between steps")
-        if self._buffers.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if self.buffers.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise TrackerValueError(
                 f"{method} was called while a CUDA graph is captured, which would not repeat it on replay; call it "
                 "between replays"
@@ -392,7 +397,7 @@ def _scalar_slot(token: str, is_open: bool, name: str, items: ContextItems, redu
     _refuse_closed_series(is_open, name, items)
     if reduce not in REDUCTIONS:
         raise TrackerValueError(f"{label(name, items)}: reduce={reduce!r} is not one of {', '.join(REDUCTIONS)}")
-    return _runs[token]._buffers.scalar_series.slot(ScalarSeries(name, items, reduce))
+    return runs[token].buffers.scalar_series.slot(ScalarSeries(name, items, reduce))
 
 
 @torch.compiler.assume_constant_result
@@ -400,7 +405,7 @@ def _histogram_slot(
     token: str, is_open: bool, name: str, items: ContextItems, binning: Binning | None, every: int | None
 ) -> tuple[int, int, int, int, float, float]:
     _refuse_closed_series(is_open, name, items)
-    buffers, config = _runs[token]._buffers, _runs[token]._config
+    buffers, config = runs[token].buffers, runs[token]._config
     cadence = config.bins_every if every is None else every
     if isinstance(cadence, bool) or not isinstance(cadence, int) or cadence < 1:
         raise TrackerValueError(f"{label(name, items)}: every={every!r} is not a positive int; leave it out or pass 1")

@@ -60,7 +60,7 @@ class ScalarBank:
         if is_traced and not _is_transformed():
             self._write_traced(slots, values, reduce, weight)
         else:
-            if is_traced:
+            if is_traced:  # inside torch.func, which lets nothing but an opaque op write to the buffers
                 values = [self._traced(value) for value in values]
                 weight = None if weight is None else self._traced(weight)
             tensors = [(s, v) for s, v in zip(slots, values, strict=True) if isinstance(v, torch.Tensor)]
@@ -74,6 +74,22 @@ class ScalarBank:
                 weight if isinstance(weight, torch.Tensor) else None,
                 1.0 if weight is None or isinstance(weight, torch.Tensor) else float(weight),
             )
+
+    def write_in_backward(
+        self, token: str, slots: list[int], values: list[Number], reduce: Reduction, weight: Number | None
+    ) -> None:
+        """Do what ``write`` does, under trace, from the backward of what is being compiled.
+
+        Args:
+            token: Token of the run.
+            slots: See ``write``.
+            values: See ``write``.
+            reduce: See ``write``.
+            weight: See ``write``.
+        """
+        tensors = [self._traced(value) for value in values]
+        factor = None if weight is None else self._traced(weight)
+        torch.ops.d9d_tracker.merge_scalars_in_backward(token, slots, tensors, _VALUE_LANE[reduce], factor)
 
     def _write_traced(self, slots: list[int], values: list[Number], reduce: Reduction, weight: Number | None) -> None:
         # Selecting by comparisons over the whole bank, and not by an index, lets Inductor fuse the writes of a graph

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 
@@ -9,14 +10,20 @@ def flat_name(name: str, context: Mapping[str, str], sign: str = "=") -> str:
     """Join a name and its tags: ``loss`` with ``{"stage": "train", "rank": "0"}`` is ``loss/rank=0/stage=train``.
 
     Different series get different texts: a sign within the name, and a sign or slash within a tag, is percent-encoded.
+    What UTF-8 cannot encode is escaped.
 
     Args:
         name: Name of the series.
         context: Its tags; they are sorted by their names.
         sign: What stands between the name of a tag and its value.
     """
-    tags = [f"{_quote(key, sign, '/')}{sign}{_quote(value, sign, '/')}" for key, value in sorted(context.items())]
-    return "/".join([_quote(name, sign), *tags])
+    return _flat_name(name, tuple(context.items()), sign)
+
+
+@lru_cache(maxsize=65536)
+def _flat_name(name: str, tags: tuple[tuple[str, str], ...], sign: str) -> str:
+    quoted = [f"{_quote(key, sign, '/')}{sign}{_quote(value, sign, '/')}" for key, value in sorted(tags)]
+    return encodable("/".join([_quote(name, sign), *quoted]))
 
 
 def _quote(text: str, *signs: str) -> str:

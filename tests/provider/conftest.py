@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -291,8 +290,9 @@ class MLflowStorage(Storage):
 
 def tagged(text: str, sign: str, step: int) -> Key:
     """Read a name and its context back from one text."""
-    name, *tags = re.split(rf"/(?=[^/]*{sign})", text)
-    return name, frozenset((key, value) for key, _, value in (tag.partition(sign) for tag in tags)), step
+    parts = text.split("/")
+    tags = frozenset((key, value) for key, _, value in (part.partition(sign) for part in parts if sign in part))
+    return "/".join(part for part in parts if sign not in part), tags, step
 
 
 def with_non_finite(

@@ -1,6 +1,6 @@
-"""Trackers of d9d behind this package: against a stand-in of d9d 0.24's protocol, and d9d itself where it is installed.
+"""Trackers of d9d behind this package: a stand-in of d9d 0.24's protocol, and d9d itself where it is installed.
 
-d9d 0.24 asks for torch 2.14, so that it does not install beside an older one; ``pip install --no-deps d9d optree`` does it.
+d9d 0.24 asks for torch 2.14; beside an older one it installs by ``pip install --no-deps d9d optree`` only.
 """
 
 import importlib.util

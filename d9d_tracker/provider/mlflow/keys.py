@@ -3,12 +3,14 @@
 import hashlib
 import posixpath
 import re
+from functools import lru_cache
 
 _FORBIDDEN = re.compile(r"[^\w.\- :/]")
 _LONGEST = 250
 _DIGEST = 8
 
 
+@lru_cache(maxsize=65536)
 def valid_key(key: str) -> str:
     """Return a key unchanged if MLflow takes it for a metric or parameter, else one like it that it takes.
 

@@ -36,8 +36,8 @@ class MLflowRun(ProviderRun):
 
     A series' key is its name followed by its context, as ``loss/rank:0/stage:train``; characters that MLflow refuses
     are replaced as `valid_key` says. MLflow knows no histograms: they become quantiles, moments and counts,
-    ``<name>/p50`` and so on. A non-finite number breaks MLflow's page, so NaN is the point 1 of ``<name>/nan``, and an
-    infinity the point 1 or -1 of ``<name>/inf``.
+    ``<key>/p50`` and so on. A non-finite number breaks MLflow's page, so NaN is the point 1 of ``<key>/nan``, and an
+    infinity the point 1 or -1 of ``<key>/inf``.
 
     ``flush`` sends what was logged in batches and waits for the answers; what was not answered is kept for the next
     flush, and MLflow knows it again by its time stamp. MLflow can neither replace nor delete a value: a step that holds
@@ -73,23 +73,24 @@ class MLflowRun(ProviderRun):
         value = record.value
         if isinstance(value, Histogram):
             for kind, number in value.summary().items():
-                self._put(record, f"{record.name}/{kind}", number)
+                self._put(record, number, f"/{kind}")
         elif math.isnan(value):
-            self._put(record, f"{record.name}/nan", 1.0)
+            self._put(record, 1.0, "/nan")
         elif math.isinf(value):
-            self._put(record, f"{record.name}/inf", math.copysign(1.0, value))
+            self._put(record, math.copysign(1.0, value), "/inf")
         else:
-            self._put(record, record.name, value)
+            self._put(record, value)
 
-    def _put(self, record: Record, name: str, value: float) -> None:
+    def _put(self, record: Record, value: float, kind: str = "") -> None:
         if not math.isfinite(value):
             # Moments of values near the largest float overflow.
             return
-        key = valid_key(flat_name(name, record.context, sign=":"))
+        # MLflow's page makes a section of what has all but the last part in common.
+        key = valid_key(flat_name(record.name, record.context, sign=":") + kind)
         if record.step <= self._last.get(key, -1):
             raise ValueError(
-                f"{name!r} at step {record.step}: MLflow cannot replace the value that was flushed for this step; "
-                "flush between steps"
+                f"{record.name!r} at step {record.step}: MLflow cannot replace what was flushed for this step; flush "
+                "between steps"
             )
         self._pending[key, record.step] = Metric(key, value, round(time.time() * 1000), record.step)
 

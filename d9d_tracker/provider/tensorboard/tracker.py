@@ -90,7 +90,7 @@ class TensorBoardRun(ProviderRun):
                 self._put(record, f"{record.name}/{key}", count)
 
     def _put(self, record: Record, name: str, value: float | Histogram) -> None:
-        tag = encodable(flat_name(name, record.context))
+        tag = flat_name(name, record.context)
         self._pending.setdefault(record.step, {})[tag] = events.point(tag, value)
 
     def _sync(self) -> None:

@@ -23,7 +23,7 @@ from .log_file import LogFile
 
 _LOGGER = logging.getLogger("d9d_tracker")
 _BINS = 511
-_SECONDS_BETWEEN_WRITES = 0.05
+_SECONDS_BETWEEN_WRITES = 0.005
 _WRITE_TIMEOUT = 20.0
 _FINISH_TIMEOUT = 60.0
 
@@ -52,7 +52,8 @@ class WandbRun(ProviderRun):
         self._earlier = earlier
         self._lock = lock
         self._rows: dict[int, dict[str, Any]] = {}
-        self._stored = run.step - 1 if run.resumed else -1  # last step of which W&B takes nothing more
+        self._first = run.starting_step if run.resumed else 0  # what an earlier life has stored ends before it
+        self._stored = self._first - 1  # last step of which W&B takes nothing more
         self._unconfirmed: int | None = None
 
     def rewind(self, step: int) -> None:
@@ -77,25 +78,22 @@ class WandbRun(ProviderRun):
             )
 
     def _write(self, record: Record) -> None:
-        if self._run.resumed and record.step < self._run.starting_step:
-            return
         if record.step <= self._stored:
+            if record.step < self._first:
+                return
             raise ValueError(
                 f"{record.name!r} at step {record.step}: W&B takes nothing more for a step that was flushed; flush "
                 "between steps"
             )
         row = self._rows.setdefault(record.step, {})
         if not isinstance(record.value, Histogram):
-            row[self._key(record, record.name)] = record.value
+            row[flat_name(record.name, record.context)] = record.value
             return
         if record.value.count:
-            row[self._key(record, record.name)] = wandb.Histogram(np_histogram=coarsen(record.value, _BINS))
+            row[flat_name(record.name, record.context)] = wandb.Histogram(np_histogram=coarsen(record.value, _BINS))
         for kind, count in {"nan": record.value.nan, "inf": record.value.posinf + record.value.neginf}.items():
             if count:
-                row[self._key(record, f"{record.name}/{kind}")] = count
-
-    def _key(self, record: Record, name: str) -> str:
-        return encodable(flat_name(name, record.context))
+                row[flat_name(f"{record.name}/{kind}", record.context)] = count
 
     def _sync(self) -> None:
         for step in list(self._rows):

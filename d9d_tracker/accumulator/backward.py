@@ -1,0 +1,73 @@
+"""Logging from a backward that is compiled together with its forward: from gradient hooks, for example.
+
+There the buffers must not be arguments. The compiler would keep them from the forward to the backward, as it does with
+all the backward needs: what is written in between would be lost, or be an error, and a checkpointed forward that
+writes to them would run again. So these operators take the token of a run and find its buffers when they run. They are
+registered to have an effect, which keeps the compiler from removing, repeating or reordering them.
+"""
+
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch._higher_order_ops.effects import _register_effectful_op
+from torch._library.effects import EffectType
+
+if TYPE_CHECKING:
+    from .run import AccumulatingRun
+
+runs: WeakValueDictionary[str, "AccumulatingRun"] = WeakValueDictionary()
+_TRACING_A_BACKWARD = frozenset({"_method_register_hook", "trace_backward_graph"})
+
+_library = torch.library.Library("d9d_tracker", "FRAGMENT")
+_library.define(
+    "merge_scalars_in_backward(str token, int[] slots, Tensor[] values, int lane, Tensor? weight) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "histogram_in_backward(str token, Tensor[] values, int[] rows, int every, int kind, int bins, "
+    "float low, float high) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _merge_scalars(
+    token: str,
+    slots: list[int],
+    values: list[torch.Tensor],
+    lane: int,
+    weight: torch.Tensor | None,
+) -> None:
+    current = runs[token].buffers.scalars.current
+    torch.ops.d9d_tracker.merge_scalars_(current, slots, values, [], lane, weight, 1.0)
+
+
+def _histogram(token: str, values: list[torch.Tensor], rows: list[int], *parameters: Any) -> None:
+    buffers = runs[token].buffers
+    bank = buffers.histograms
+    state = (bank.counts, bank.moments, bank.partials, buffers.device_step)
+    if len(rows) == 1:
+        torch.ops.d9d_tracker.histogram_(values[0], *state, rows[0], *parameters)
+    else:
+        torch.ops.d9d_tracker.histogram_many_(values, *state, rows, *parameters)
+
+
+for _name, _function in (("merge_scalars_in_backward", _merge_scalars), ("histogram_in_backward", _histogram)):
+    _library.impl(_name, _function, "CPU")
+    _library.impl(_name, _function, "CUDA")
+    _library.impl(_name, lambda *_: None, "Meta")
+    _register_effectful_op(f"d9d_tracker::{_name}", EffectType.ORDERED)
+
+
+@torch.compiler.assume_constant_result
+def is_backward_traced() -> bool:
+    """Tell, under trace, whether the code will run in the backward of what is being compiled."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in _TRACING_A_BACKWARD and "_dynamo" in code.co_filename:
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,80 @@
+"""What this machine supports, and the proof on a small step that tracking costs no sync, break or recompile."""
+
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from d9d_tracker.accumulator import AccumulatingRun, AccumulatingTracker
+from d9d_tracker.base import RunConfig
+from d9d_tracker.check_step import StepReport, check_step
+from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.testing import RecordingTracker
+
+_PACKAGES = ("d9d_tracker", "torch", "triton", "pydantic", "aim", "tensorboard", "wandb", "mlflow")
+
+
+def main() -> int:
+    """Print one table: versions, what is there, and pass or fail by row.
+
+    Returns:
+        0 if every check passed, else 1.
+    """
+    console = Console()
+    table = Table("", "found", "", title="d9d_tracker doctor")
+    table.add_row("Python", platform.python_version())
+    for name in _PACKAGES:
+        table.add_row(name, _version(name))
+    has_cuda = torch.cuda.is_available()
+    table.add_row("CUDA device", torch.cuda.get_device_name() if has_cuda else "none: buffers are on the CPU")
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    table.add_row("C++ compiler", compiler or "none: torch.compile cannot build for the CPU")
+    passed = True
+    if has_cuda or compiler:
+        table.add_section()
+        for name, found, is_good in _rows(_check()):
+            passed &= is_good is not False
+            table.add_row(name, found, {True: "[green]pass[/]", False: "[red]fail[/]", None: ""}[is_good])
+    console.print(table)
+    return 0 if passed else 1
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _check() -> StepReport:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tracker = AccumulatingTracker(RecordingTracker(), AccumulatorConfig())
+    model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 10)).to(device)
+    images, labels = torch.randn(32, 64, device=device), torch.randint(0, 10, (32,), device=device)
+    with tracker.open(RunConfig(name="doctor")) as run:
+        return check_step(_step, run, model, images, labels, run=run)
+
+
+def _step(run: AccumulatingRun, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = model(images)
+    loss = nn.functional.cross_entropy(logits, labels)
+    run.scalars({"loss": loss, "accuracy": (logits.argmax(-1) == labels).float().mean()})
+    run.bins("logits", logits)
+    return loss
+
+
+def _rows(report: StepReport) -> list[tuple[str, str, bool | None]]:
+    skips = report.cuda_graph_skips
+    graphs = "no CUDA device" if skips is None else "; ".join(skips) or "used"
+    return [
+        ("graphs of the step", str(report.graphs), report.graphs == 1),
+        ("graph breaks", "; ".join(report.breaks) or "none", not report.breaks),
+        ("recompiles over further steps", str(report.recompiles), report.recompiles == 0),
+        ("host syncs", "; ".join(report.host_syncs) or "none", not report.host_syncs),
+        ("CUDA graphs", graphs, None if skips is None else not skips),
+        ("kernels added by tracking", f"{report.kernels_added} to {report.kernels}", None),
+    ]

@@ -1,0 +1,15 @@
+"""The helpers are modules that lie beside the tests. No test leaves a process behind."""
+
+import multiprocessing
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def no_process_left_behind():
+    yield
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,313 @@
+"""What the ranks of the test jobs do. Values are such that sums are exact in any order."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from jobs import NAME, content, tracker
+
+from d9d_tracker import (
+    AccumulatingRun,
+    AccumulatingTracker,
+    AccumulatorConfig,
+    JsonlTrackerConfig,
+    TrackerValueError,
+    distributed,
+)
+
+REDUCTIONS = ("mean", "sum", "min", "max", "last")
+
+
+def value(rank: int, step: int) -> float:
+    """A value that differs between ranks and steps."""
+    return ((rank * 7 + step * 13) % 101 - 50) / 4
+
+
+def population(rank: int, step: int) -> torch.Tensor:
+    """A population that differs between ranks and steps, in size too, and holds everything special."""
+    values = torch.tensor([value(rank, step + number) for number in range(20 + rank)])
+    values[step % 20] = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0])[(rank + step) % 4]
+    return values
+
+
+def log(run: AccumulatingRun, rank: int, step: int, scopes: bool = True) -> None:
+    for reduce in REDUCTIONS:
+        run.scalar(reduce, torch.tensor(value(rank, step)), reduce=reduce)
+        run.scalar(reduce, value(rank, step + 1000), reduce=reduce)
+    run.scalar("weighted", value(rank, step), weight=1 + rank)
+    run.bins("population", population(rank, step))
+    if scopes:
+        run.scalar("memory", value(rank, step), scope="rank")
+        run.bins("of each rank", population(rank, step), scope="rank")
+
+
+def everything(rank: int, folder: Path, steps: int, config: dict) -> dict:
+    one = tracker(folder, **config)
+    with one.open(NAME) as run:
+        for step in range(steps):
+            run.set_step(step)
+            log(run, rank, step)
+            if step == steps // 2:
+                run.flush()
+                log(run, rank, step + 2000)  # merges with what was written
+    return {
+        "content": content(one, rewritten=True),
+        "runs": len(one._tracker.runs),
+        "run_id": one.run_id,
+        "copies": one.copies,
+    }
+
+
+def differing(rank: int, folder: Path) -> dict:
+    """Series of some ranks only, in another order, in a later window, and not in every step."""
+    one = tracker(folder, sync_every=5)
+    with one.open(NAME) as run:
+        run.set_context({"stage": "train"})
+        for step in range(20):
+            run.set_step(step)
+            for name in ("a", "b") if rank % 2 else ("b", "a"):
+                run.scalar(name, 2.0**rank, reduce="sum")
+            if step >= 5 * rank:
+                run.scalar("late", 2.0**rank, reduce="sum")
+                run.bins("late bins", torch.ones(1 + rank))
+            run.scalar("stage", 1.0, {"pipeline": str(rank // 2)}, reduce="sum")
+            if step % (rank + 1) == 0:
+                run.scalar("sometimes", 2.0**rank, reduce="sum")
+    return content(one)
+
+
+def refused(rank: int, folder: Path, configs: list[dict], fail: str = "") -> str:
+    one = tracker(folder, **configs[rank])
+    if fail:
+        one._tracker.open = lambda properties: (_ for _ in ()).throw(OSError(fail))
+    try:
+        with one.open(NAME):
+            return "opened"
+    except (TrackerValueError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def opens_late(rank: int, folder: Path) -> str:
+    one = tracker(folder, distributed_timeout=1.0)
+    if rank == 1:
+        while not (folder / "raised-0").exists():
+            time.sleep(0.01)
+        return "too late"
+    try:
+        with one.open(NAME):
+            return "opened"
+    except TrackerValueError as error:
+        (folder / f"raised-{rank}").touch()
+        return str(error)
+
+
+def groups(rank: int, folder: Path, how: str) -> dict:
+    """Every pair of ranks shares a run, or none does."""
+    pairs = [dist.new_group([first, first + 1], backend="gloo") for first in range(0, dist.get_world_size(), 2)]
+    one = tracker(folder / str(rank), distributed="off" if how == "off" else lambda: pairs[rank // 2])
+    with one.open(NAME) as run:
+        run.scalar("sum", 2.0**rank, reduce="sum")
+        run.scalar("own", 2.0**rank, scope="rank")
+    return content(one)
+
+
+def two_runs(rank: int, folder: Path) -> dict:
+    """Two trackers at once, then the first one again."""
+    one, other = tracker(folder), tracker(folder)
+    with one.open(NAME) as run, other.open(NAME) as another:
+        run.scalar("a", 2.0**rank, reduce="sum")
+        another.scalar("b", 2.0**rank, reduce="sum")
+    first = {**content(one), **content(other)}
+    one._tracker.runs.clear()
+    with one.open(NAME) as run:
+        run.scalar("c", 2.0**rank, reduce="sum")
+    return {**first, **content(one)}
+
+
+def no_collectives(rank: int, folder: Path) -> tuple[int, int]:
+    """Return how many collectives the job and the tracker issued while it trained."""
+    calls = []
+    for name in ("all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier", "gather", "reduce", "send"):
+        original = getattr(dist, name)
+        setattr(
+            dist, name, lambda *a, _original=original, _name=name, **k: (calls.append(_name), _original(*a, **k))[1]
+        )
+    one = tracker(folder, sync_every=2)
+    with one.open(NAME) as run:
+        at_open = len(calls)
+        for step in range(10):
+            run.set_step(step)
+            log(run, rank, step)
+        run.flush()
+        one.state_dict()
+    return at_open, len(calls) - at_open
+
+
+def uneven(rank: int, folder: Path) -> dict:
+    """Every rank has another number of steps in its last window, and one leaves whole windows earlier."""
+    one = tracker(folder, sync_every=4)
+    with one.open(NAME) as run:
+        for step in range({0: 10, 1: 11, 2: 9, 3: 5}[rank]):
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+            run.bins("h", torch.ones(1))
+    return content(one)
+
+
+def skipping(rank: int, folder: Path) -> dict:
+    """Rank 1 is out of data in each epoch three steps earlier, and goes on with the others' step number."""
+    one = tracker(folder, sync_every=5)
+    with one.open(NAME) as run:
+        for step in range(40):
+            if rank == 1 and step % 10 >= 7:
+                continue
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+    return content(one)
+
+
+def disturbed(rank: int, folder: Path, config: dict) -> dict:
+    """In the middle of the third window, with the first two written, wait for what the test does to a rank."""
+    one = tracker(folder, sync_every=4, **config)
+    with one.open(NAME) as run:
+        for step in range(24):
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+            run.bins("h", torch.ones(1))
+            if step == 10:
+                while rank == 0 and ("sum", (), 7) not in content(one):
+                    time.sleep(0.01)
+                if rank == 0:
+                    (folder / "ready").touch()  # the first two windows are written
+                while not (folder / "go").exists():
+                    time.sleep(0.01)
+        (folder / f"trained-{rank}").touch()
+    return content(one)
+
+
+def exits_in_the_middle(rank: int, folder: Path) -> dict:
+    """Rank 1 leaves by an exception of its own."""
+    one = tracker(folder, sync_every=4)
+    try:
+        with one.open(NAME) as run:
+            for step in range(12):
+                run.set_step(step)
+                run.scalar("sum", 2.0**rank, reduce="sum")
+                if rank == 1 and step == 5:
+                    raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+    return content(one)
+
+
+def stops_itself(rank: int, folder: Path) -> None:
+    """The process of rank 1 is gone without a word right after a window was closed."""
+    one = tracker(folder, sync_every=1)
+    with one.open(NAME) as run:
+        for step in range(5):
+            run.set_step(step)
+            run.scalar("sum", 1.0)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+SHARDS = 12
+
+
+def shards(rank: int, size: int) -> range:
+    """The shards of the data that a rank reads; together the same ones in the same order on any number of ranks."""
+    return range(rank * SHARDS // size, (rank + 1) * SHARDS // size)
+
+
+def life(
+    rank: int,
+    folder: Path,
+    steps: range,
+    save_before: int | None = None,
+    load: str | None = None,
+    flush_in: int | None = None,
+    saves_in_flush: bool = False,
+) -> str | None:
+    """Train some steps, from a checkpoint or from the beginning.
+
+    A life that saves, before a step or in the middle of the step that it flushes in, logs a few steps more and is gone
+    without a word.
+    """
+    saved_in = flush_in if saves_in_flush else save_before
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    one = jsonl_tracker(folder)
+    try:
+        if load == "plain":
+            dcp.load({"tracker": one}, checkpoint_id=folder / "checkpoint")
+        elif load == "helper":
+            distributed.load(one, folder / "checkpoint")
+        elif load == "rank 0":
+            one.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+    except (ValueError, dcp.CheckpointException) as error:
+        return str(error)
+    with one.open(NAME) as run:
+        for step in steps:
+            run.set_step(step)
+            if step == save_before:
+                dcp.save({"tracker": one}, checkpoint_id=folder / "checkpoint")
+                if rank == 0:
+                    torch.save(one.state_dict(), folder / "state.pt")
+            for shard in shards(rank, size):
+                log(run, shard, step, scopes=False)
+            if step == flush_in:
+                run.flush()
+                for shard in shards(rank, size):
+                    log(run, shard, step + 2000, scopes=False)
+                if saves_in_flush:
+                    dcp.save({"tracker": one}, checkpoint_id=folder / "checkpoint")
+            if saved_in is not None and step == saved_in + 7:
+                run.flush()
+                os._exit(0)
+    return None
+
+
+def jsonl_tracker(folder: Path) -> AccumulatingTracker:
+    config = AccumulatorConfig(
+        device="cpu",
+        backlog_dir=folder / "backlog",
+        sync_every=10,
+        max_scalars=32,
+        max_histograms=8,
+        distributed_timeout=20.0,
+    )
+    return AccumulatingTracker.from_config(JsonlTrackerConfig(path=folder / "runs", accumulator=config))
+
+
+def saves_alone(rank: int, folder: Path) -> dict:
+    """Only rank 0 takes states, while the others train on."""
+    one = tracker(folder, sync_every=3)
+    sizes = []
+    with one.open(NAME) as run:
+        for step in range(12):
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+            if rank == 0:
+                torch.save(one.state_dict(), folder / "state.pt")
+                sizes.append((folder / "state.pt").stat().st_size)
+            dist.barrier()
+    return content(one)
+
+
+def refuses_to_load(rank: int, folder: Path) -> str:
+    """One rank loads and the others do not."""
+    one = tracker(folder)
+    with one.open(NAME) as run:
+        run.scalar("a", 1.0)
+        state = one.state_dict()
+    fresh = tracker(folder)
+    if rank == 0:
+        fresh.load_state_dict(state)
+    try:
+        with fresh.open(NAME):
+            return "opened"
+    except TrackerValueError as error:
+        return str(error)

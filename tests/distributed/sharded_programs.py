@@ -1,0 +1,116 @@
+"""What the ranks do with tensors that are divided among them."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from jobs import NAME, content, tracker
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from d9d_tracker import TrackerTypeError
+
+WHOLE = (torch.arange(7 * 5, dtype=torch.float32).reshape(7, 5) - 17) / 4
+SMALL = torch.tensor([1.5, -2.0])  # fewer rows than ranks: some shards are empty
+PLACEMENTS = {
+    "shard 0": [Shard(0)],
+    "shard 1": [Shard(1)],
+    "replicate": [Replicate()],
+    "shard 0, shard 1": [Shard(0), Shard(1)],
+    "shard 0 twice": [Shard(0), Shard(0)],
+    "replicate, shard": [Replicate(), Shard(0)],
+    "shard, replicate": [Shard(0), Replicate()],
+    "replicate twice": [Replicate(), Replicate()],
+}
+
+
+def counted(rank: int, folder: Path, compiled: bool) -> dict:
+    """Count the same tensor under every placement that the number of ranks has room for."""
+    size = dist.get_world_size()
+    meshes = {1: init_device_mesh("cpu", (size,))}
+    if size == 4:
+        meshes[2] = init_device_mesh("cpu", (2, 2))
+    one = tracker(folder, max_histograms=32)
+    with one.open(NAME) as run:
+
+        def log(name: str, values: torch.Tensor) -> None:
+            run.bins(name, values)
+
+        if compiled:
+            torch._dynamo.config.recompile_limit = 64  # once for every name
+            log = torch.compile(log, fullgraph=True, backend="aot_eager")
+        for name, placements in PLACEMENTS.items():
+            if len(placements) in meshes:
+                mesh = meshes[len(placements)]
+                log(f"whole: {name}", distribute_tensor(WHOLE, mesh, placements))
+                if "1" not in name:
+                    log(f"small: {name}", distribute_tensor(SMALL, mesh, placements))
+    return content(one)
+
+
+def scalars(rank: int, folder: Path) -> tuple[dict, list[str]]:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    one = tracker(folder)
+    errors = []
+    local = torch.tensor(float(rank))
+    refused = {
+        "partial bins": lambda run, name: run.bins(name, DTensor.from_local(torch.ones(3), mesh, [Partial()])),
+        "partial scalar": lambda run, name: run.scalar(name, DTensor.from_local(local, mesh, [Partial()])),
+        "shard scalar": lambda run, name: run.scalar(name, distribute_tensor(torch.ones(1), mesh, [Shard(0)])),
+    }
+    with one.open(NAME) as run:
+        run.scalar("replicated", DTensor.from_local(torch.tensor(5.0), mesh, [Replicate()]))
+        run.scalar("brought together", DTensor.from_local(local, mesh, [Partial()]).full_tensor())
+        for name, call in refused.items():
+            try:
+                call(run, name)
+            except TrackerTypeError as error:
+                errors.append(str(error))
+    return content(one), errors
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3, bias=False))
+
+
+def batch(shard: int) -> torch.Tensor:
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(shard))
+
+
+def gradients(rank: int, folder: Path, how: str, shards: int) -> tuple[dict, dict]:
+    """Return what was tracked of the gradients, and the gradients themselves."""
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    net = model()
+    if how == "fsdp":
+        mesh = init_device_mesh("cpu", (size,))
+        for layer in (net[0], net[2], net):
+            fully_shard(layer, mesh=mesh)
+    elif how == "hsdp":
+        mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard"))
+        fully_shard(net, mesh=mesh)
+    elif how == "ddp":
+        net = DistributedDataParallel(net)
+    one = tracker(folder)
+    names = {name.removeprefix("module."): parameter for name, parameter in net.named_parameters()}
+    with one.open(NAME) as run:
+        for step in range(3):
+            run.set_step(step)
+            net.zero_grad()
+            own = torch.cat(
+                [batch(step * shards + shard) for shard in range(rank * shards // size, (rank + 1) * shards // size)]
+            )
+            net(own).square().mean().backward()
+            for name, parameter in names.items():
+                if how != "ddp" or rank == 0:  # every rank of DDP holds the same plain tensor
+                    run.bins(name, parameter.grad)
+                if how == "ddp":
+                    run.bins(f"{name} of all ranks", parameter.grad)
+    whole = {
+        name: parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
+        for name, parameter in names.items()
+    }
+    return content(one), whole

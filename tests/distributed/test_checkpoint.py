@@ -1,0 +1,91 @@
+"""Checkpoints of a job: nothing is lost and nothing counts twice, on the same or another number of ranks."""
+
+import pytest
+import torch
+from jobs import Job, content_of, run_job
+from programs import life, refuses_to_load, saves_alone
+
+from d9d_tracker.accumulator.distributed.state import saved_ranks
+from d9d_tracker.provider.jsonl import read_run
+
+STEPS = 38
+
+
+def written(folder) -> dict:
+    (path,) = (folder / "runs").glob("*.jsonl")
+    return content_of(read_run(path)[1], rewritten=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What one process writes that is never stopped, with and without a flush in step 14."""
+    found = {}
+    for flush_in in (None, 14):
+        folder = tmp_path_factory.mktemp("whole")
+        run_job(life, 1, folder, range(STEPS), None, None, flush_in)
+        found[flush_in] = written(folder)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "load"),
+    [
+        (3, 3, "plain"), (3, 3, "helper"), (4, 2, "helper"), (4, 3, "helper"), (2, 3, "helper"), (3, 1, "helper"),
+        (1, 2, "helper"), (1, 1, "helper"),
+    ],
+)  # fmt: skip
+def test_resuming_on_the_same_or_another_number_of_ranks(tmp_path, uninterrupted, before, after, load):
+    with Job(life, before, tmp_path, range(STEPS), 15) as job:
+        assert [outcome.exit_code for outcome in job.outcomes()] == [0] * before
+    assert max(step for *_, step in written(tmp_path)) == 22  # the life that ended went on
+    run_job(life, after, tmp_path, range(15, STEPS), None, load)
+    assert written(tmp_path) == uninterrupted[None]
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 3), (4, 2), (2, 3)])
+def test_resuming_in_the_middle_of_a_step_that_was_written_in_part(tmp_path, uninterrupted, before, after):
+    with Job(life, before, tmp_path, range(STEPS), None, None, 14, True) as job:
+        assert [outcome.exit_code for outcome in job.outcomes()] == [0] * before
+    run_job(life, after, tmp_path, range(15, STEPS), None, "helper")
+    assert written(tmp_path) == uninterrupted[14]
+
+
+@pytest.mark.parametrize(("before", "after", "words"), [(4, 2, "saved by 4 ranks"), (2, 3, "Missing key")])
+def test_a_plain_load_on_another_number_of_ranks_is_refused(tmp_path, before, after, words):
+    with Job(life, before, tmp_path, range(STEPS), 15) as job:
+        job.outcomes()
+    outcomes = run_job(life, after, tmp_path, range(15, STEPS), None, "plain")
+    for outcome in outcomes:
+        assert words in outcome.result
+    if words != "Missing key":
+        assert "d9d_tracker.distributed.load(tracker, checkpoint_id)" in outcomes[0].result
+
+
+def test_a_state_that_rank_0_saved_alone_loads_with_a_warning(tmp_path, uninterrupted):
+    with Job(life, 3, tmp_path, range(STEPS), 15) as job:
+        job.outcomes()
+    outcomes = run_job(life, 3, tmp_path, range(15, STEPS), None, "rank 0")
+    for rank in (1, 2):
+        assert outcomes[rank].said("the state holds the values of rank 0 alone")
+    found = written(tmp_path)
+    lost = {key for key, value in uninterrupted[None].items() if found[key] != value}
+    assert found.keys() == uninterrupted[None].keys()
+    assert {step for *_, step in lost} == {10, 11, 12, 13, 14, 19}  # the unfinished window, nothing else
+
+
+def test_rank_0_saves_alone_while_the_others_train(tmp_path):
+    outcomes = run_job(saves_alone, 3, tmp_path)
+    assert outcomes[0].result == {("sum", (), step): 7.0 for step in range(12)}
+    assert set(torch.load(tmp_path / "state.pt", weights_only=True)["ranks"]) == {"0"}
+
+
+def test_a_state_that_some_ranks_loaded_is_refused_on_all(tmp_path):
+    for outcome in run_job(refuses_to_load, 2, tmp_path):
+        assert "the run of the loaded state differs between ranks" in outcome.result
+
+
+@pytest.mark.parametrize(("size", "saved"), [(1, 1), (1, 7), (2, 7), (3, 4), (4, 4), (5, 3), (8, 1), (6, 64)])
+def test_every_saved_rank_is_taken_once_and_in_order(size, saved):
+    taken = [one for rank in range(size) for one in saved_ranks(rank, size, saved)]
+    assert taken == list(range(saved))
+    assert 0 in saved_ranks(0, size, saved)

@@ -1,0 +1,48 @@
+"""The demo under torchrun: one run, whose curves are those of all ranks' values."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from d9d_tracker.provider.jsonl import read_run
+from d9d_tracker.record import Histogram
+
+RANKS, STEPS = 4, 55
+
+
+def test_the_demo_under_torchrun(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+    command += [str(Path(__file__).with_name("demo_with_notes.py")), str(tmp_path), str(STEPS)]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, output
+    assert output.count("The run") == 1
+
+    noted = defaultdict(list)
+    for rank in range(RANKS):
+        for name, stage, step, value in json.loads((tmp_path / f"notes-{rank}.json").read_text()):
+            noted[name, stage, step].append(value)
+    (path,) = (tmp_path / "runs").glob("*.jsonl")
+    _, records = read_run(path)
+    found = {(r.name, r.context["stage"], r.step): r.value for r in records if r.name in ("loss", "accuracy")}
+    assert len(found) == 2 * (STEPS + 2)
+    for key, value in found.items():
+        assert len(noted[key]) == RANKS
+        assert value == sum(noted[key]) / RANKS  # losses are float32: their float64 sum is exact
+
+    elements = {"gradients/head.weight": 1280, "gradients/layers.0.weight": 64 * 128}
+    for name, count in elements.items():  # the same on every rank, counted once
+        assert sum(r.value.count for r in records if r.name == name) == STEPS * count
+    activations = [r.value.count for r in records if r.name == "activations/0" and r.context["stage"] == "train"]
+    assert sum(activations) == RANKS * STEPS * 128 * 128
+    assert all(isinstance(r.value, Histogram) for r in records if r.name.startswith(("gradients/", "activations/")))

@@ -1,0 +1,51 @@
+"""Tensors that are divided among ranks: every element counts once, wherever it lies."""
+
+import pytest
+import torch
+from jobs import histogram, run_job
+from sharded_programs import PLACEMENTS, SMALL, WHOLE, counted, gradients, scalars
+
+from d9d_tracker import Histogram
+
+
+@pytest.mark.parametrize(("size", "compiled"), [(2, False), (4, False), (4, True)])
+def test_every_element_counts_once_under_every_placement(tmp_path, size, compiled):
+    found = run_job(counted, size, tmp_path, compiled)[0].result
+    expected = {"whole": histogram(Histogram.from_values(WHOLE)), "small": histogram(Histogram.from_values(SMALL))}
+    assert len(found) == sum(
+        (size == 4 or len(placements) == 1) * (1 + ("1" not in name)) for name, placements in PLACEMENTS.items()
+    )
+    for (name, _, _), value in found.items():
+        assert value == expected[name.partition(":")[0]], name
+
+
+def test_scalars(tmp_path):
+    for rank, outcome in enumerate(run_job(scalars, 3, tmp_path)):
+        found, errors = outcome.result
+        if rank == 0:
+            assert found == {("replicated", (), 0): 5.0, ("brought together", (), 0): 3.0}
+        assert len(errors) == 3
+        for error, name, move in zip(
+            errors, ("partial bins", "partial scalar", "shard scalar"), ("redistribute", "full_tensor", "full_tensor"),
+            strict=True,
+        ):  # fmt: skip
+            assert repr(name) in error
+            assert move in error
+
+
+@pytest.mark.parametrize(("how", "size"), [("fsdp", 2), ("fsdp", 4), ("hsdp", 4), ("ddp", 2), ("ddp", 4)])
+def test_gradients_equal_those_of_one_process(tmp_path, how, size):
+    """To the bit, the same as the histograms of the whole gradients; and those as one process computes them."""
+    outcomes = run_job(gradients, size, tmp_path, how, 4)
+    single, whole = run_job(gradients, 1, tmp_path, "single", 4)[0].result
+    found, own = outcomes[0].result
+    assert {key for key in found if "of all" not in key[0]} == set(single)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(own[name], gradient)  # the reduction adds in another order
+        tracked, alone = found[name, (), 2], single[name, (), 2]
+        assert sum(tracked[1]) == sum(alone[1]) == 3 * gradient.numel()
+        assert tracked[2:6] == pytest.approx(alone[2:6], rel=1e-4)
+        if how == "ddp":
+            of_all = found[f"{name} of all ranks", (), 2]
+            assert of_all[1] == [size * count for count in tracked[1]]
+            assert (of_all[0], of_all[4:6]) == (tracked[0], tracked[4:6])
