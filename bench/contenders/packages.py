@@ -1,5 +1,8 @@
 """The packages people use instead, as their documentation shows them."""
 
+# pyright: reportMissingImports=false
+# These packages take part where they are installed; the development environment lacks some of them.
+
 from collections.abc import Mapping
 from pathlib import Path
 
