@@ -5,9 +5,8 @@ import queue
 import threading
 from collections import deque
 
-from .delivery import Delivery
-from .distributed.elsewhere import DeliveryElsewhere
 from .distributed.node import Node
+from .fanout import AnyDelivery
 from .finish import records
 from .window import HostWindow, Tail, Window
 
@@ -31,7 +30,7 @@ class Collector:
 
     def __init__(
         self,
-        delivery: Delivery | DeliveryElsewhere,
+        delivery: AnyDelivery,
         outbox: deque[Window],
         tail: Tail | None,
         node: Node | None = None,

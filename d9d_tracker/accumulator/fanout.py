@@ -5,13 +5,26 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.record import Record
 
 from .delivery import Delivery, DeliveryReport
+from .distributed.elsewhere import DeliveryElsewhere
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A run that stands for several backends, each to be delivered to on its own."""
+
+    def parts(self) -> Mapping[str, BaseTrackerRun]:
+        """Return the backends' runs by name."""
+        ...
+
+
 logger = logging.getLogger("d9d_tracker")
 
 
@@ -98,3 +111,6 @@ class Fanout:
         return {
             name: method(delivery, max(0.0, deadline - time.monotonic())) for name, delivery in self._deliveries.items()
         }
+
+
+AnyDelivery = Delivery | DeliveryElsewhere | Fanout

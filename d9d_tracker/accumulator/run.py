@@ -16,8 +16,7 @@ from .arguments import Number, check_context, check_mapping, check_names, check_
 from .backward import is_backward_traced, runs
 from .buffers import Buffers
 from .collector import Collector
-from .delivery import Delivery
-from .distributed.elsewhere import DeliveryElsewhere
+from .fanout import AnyDelivery
 from .inputs import begin_inputs, end_inputs
 from .recompute import check_place, is_recomputing
 from .registry import REDUCTIONS, ContextItems, HistogramSeries, Reduction, ScalarSeries, label
@@ -50,7 +49,7 @@ class AccumulatingRun(BaseTrackerRun):
         self._token = f"run {next(_tokens)}"
         runs[self._token] = self
         self._collector: Collector | None = None
-        self._delivery: Delivery | DeliveryElsewhere | None = None
+        self._delivery: AnyDelivery | None = None
         self._rank = "0"
 
     def set_step(self, step: int) -> None:
@@ -247,7 +246,7 @@ class AccumulatingRun(BaseTrackerRun):
         assert self._delivery is not None
         self._delivery.flush(self._config.flush_timeout)
 
-    def attach(self, collector: Collector, delivery: Delivery | DeliveryElsewhere, rank: int) -> None:
+    def attach(self, collector: Collector, delivery: AnyDelivery, rank: int) -> None:
         """Open the run: what is logged goes to a backend from now on.
 
         Args:
@@ -340,7 +339,8 @@ class AccumulatingRun(BaseTrackerRun):
             population, counts = check_population(name, items, value, device)
             row, *parameters = _histogram_slot(self._token, self.is_open, name, items, binning, every)
             if counts:
-                populations.append(population.detach())
+                # In inference mode, compiled code cannot view what was made outside, not even to detach it.
+                populations.append(population.detach() if torch.is_grad_enabled() else population)
                 rows.append(row)
         if not rows:
             return

@@ -21,6 +21,7 @@ from .distributed.elsewhere import DeliveryElsewhere
 from .distributed.job import Job
 from .distributed.node import Node
 from .distributed.state import own_state, wrap
+from .fanout import AnyDelivery, Fanout, HasParts
 from .finish import records
 from .run import AccumulatingRun
 from .state import LoadedState, save
@@ -51,7 +52,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         self._left: dict[str, Any] | None = None  # the state in which the last run was left
         self._kept: list[int] = []  # windows that were in the backlog when the last state was taken
         self._collector: Collector | None = None
-        self._delivery: Delivery | DeliveryElsewhere | None = None
+        self._delivery: AnyDelivery | None = None
         self._job: Job | None = None
 
     @classmethod
@@ -239,14 +240,18 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
     def _begin(self, backend: BaseTrackerRun, buffers: Buffers, run: AccumulatingRun, node: Node | None) -> None:
         self.run_id = self._tracker.run_id
         name = f"{type(self._tracker).__name__}-{self.run_id}"
-        backlog = Backlog(self._config.backlog_dir, name, self._config.backlog_bytes)
-        try:
-            if self._resume is not None:
-                self._take_back(backend, backlog, buffers.first)
-            self._delivery = Delivery(backend, backlog, self._config.flush_timeout)
-        except BaseException:
-            backlog.close()
-            raise
+        if isinstance(backend, HasParts):
+            parts: dict[str, Delivery] = {}
+            try:
+                for part, part_run in backend.parts().items():
+                    parts[part] = self._deliver(part_run, f"{name}-{part}", buffers)
+            except BaseException:
+                for started in parts.values():
+                    started.close(0)
+                raise
+            self._delivery = Fanout(parts)
+        else:
+            self._delivery = self._deliver(backend, name, buffers)
         self.report = self._delivery.report
         if self._tail is not None:
             written = records(self._tail.as_window(buffers.next_window()))
@@ -256,6 +261,17 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         self._resume = self.resume_id = self._left = None
         self._kept = []
         run.attach(self._collector, self._delivery, self.rank)
+
+    def _deliver(self, backend: BaseTrackerRun, name: str, buffers: Buffers) -> Delivery:
+        """Start the delivery to a backend, which first takes back what the loaded state does not hold."""
+        backlog = Backlog(self._config.backlog_dir, name, self._config.backlog_bytes)
+        try:
+            if self._resume is not None:
+                self._take_back(backend, backlog, buffers.first)
+            return Delivery(backend, backlog, self._config.flush_timeout)
+        except BaseException:
+            backlog.close()
+            raise
 
     def _take_back(self, backend: BaseTrackerRun, backlog: Backlog, first: int) -> None:
         """Have backend and backlog hold what the loaded state does not: everything before ``first``, and only that."""
@@ -272,7 +288,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         # A kill may have come between the delivery of a kept window and its removal from the backlog.
         backend.rewind(next(iter(kept.values())).first if kept else first)
 
-    def _end(self, run: AccumulatingRun) -> Delivery | DeliveryElsewhere | None:
+    def _end(self, run: AccumulatingRun) -> AnyDelivery | None:
         """Send and deliver what is left; return the delivery if the backend does not let go of its thread."""
         collector, delivery = self._collector, self._delivery
         if delivery is None:
@@ -304,7 +320,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         self,
         context: AbstractContextManager[BaseTrackerRun | None],
         name: str,
-        hanging: Delivery | DeliveryElsewhere | None,
+        hanging: AnyDelivery | None,
     ) -> None:
         raised = sys.exc_info()
 

@@ -15,9 +15,9 @@ from d9d_tracker import AnyTrackerConfig, RunConfig, factory, tracker_from_confi
 from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.config import AccumulatorConfig, TrackerConfig
 from d9d_tracker.provider import multi
-from d9d_tracker.provider.jsonl import JsonlTrackerConfig, read_run
+from d9d_tracker.provider.jsonl import JsonlRun, JsonlTrackerConfig, read_run
 from d9d_tracker.provider.multi import MultiConfig, MultiTracker
-from d9d_tracker.record import Histogram
+from d9d_tracker.record import Histogram, Record
 from d9d_tracker.testing import RecordingRun, RecordingTracker
 
 
@@ -159,6 +159,33 @@ def test_one_that_cannot_be_opened_is_opened_later(
         down = False
         log(run, range(8, 10))
     assert lines(tmp_path) == recorded(tracker).points("loss") == EXPECTED
+
+
+def test_what_one_refuses_the_others_get(
+    tmp_path: Path, other: type[OtherTracker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scalar, refused = RecordingRun.scalar, threading.Event()
+
+    def picky(run: RecordingRun, name: str, value: Any, context: dict[str, str] | None = None) -> None:
+        if name == "loss":
+            refused.set()
+            raise ValueError("no loss here")
+        scalar(run, name, value, context)
+
+    def late(run: JsonlRun, record: Record) -> None:
+        refused.wait(5)
+        write(run, record)
+
+    write = JsonlRun._write
+    monkeypatch.setattr(RecordingRun, "scalar", picky)
+    monkeypatch.setattr(JsonlRun, "_write", late)
+    tracker = make(tmp_path)
+    with tracker.open(RunConfig(name="picky")) as run:
+        log(run, range(10))
+    assert lines(tmp_path) == EXPECTED
+    assert tracker.report.refused == {"loss": 10}
+    assert tracker.report.parts["0-jsonl"].refused == {}
+    assert len(recorded(tracker).histograms("grad")) == 5
 
 
 def test_a_wrong_configuration_is_not_mistaken_for_an_outage(
