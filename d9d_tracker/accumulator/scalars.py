@@ -42,9 +42,12 @@ class ScalarBank:
         self.current = self._initial.repeat(1, slots)
         self.window = torch.zeros(rows, LANES, slots, dtype=torch.float64, device=device)
         self._lane = torch.arange(LANES, device=device)[:, None].contiguous()
-        self._slot = torch.arange(slots, device=device)
+        self._slot = torch.arange(slots, device=device).repeat(LANES, 1)  # one shape with the bank, to be one kernel
         self._zero = torch.zeros((), dtype=torch.float64, device=device)
-        for tensor in (self.current, self._lane, self._slot, self._added, self._zero):
+        # Nothing is viewed in compiled code: in inference mode, it fails for what was made outside.
+        self._added_low, self._lane_low = self._added[: COUNT + 1].clone(), self._lane[: COUNT + 1].clone()
+        state = (self.current, self._lane, self._slot, self._added, self._zero, self._added_low, self._lane_low)
+        for tensor in state:
             torch._dynamo.mark_static_address(tensor, guard=True)
 
     def write(self, slots: list[int], values: list[Number], reduce: Reduction, weight: Number | None) -> None:
@@ -92,23 +95,25 @@ class ScalarBank:
         torch.ops.d9d_tracker.merge_scalars_in_backward(token, slots, tensors, _VALUE_LANE[reduce], factor)
 
     def _write_traced(self, slots: list[int], values: list[Number], reduce: Reduction, weight: Number | None) -> None:
-        # Selecting by comparisons over the whole bank, and not by an index, lets Inductor fuse the writes of a graph
-        # into one kernel. It does so only while each write reads the state before it a single time.
         traced = [self._traced(value) for value in values]
-        at = self._slot.expand_as(self.current)  # one shape throughout, to be one kernel
-        value, chosen = traced[0], at == slots[0]
-        if len(slots) > 1:
-            # Not torch.stack, which takes a kernel for each value.
-            for slot, other in zip(slots[1:], traced[1:], strict=True):
-                value = torch.where(at == slot, other, value)
-            spans = [(at >= first) & (at < last + 1) for first, last in _spans(slots)]
-            chosen = functools.reduce(torch.logical_or, spans)
+        factor = None if weight is None else self._traced(weight)
+        if self.current.device.type == "cpu":
+            self._write_cells(slots, traced, _VALUE_LANE[reduce], factor)
+        else:
+            self._write_whole(slots, traced, _VALUE_LANE[reduce], factor)
+
+    def _write_whole(
+        self, slots: list[int], values: list[torch.Tensor], lane: int, weight: torch.Tensor | None
+    ) -> None:
+        # Selecting by comparisons over the whole bank, and not by an index, lets Inductor fuse the writes of a graph
+        # into one kernel of a GPU. It does so only while each write reads the state before it a single time.
+        at = self._slot
+        value = _spread(at, slots, values)
+        chosen = functools.reduce(torch.logical_or, [(at >= first) & (at < last + 1) for first, last in _spans(slots)])
         added = self._added
         if weight is not None:
-            weight = self._traced(weight)
             value = value * weight
             added = torch.where(self._lane == WEIGHT, weight, added)
-        lane = _VALUE_LANE[reduce]
         cell = chosen & (self._lane == lane)
         counted = torch.where(chosen, added, 0.0)
         if lane == SUM:
@@ -120,9 +125,30 @@ class ScalarBank:
             merged = torch.maximum(self.current, torch.where(cell, extreme, -math.inf)) + counted
         self.current.copy_(merged)
 
+    def _write_cells(
+        self, slots: list[int], values: list[torch.Tensor], lane: int, weight: torch.Tensor | None
+    ) -> None:
+        # A CPU would work through the whole bank for each write; an indexed write touches its own cells only.
+        for first, last in _spans(slots):
+            at = torch.arange(first, last + 1)
+            value = _spread(at, slots, values)
+            added = self._added_low
+            if weight is not None:
+                value = value * weight
+                added = torch.where(self._lane_low == WEIGHT, weight, added)
+            if lane == SUM:
+                added = torch.where(self._lane_low == SUM, value, added)
+            else:
+                row = torch.full_like(at, lane)
+                if lane != LAST:
+                    value = torch.maximum(self.current[row, at], -value if lane == NEGATED_MIN else value)
+                self.current.index_put_((row, at), value)
+            self.current.index_put_((self._lane_low, at), added, accumulate=True)
+
     def _traced(self, value: Number) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
-            return value.detach().reshape(()).to(torch.float64)
+            value = value.detach() if torch.is_grad_enabled() else value
+            return value.sum(dtype=torch.float64) if value.dim() else value.to(torch.float64)
         return self._zero + value
 
     def file(self, row: int) -> None:
@@ -137,6 +163,17 @@ class ScalarBank:
     def reset(self) -> None:
         """Start a step: forget everything merged so far."""
         self.current.copy_(self._initial)
+
+
+def _spread(at: torch.Tensor, slots: list[int], values: list[torch.Tensor]) -> torch.Tensor:
+    """Return, in a shape that broadcasts to ``at``, each slot's value where ``at`` is that slot; elsewhere whichever.
+
+    Not torch.stack: on a GPU, it takes a kernel for each value, and on a CPU a loop.
+    """
+    value = values[0]
+    for slot, other in zip(slots[1:], values[1:], strict=True):
+        value = torch.where(at == slot, other, value)
+    return value
 
 
 def _spans(slots: list[int]) -> list[tuple[int, int]]:

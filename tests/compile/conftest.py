@@ -2,6 +2,7 @@ import contextlib
 import ctypes
 import re
 import subprocess
+import sys
 import types
 from pathlib import Path
 from unittest import mock
@@ -75,6 +76,9 @@ class FakeCuda:
     """Traces code for a GPU that is not there, with fake tensors."""
 
     def __init__(self):
+        import torch._inductor.codegen.triton
+        import torch._inductor.compile_fx
+        import torch._inductor.scheduler
         from torch._dynamo import device_interface
         from torch.utils import _triton
 
@@ -93,7 +97,12 @@ class FakeCuda:
             mock.patch.object(cuda, "is_available", staticmethod(constant(True))),
             mock.patch.object(cuda, "current_device", staticmethod(constant(0))),
             mock.patch.object(cuda, "raise_if_triton_unavailable", staticmethod(constant(None))),
-            mock.patch.object(_triton, "has_triton", constant(True)),
+            # Modules that were imported before hold the function under their own name.
+            *[
+                mock.patch.object(module, "has_triton", constant(True))
+                for name, module in list(sys.modules.items())
+                if name.startswith("torch.") and "has_triton" in vars(module)
+            ],
             mock.patch.object(_triton, "triton_hash_with_backend", constant("fake")),
         ]
 

@@ -36,11 +36,14 @@ def linear():
 @pytest.mark.parametrize("inside", [False, True], ids=["around", "within"])
 def test_modes(recorded, linear, compiled, around, inside):
     tracker = recorded(sync_every=2)
+    one = torch.ones(1)
 
     def log(run, inputs):
         hidden = linear(inputs)
         run.scalar("sum", hidden.sum())
         run.bins("hidden", hidden)
+        run.scalars({"one": one, "two": inputs.amax(), "number": 2.5}, reduce="max", weight=None)
+        run.bins_many({"inputs": inputs, "weight": linear.weight})
         return hidden
 
     def log_within(run, inputs):

@@ -135,9 +135,14 @@ def make_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[st
 # MLflow can take nothing back, so that a window which a termination ended early stays beside the whole one.
 @pytest.mark.parametrize(
     ("backend", "name"),
-    [("tensorboard", "SIGKILL"), ("tensorboard", "SIGTERM"), ("wandb", "SIGKILL"), ("wandb", "SIGTERM"),
-     ("mlflow", "SIGKILL")],
-)  # fmt: skip
+    [
+        ("tensorboard", "SIGKILL"),
+        ("tensorboard", "SIGTERM"),
+        pytest.param("wandb", "SIGKILL", marks=pytest.mark.slow),
+        pytest.param("wandb", "SIGTERM", marks=pytest.mark.slow),
+        ("mlflow", "SIGKILL"),
+    ],
+)
 def test_an_interrupted_training_leaves_what_a_whole_one_does(
     backend: str, name: str, lives: Lives, make_storage: Callable[[str, str], Storage], tmp_path: Path
 ) -> None:

@@ -1,0 +1,94 @@
+"""The ways of merging values into the bank, eager and traced, for the CPU and for a GPU, against plain Python."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from d9d_tracker.accumulator.registry import REDUCTIONS
+from d9d_tracker.accumulator.scalars import COUNT, ScalarBank, finalize
+
+SLOTS = 12
+
+
+class Reference:
+    """Keeps every value and its weight."""
+
+    def __init__(self):
+        self.values: dict[int, list[tuple[float, float]]] = {}
+
+    def write(self, slots, values, weight):
+        for slot, value in zip(slots, values, strict=True):
+            self.values.setdefault(slot, []).append((value, weight))
+
+    def result(self, slot, reduce):
+        values = [value for value, _ in self.values[slot]]
+        if any(math.isnan(value) for value in values) and (reduce != "last" or math.isnan(values[-1])):
+            return math.nan
+        if reduce == "mean":
+            return sum(value * weight for value, weight in self.values[slot]) / sum(w for _, w in self.values[slot])
+        return {"sum": sum(values), "min": min(values), "max": max(values), "last": values[-1]}[reduce]
+
+
+def writes(reduce):
+    """Some writes of whole numbers to slots in and out of order, in spans and apart; some weighted, some NaN."""
+    generator = random.Random(f"writes {reduce}")
+    for count in (1, 1, 2, 3, 5, 8, SLOTS):
+        slots = generator.sample(range(SLOTS), count)
+        values = [float(generator.randint(-9, 9)) for _ in slots]
+        if count == 3:
+            values[0] = math.nan
+        yield slots, values, generator.choice([None, 2.0, 4.0]) if reduce == "mean" else None
+    yield [4, 5, 6, 9], [1.0, 2.0, 3.0, 4.0], None
+
+
+def write_op(bank, slots, values, reduce, weight):
+    bank.write(slots, values, reduce, weight)
+
+
+def write_whole(bank, slots, values, reduce, weight):
+    bank._write_whole(slots, *traced(bank, values, reduce, weight))
+
+
+def write_cells(bank, slots, values, reduce, weight):
+    bank._write_cells(slots, *traced(bank, values, reduce, weight))
+
+
+def traced(bank, values, reduce, weight):
+    from d9d_tracker.accumulator.scalars import _VALUE_LANE
+
+    tensors = [bank._traced(value) for value in values]
+    return tensors, _VALUE_LANE[reduce], None if weight is None else bank._traced(weight)
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor], ids=["numbers", "tensors"])
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+@pytest.mark.parametrize("write", [write_op, write_whole, write_cells])
+def test_writes_equal_plain_python(write, reduce, kind):
+    bank, reference = ScalarBank(1, SLOTS, torch.device("cpu")), Reference()
+    for slots, values, weight in writes(reduce):
+        write(bank, slots, [kind(value) for value in values], reduce, None if weight is None else kind(weight))
+        reference.write(slots, values, 1.0 if weight is None else weight)
+    for slot, values in reference.values.items():
+        lanes = bank.current[:, slot].numpy()
+        assert lanes[COUNT] == len(values)
+        assert finalize(lanes, reduce) == pytest.approx(reference.result(slot, reduce), rel=1e-15, nan_ok=True)
+
+
+@pytest.mark.parametrize("write", [write_whole, write_cells])
+def test_compiled_writes_equal_eager_ones(write):
+    slots, values = [3, 4, 5, 9, 0], torch.tensor([1.0, -2.0, math.inf, 4.0, 0.5]).unbind()
+    banks = [ScalarBank(1, SLOTS, torch.device("cpu")) for _ in range(2)]
+
+    def everything(bank):
+        for reduce in REDUCTIONS:
+            write(bank, slots, values, reduce, values[3] if reduce == "mean" else None)
+            write(bank, slots[:1], values[1:2], reduce, None)
+
+    for _ in range(2):
+        everything(banks[0])
+    compiled = torch.compile(everything, fullgraph=True)
+    for _ in range(2):
+        compiled(banks[1])
+    assert torch.equal(banks[0].current, banks[1].current)
