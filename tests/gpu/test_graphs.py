@@ -1,0 +1,185 @@
+"""CUDA graphs: captured by hand and by `mode="reduce-overhead"`, against the eager loop."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig, TrackerValueError
+from d9d_tracker.testing import RecordingTracker, check_step
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+STEPS = 1000
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def open_run(tmp_path, sync_every=50):
+    tracker = RecordingTracker()
+    config = AccumulatorConfig(device="cuda", sync_every=sync_every, backlog_dir=tmp_path / "backlog")
+    return tracker, AccumulatingTracker(tracker, config).open(RunConfig(name="run"))
+
+
+def log(run, values):
+    """Log whole numbers, so that sums are exact in any order."""
+    run.scalar("sum", values.sum(), reduce="sum")
+    run.scalar("constant", 2.5)
+    run.scalars({"most": values.amax(), "least": values.amin()}, {"kind": "extreme"}, reduce="max")
+    run.bins("values", values)
+    run.bins("every third", values, every=3)
+    return values * 2
+
+
+def batch(step):
+    return (torch.arange(64) * (step + 1) % 97).float()
+
+
+def points(run):
+    found = {}
+    for record in run.records:
+        value = record.value
+        if not isinstance(value, float):
+            value = (value.count, value.sum, value.min, value.max, tuple(value.counts))
+        found[record.name, tuple(record.context.items()), record.step] = value
+    return found
+
+
+def eager_points(tmp_path, function=log):
+    tracker, context = open_run(tmp_path)
+    with context as run:
+        for step in range(STEPS):
+            run.set_step(step)
+            function(run, batch(step).cuda())
+    return points(tracker.run)
+
+
+def test_a_captured_step_gives_the_points_of_the_eager_loop(tmp_path):
+    tracker, context = open_run(tmp_path)
+    with context as run:
+        inputs = batch(0).cuda()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream), run_of(tmp_path / "warm up") as other:
+            log(other, inputs)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            log(run, inputs)
+        for step in range(STEPS):
+            run.set_step(step)
+            inputs.copy_(batch(step))
+            graph.replay()
+    assert points(tracker.run) == eager_points(tmp_path)
+
+
+def run_of(folder):
+    return open_run(folder)[1]
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_step_gives_the_points_of_the_eager_loop(tmp_path, mode):
+    tracker, context = open_run(tmp_path)
+    with context as run:
+        compiled = torch.compile(log, fullgraph=True, mode=mode)
+        for step in range(STEPS):
+            run.set_step(step)
+            torch.compiler.cudagraph_mark_step_begin()
+            compiled(run, batch(step).cuda())
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["inductor"]["cudagraph_skips"] == 0
+    assert points(tracker.run) == eager_points(tmp_path)
+
+
+class Model(nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+        self.linear = nn.Linear(64, 64, bias=False)
+        self.linear.weight.data = torch.eye(64)
+
+    def forward(self, inputs, rate):
+        hidden = self.linear(inputs)
+        hidden.register_hook(lambda gradient: self.run.scalar("gradient", gradient.sum(), reduce="sum"))
+        hidden.register_hook(lambda gradient: self.run.bins("gradients", gradient))
+        self.run.scalar("hidden", hidden.sum(), reduce="sum")
+        self.run.scalar("rate", rate)
+        return hidden.sum()
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_training_with_gradient_hooks_and_a_changing_rate(tmp_path, mode):
+    results = []
+    for compiled in (False, True):
+        tracker, context = open_run(tmp_path / str(compiled))
+        with context as run:
+            model = Model(run).cuda()
+            forward = torch.compile(model, fullgraph=True, mode=mode) if compiled else model
+            for step in range(100):
+                run.set_step(step)
+                for micro in range(2):
+                    torch.compiler.cudagraph_mark_step_begin()
+                    forward(batch(2 * step + micro).cuda(), 0.1 / (step + 1)).backward()
+        results.append(points(tracker.run))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["inductor"]["cudagraph_skips"] == 0
+    assert results[0] == results[1]
+
+
+def test_contexts_and_a_second_run_replay_into_their_own_series(tmp_path):
+    tracker = RecordingTracker()
+    config = AccumulatorConfig(device="cuda", sync_every=7, backlog_dir=tmp_path / "backlog")
+    tracked = AccumulatingTracker(tracker, config)
+    compiled = torch.compile(log, fullgraph=True, mode="reduce-overhead")
+    for name in ("first", "second"):
+        with tracked.open(RunConfig(name=name)) as run:
+            for step in range(30):
+                run.set_step(step)
+                run.set_context({"stage": "eval" if step % 3 == 0 else "train"})
+                torch.compiler.cudagraph_mark_step_begin()
+                compiled(run, torch.full((4,), float(step), device="cuda"))
+        for stage in ("train", "eval"):
+            expected = {step: 4.0 * step for step in range(30) if (step % 3 == 0) == (stage == "eval")}
+            assert tracker.run.points("sum", stage=stage) == expected
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_what_a_replay_would_miss_is_refused_during_capture(tmp_path):
+    _, context = open_run(tmp_path)
+    with context as run:
+        value = torch.ones(1, device="cuda")
+        for misplaced, words in (
+            (lambda: run.set_step(1), "set_step was called while a CUDA graph is captured"),
+            (run.flush, "flush was called while a CUDA graph is captured"),
+            (lambda: run.scalar("loss", torch.ones(())), "'loss'.*on the CPU"),
+        ):
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):
+                value.add_(1)
+                with pytest.raises(TrackerValueError, match=words):
+                    misplaced()
+
+
+def test_no_sync_in_a_training_step(tmp_path):
+    _, context = open_run(tmp_path, sync_every=3)
+    with context as run:
+        inputs = batch(0).cuda()
+        run.set_step(0)
+        log(run, inputs)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step in range(1, 20):
+                run.set_step(step)
+                log(run, inputs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_check_step_finds_a_clean_step(tmp_path):
+    _, context = open_run(tmp_path)
+    with context as run:
+        report = check_step(log, run, batch(0).cuda(), run=run)
+    assert report.is_clean, report
