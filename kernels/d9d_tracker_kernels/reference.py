@@ -1,7 +1,9 @@
 """Histograms in plain torch: the CPU path, and the oracle that the GPU kernels are held against.
 
 Counts are exact integers and statistics are float64. Values are visited in chunks of `CHUNK` elements, so memory stays
-bounded whatever the tensor's size, and a chunk stays in the processor's cache between the passes over it.
+bounded whatever the tensor's size, and a chunk stays in the processor's last cache between the passes over it. Smaller
+chunks would fit into the nearer caches, but each pass ends by bringing torch's threads together, which costs more where
+the cores are far apart.
 """
 
 import math
@@ -26,7 +28,7 @@ from d9d_tracker_kernels.binning import (
     mantissa_bits,
 )
 
-CHUNK = 1 << 17
+CHUNK = 1 << 19
 
 
 def histogram_(
@@ -98,6 +100,7 @@ class _Scratch(threading.local):
         with torch.inference_mode(False):  # tensors made in inference mode could not be written to outside of it
             self._exact = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
             self._work = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
+            self._edge = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
             self._cell = torch.empty(CHUNK, dtype=torch.int32, device="cpu")
 
     def exact(self, numel: int) -> torch.Tensor:
@@ -105,6 +108,9 @@ class _Scratch(threading.local):
 
     def work(self, numel: int) -> torch.Tensor:
         return self._work[:numel]
+
+    def edge(self, numel: int) -> torch.Tensor:
+        return self._edge[:numel]
 
     def cell(self, numel: int) -> torch.Tensor:
         return self._cell[:numel]
@@ -193,7 +199,11 @@ def _linear_cell(exact: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     """0 for under, 1..bins, bins + 1 for over: the nearest edge, and on which side of it the value lies."""
     numel, bins = exact.numel(), thresholds.numel() - 1
     low, high = thresholds[0].item(), thresholds[bins].item()
-    guess = torch.sub(exact, low, out=_scratch.work(numel)).mul_(bins / (high - low)).round_().clamp_(0, bins)
+    scale = bins / (high - low)
+    offset = torch.tensor(-low * scale, dtype=torch.float64, device="cpu")
+    guess = torch.add(offset, exact, alpha=scale, out=_scratch.work(numel)).clamp_(0, bins).round_()
     nearest = _scratch.cell(numel).copy_(guess)
-    threshold = torch.index_select(thresholds, 0, nearest, out=guess)
-    return nearest.add_(exact >= threshold)
+    threshold = torch.index_select(thresholds, 0, nearest, out=_scratch.edge(numel))
+    # As float64, because mixed dtypes would make torch convert into fresh memory.
+    is_above = torch.ge(exact, threshold, out=threshold)
+    return nearest.copy_(guess.add_(is_above))
