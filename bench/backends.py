@@ -191,13 +191,14 @@ def measure(backend: Backend, load: Load, own_load: Load, folder: Path, rounds: 
     """Return points per second and bytes per point of both, as medians of some rounds taken in turns."""
     rates: dict[str, list[float]] = {"ours": [], "own": []}
     sizes: dict[str, float] = {}
+    tool = backend.name.partition(",")[0]
     for number in range(rounds):
         for who, part in (("ours", load), ("own", own_load)):
             if who == "own" and backend.loop is None:
                 continue
             place = folder / f"{backend.name}-{who}-{number}"
-            if backend.name in PREPARE:
-                PREPARE[backend.name](place)
+            if tool in PREPARE:
+                PREPARE[tool](place)
             before = _bytes(place)
             start = time.perf_counter()
             if who == "ours" or backend.loop is None:

@@ -35,8 +35,8 @@ def run(plan: Plan) -> Result:
         names = [contender.name for contender in contenders]
         timings = interleave(
             {training.contender.name: subject(training, _EVERY, 2) for training in trainings},
-            rounds=5 if plan.device == "cpu" and not plan.quick else 3,
-            round_seconds=0.1 if plan.quick else 2.5,
+            rounds=3,
+            round_seconds=0.1 if plan.quick else 2.0,
             device=plan.device,
         )
     baseline = timings[Nothing.name]

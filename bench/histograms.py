@@ -54,8 +54,8 @@ def _measure(plan: Plan, tracker: Ours, values: torch.Tensor, result: Result) ->
     methods = {"copy": lambda: copied.copy_(values), **_methods(plan, tracker, values)}
     timings = interleave(
         {name: Subject(_repeat(method), 20) for name, method in methods.items()},
-        rounds=3 if plan.quick else 5,
-        round_seconds=0.02 if plan.quick else 0.25,
+        rounds=3,
+        round_seconds=0.02 if plan.quick else 0.2,
         device=plan.device,
     )
     size = f"{values.numel() // _MILLION}M" if values.numel() >= _MILLION else str(values.numel())

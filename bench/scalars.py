@@ -7,7 +7,7 @@ from .plan import Plan, subject
 from .report import Result, Row, losses
 from .training import Training, forward_of
 
-_ROUNDS = 7
+_ROUNDS = 5
 _WINDOWS = 4
 _ROUND_SECONDS = 1.0
 

@@ -1,6 +1,7 @@
 """The contract between a training loop and a backend."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Generic, Self, TypeVar
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.distributed.checkpoint.stateful import Stateful
 
 from .config import TrackerConfig
-from .record import Histogram
+from .record import Histogram, Record
 
 
 class RunConfig(BaseModel):
@@ -83,6 +84,22 @@ class BaseTrackerRun(ABC):
         """
         for key, value in histogram.summary().items():
             self.scalar(f"{name}/{key}", value, context)
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Log finished points: what is called with all that was accumulated.
+
+        The default sets the step of each and calls ``scalar`` or ``histogram``.
+
+        Args:
+            records: The points, in the order of their steps. One counts as accepted once the next is asked for, and
+                what is raised is put down to the last one.
+        """
+        for record in records:
+            self.set_step(record.step)
+            if isinstance(record.value, Histogram):
+                self.histogram(record.name, record.value, dict(record.context))
+            else:
+                self.scalar(record.name, record.value, dict(record.context))
 
     def flush(self) -> None:
         """Block until everything logged so far is durable in the backend. Does nothing by default."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -178,8 +178,7 @@ class Histogram:
         return cls.from_cells(state.counts[0].cpu(), state.moments[0].cpu(), binning)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Record:
+class Record(NamedTuple):
     """One point of one series.
 
     Attributes:

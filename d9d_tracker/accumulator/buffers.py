@@ -126,7 +126,7 @@ class Buffers:
         row = len(self.filed) if self._per_step else 0
         filed = [*self.filed[:row], self.step]
         return [
-            lambda: self.scalars.window[row].copy_(self.scalars.current),
+            lambda: self.scalars.file(row),
             lambda: setattr(self, "filed", filed),
             self.scalars.reset,
         ]

@@ -4,11 +4,11 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from d9d_tracker.base import BaseTrackerRun
-from d9d_tracker.record import Histogram, Record
+from d9d_tracker.record import Record
 
 from .backlog import Backlog, Contents
 
@@ -55,7 +55,6 @@ class _Queued:
     records: list[Record] | None
     kept: bool = False
     accepted: int = 0
-    last: Record | None = None  # the last that was accepted
 
 
 class Delivery:
@@ -215,22 +214,26 @@ class Delivery:
         while head.accepted < len(head.records):
             if self._stop:
                 return
-            record = head.records[head.accepted]
             try:
-                self._write(record)
-            except (TypeError, ValueError) as error:
-                self._refuse(head, error)
+                self._call(self._run.write, self._rest(head, head.records))
             except Exception as error:
-                self._find_witness(head, head.records, error)
-                self._insist(head, record, error)
-            else:
-                self._accept(head, record)
+                if head.accepted == len(head.records):
+                    raise
+                if isinstance(error, (TypeError, ValueError)):
+                    self._refuse(head, error)
+                else:
+                    record = head.records[head.accepted]
+                    self._find_witness(head, head.records, error)
+                    self._insist(head, record, error)
         self._call(self._run.flush)
         self._forget(head)
 
-    def _accept(self, head: _Queued, record: Record) -> None:
-        head.accepted += 1
-        head.last = record
+    def _rest(self, head: _Queued, records: list[Record]) -> Iterator[Record]:
+        """Yield what is left of a window; a record is accepted once the next is asked for."""
+        while head.accepted < len(records) and not self._stop:
+            self._called_at = time.monotonic()
+            yield records[head.accepted]
+            head.accepted += 1
 
     def _refuse(self, head: _Queued, error: Exception) -> None:
         assert head.records is not None
@@ -250,9 +253,10 @@ class Delivery:
             witness = records[position]
             if witness.step == step and not self._stop and self._takes(witness):
                 records.insert(head.accepted, records.pop(position))
-                self._accept(head, witness)
+                head.accepted += 1
                 return
-        if head.last is None or head.last.step != step or not self._takes(head.last):
+        last = records[head.accepted - 1] if head.accepted else None
+        if last is None or last.step != step or not self._takes(last):
             raise error
 
     def _insist(self, head: _Queued, record: Record, error: Exception) -> None:
@@ -263,7 +267,7 @@ class Delivery:
             except Exception as again:
                 error = again
             else:
-                self._accept(head, record)
+                head.accepted += 1
                 return
         self._refuse(head, error)
 
@@ -275,11 +279,7 @@ class Delivery:
         return True
 
     def _write(self, record: Record) -> None:
-        self._call(self._run.set_step, record.step)
-        if isinstance(record.value, Histogram):
-            self._call(self._run.histogram, record.name, record.value, dict(record.context))
-        else:
-            self._call(self._run.scalar, record.name, record.value, dict(record.context))
+        self._call(self._run.write, [record])
 
     def _call(self, method: Callable[..., None], *arguments: object) -> None:
         self._called_at = time.monotonic()

@@ -1,5 +1,10 @@
 """From the states of a window to the records a backend is handed."""
 
+import functools
+import itertools
+from operator import attrgetter
+
+import numpy as np
 import torch
 
 from d9d_tracker.record import Histogram, Record
@@ -7,6 +12,9 @@ from d9d_tracker_kernels import CALLS, LAST_STEP
 
 from .scalars import COUNT, finalize
 from .window import HostWindow
+
+# A named tuple's own constructor is Python code; while it runs here, for every point, the training thread waits.
+_make_record = functools.partial(tuple.__new__, Record)
 
 
 def records(window: HostWindow) -> list[Record]:
@@ -20,16 +28,19 @@ def records(window: HostWindow) -> list[Record]:
         call, at the last step that contributed.
     """
     finished = [*_scalars(window), *_histograms(window)]
-    return sorted(finished, key=lambda record: record.step)
+    return sorted(finished, key=attrgetter("step"))
 
 
 def _scalars(window: HostWindow) -> list[Record]:
-    return [
-        Record(series.name, step, dict(series.context), finalize(window.lanes[row, :, slot], series.reduce))
-        for row, step in enumerate(window.steps)
-        for slot, series in enumerate(window.scalars)
-        if window.lanes[row, COUNT, slot] > 0
-    ]
+    names = np.array([series.name for series in window.scalars], dtype=object)
+    contexts = np.array([dict(series.context) for series in window.scalars], dtype=object)
+    values = finalize(window.lanes, [series.reduce for series in window.scalars])
+    finished: list[Record] = []
+    for row, step in enumerate(window.steps):
+        slots = np.flatnonzero(window.lanes[row, COUNT] > 0)
+        numbers = values[row, slots].tolist()
+        finished += map(_make_record, zip(names[slots], itertools.repeat(step), contexts[slots], numbers))
+    return finished
 
 
 def _histograms(window: HostWindow) -> list[Record]:

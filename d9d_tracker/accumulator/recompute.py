@@ -41,14 +41,13 @@ def is_transformed() -> bool:
 
 
 def check_place(name: str) -> None:
-    """Refuse to log where a value would be counted wrongly.
+    """Refuse to log inside ``torch.vmap``, where one value stands for many.
 
     Args:
         name: Name of the series.
 
     Raises:
-        TrackerValueError: Inside ``torch.vmap``, where one value stands for many; and, under trace, inside a forward
-            that eager activation checkpointing will run again, since compiled code cannot tell the second run.
+        TrackerValueError: If that is where the caller runs.
     """
     stack = _functorch.get_interpreter_stack()
     if stack is not None and any(level.key() == _functorch.TransformType.Vmap for level in stack):
@@ -56,7 +55,20 @@ def check_place(name: str) -> None:
             f"series {name!r} was logged inside torch.vmap, where one value stands for many; return the value and "
             "log it outside, reduced or with bins"
         )
-    if torch._dynamo.is_compiling() and _is_checkpointing():
+
+
+@torch.compiler.assume_constant_result
+def check_traced_place(name: str) -> None:
+    """Refuse, while tracing, what ``check_place`` refuses, and a forward that eager checkpointing will run again.
+
+    Args:
+        name: Name of the series.
+
+    Raises:
+        TrackerValueError: If that is what is being traced. Compiled code cannot tell the second run.
+    """
+    check_place(name)
+    if _is_checkpointing():
         raise TrackerValueError(
             f"series {name!r} is logged by a compiled function inside activation checkpointing, which runs it twice, "
             "and compiled code cannot tell the second run: compile the function that calls the checkpoint instead, or "

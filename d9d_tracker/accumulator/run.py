@@ -18,7 +18,7 @@ from .buffers import Buffers
 from .collector import Collector
 from .fanout import AnyDelivery
 from .inputs import begin_inputs, end_inputs
-from .recompute import check_place, is_recomputing
+from .recompute import check_place, check_traced_place, is_recomputing
 from .registry import REDUCTIONS, ContextItems, HistogramSeries, Reduction, ScalarSeries, label
 from .watch import Watch
 
@@ -356,7 +356,7 @@ class AccumulatingRun(BaseTrackerRun):
 
     def _is_repeated(self, name: str) -> bool:
         if torch.compiler.is_compiling():
-            _check_place(name)
+            check_traced_place(name)
             return False
         check_place(name)
         return is_recomputing()
@@ -417,11 +417,6 @@ def _histogram_slot(
         )
     slot = buffers.histogram_series.slot(HistogramSeries(name, items, chosen))
     return (slot, cadence, *chosen.parameters())
-
-
-@torch.compiler.assume_constant_result
-def _check_place(name: str) -> None:
-    check_place(name)
 
 
 def _refuse_closed_series(is_open: bool, name: str, items: ContextItems) -> None:

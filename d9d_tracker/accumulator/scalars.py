@@ -13,6 +13,7 @@ NaN runs through all of them as it does through eager arithmetic.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -37,10 +38,11 @@ class ScalarBank:
     """
 
     def __init__(self, rows: int, slots: int, device: torch.device):
-        self._initial = torch.tensor(_INITIAL, dtype=torch.float64, device=device)[:, None].contiguous()
+        self._initial = torch.tensor(_INITIAL, dtype=torch.float64, device=device)[:, None].repeat(1, slots)
         self._added = torch.tensor(_ADDED, dtype=torch.float64, device=device)[:, None].contiguous()
-        self.current = self._initial.repeat(1, slots)
+        self.current = self._initial.clone()
         self.window = torch.zeros(rows, LANES, slots, dtype=torch.float64, device=device)
+        self._rows = self.window.unbind()
         self._lane = torch.arange(LANES, device=device)[:, None].contiguous()
         self._slot = torch.arange(slots, device=device).repeat(LANES, 1)  # one shape with the bank, to be one kernel
         self._zero = torch.zeros((), dtype=torch.float64, device=device)
@@ -152,13 +154,12 @@ class ScalarBank:
         return self._zero + value
 
     def file(self, row: int) -> None:
-        """Put the state of the step away as a row of the window and start the next step.
+        """Put the state of the step away as a row of the window; ``reset`` then starts the next step.
 
         Args:
             row: Index of the row.
         """
-        self.window[row].copy_(self.current)
-        self.reset()
+        self._rows[row].copy_(self.current)
 
     def reset(self) -> None:
         """Start a step: forget everything merged so far."""
@@ -252,15 +253,18 @@ def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
     return merged
 
 
-def finalize(lanes: np.ndarray, reduce: Reduction) -> float:
-    """Turn the state of one slot into the value of its point.
+def finalize(lanes: np.ndarray, reductions: Sequence[Reduction]) -> np.ndarray:
+    """Turn the states of slots into the values of their points.
 
     Args:
-        lanes: Lanes, float64 of shape ``[LANES]``, with at least one value merged in.
-        reduce: The reduction of the series.
+        lanes: Lanes, float64 of shape ``[rows, LANES, slots]``.
+        reductions: The reduction of the series of each slot.
+
+    Returns:
+        Values, float64 of shape ``[rows, slots]``; meaningless where no value was merged in.
     """
-    value = lanes[_VALUE_LANE[reduce]]
-    if reduce == "mean":
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return float(value / lanes[WEIGHT])
-    return float(-value if reduce == "min" else value)
+    values = lanes[:, [_VALUE_LANE[reduce] for reduce in reductions], range(len(reductions))]
+    chosen = np.array(reductions, dtype=str)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = values / lanes[:, WEIGHT]
+    return np.select([chosen == "mean", chosen == "min"], [means, -values], values)

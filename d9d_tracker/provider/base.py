@@ -3,7 +3,7 @@
 import numbers
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
@@ -201,6 +201,27 @@ class ProviderRun(BaseTrackerRun):
             ValueError: If the name is empty or the run is closed.
         """
         self._write(self._record(name, histogram, context))
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Log finished points.
+
+        Args:
+            records: The points, in the order of their steps.
+
+        Raises:
+            ValueError: If a step is smaller than the one before, a name is empty or the run is closed.
+        """
+        if self._context:
+            super().write(records)
+            return
+        step = None
+        for record in records:
+            if record.step != step:
+                self.set_step(record.step)
+                step = record.step
+            if not record.name:
+                self._check_open(record.name)
+            self._write(record)
 
     def _record(self, name: str, value: float | Histogram, context: dict[str, str] | None) -> Record:
         self._check_open(name)

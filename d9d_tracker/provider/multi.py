@@ -4,7 +4,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -104,6 +104,10 @@ class PartRun(BaseTrackerRun):
     def histogram(self, name: str, histogram: Histogram, context: dict[str, str] | None = None) -> None:
         """See `BaseTrackerRun`."""
         self._call(lambda run: run.histogram(name, histogram, context))
+
+    def write(self, records: Iterable[Record]) -> None:
+        """See `BaseTrackerRun`."""
+        self._call(lambda run: run.write(records))
 
     def flush(self) -> None:
         """See `BaseTrackerRun`."""

@@ -1,6 +1,7 @@
 """Activation checkpointing runs a forward twice; what it logs counts once, and the gradients stay what they are."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -137,10 +138,20 @@ def test_a_backward_inside_a_backward_still_counts(recorded):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_a_compiled_function_inside_an_eager_checkpoint_is_refused(recorded, reentrant):
+def test_a_compiled_function_inside_an_eager_checkpoint_is_refused_or_counts_once(recorded, reentrant):
     # Its graph would run a second time in the backward and count twice, and no Python runs there that could tell.
-    tracker = recorded()
+    # Some versions of torch compile nothing inside a checkpoint.
+    tracker, refused = recorded(), False
     with tracker.open() as run:
-        inner = torch.compile(block, fullgraph=True, backend="aot_eager")
-        with pytest.raises(TrackerValueError, match=r"'sum' .*inside activation checkpointing.*compile the function"):
-            checkpoint(inner, run, nn.Linear(3, 3), torch.ones(2, 3, requires_grad=True), use_reentrant=reentrant)
+
+        def body(inputs):
+            run.scalar("sum", inputs.sum(), reduce="sum")
+            return (inputs * inputs).sum()
+
+        inner = torch.compile(body, fullgraph=True, backend="aot_eager")
+        try:
+            checkpoint(inner, torch.ones(3, requires_grad=True), use_reentrant=reentrant).backward()
+        except TrackerValueError as error:
+            assert re.search(r"'sum' .*inside activation checkpointing.*compile the function", str(error))  # noqa: PT017 not every version raises
+            refused = True
+    assert refused or tracker.run.points("sum") == {0: 3.0}

@@ -161,19 +161,19 @@ def test_what_comes_between_a_forward_and_its_backward_is_kept(recorded, linear,
         function = torch.compile(forward, fullgraph=True, backend=backend) if backend else forward
         for step in range(4):
             run.set_step(step)
-            first = function(torch.ones(1, 3))
+            first = function(torch.ones(2, 3))
             run.scalar("between", first, reduce="sum")
             run.bins("between", torch.ones(5))
             second = function(torch.ones(2, 3))
             first.backward()
             second.backward()
-    assert tracker.run.points("sum") == tracker.run.points("gradient") == dict.fromkeys(range(4), 9.0)
-    assert tracker.run.points("between") == dict.fromkeys(range(4), 36.0)
+    assert tracker.run.points("sum") == tracker.run.points("gradient") == dict.fromkeys(range(4), 12.0)
+    assert tracker.run.points("between") == dict.fromkeys(range(4), 72.0)
     histograms = {name: tracker.run.histograms(name)[3] for name in ("inputs", "between", "gradients")}
     assert {name: (h.count, h.sum) for name, h in histograms.items()} == {
-        "inputs": (18, 18.0),
+        "inputs": (24, 24.0),
         "between": (10, 10.0),
-        "gradients": (18, 18.0),
+        "gradients": (24, 24.0),
     }
 
 
