@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-slow lint test-gpu test-kill bench bench-gpu
+.PHONY: help demo test test-slow test-ui lint test-gpu test-kill bench bench-gpu
 
 help:
 	@echo "make demo       train a small network and track it with Aim"
 	@echo "make test       the whole test suite, without a GPU"
 	@echo "make test-slow  kills of runs in Weights & Biases, which takes minutes"
+	@echo "make test-ui    look at the pages of Aim, TensorBoard and MLflow in Chromium"
 	@echo "make lint       ruff and pyright"
 	@echo "make test-gpu   what only a GPU can show"
 	@echo "make test-kill  the crash harness with KILLS=200 kills"
@@ -29,12 +30,15 @@ demo: $(VENV)/demo
 	$(RUN) -m d9d_tracker demo
 
 test: $(VENV)/dev
-	$(RUN) -m pytest -q -m "not gpu and not slow" --ignore tests/resume
+	$(RUN) -m pytest -q -m "not gpu and not slow" --ignore tests/resume --ignore tests/ui
 	@# In a process of its own: Aim leaves file watchers behind, of which a system has few.
 	$(RUN) -m pytest -q tests/resume
 
 test-slow: $(VENV)/dev
 	$(RUN) -m pytest -q -m slow
+
+test-ui: $(VENV)/dev
+	$(RUN) -m pytest -q tests/ui
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
@@ -58,3 +62,4 @@ bench: $(VENV)/bench
 
 bench-gpu: $(VENV)/bench
 	$(RUN) -m bench --gpu
+	$(RUN) -m bench.histogram_gpu

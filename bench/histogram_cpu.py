@@ -1,6 +1,6 @@
 """The CPU path of the histograms against `torch.histc` with its range known.
 
-    PYTHONPATH=kernels python bench/histogram_cpu.py [--out histogram_cpu.png] [--rounds 15]
+    PYTHONPATH=.:kernels python -m bench.histogram_cpu [--out bench/results] [--rounds 15]
 
 Rounds are interleaved: each times every candidate once, so that a slow moment of the machine hits all of them alike.
 The histogram counts 2048 exponential bins and all statistics; `torch.histc` counts 512 bins and nothing else.
@@ -10,16 +10,17 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from datetime import date
+from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 
 from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, allocate, histogram_
 
-SIZES = {"1M": 1 << 20, "16M": 1 << 24}
+from .roofline import Point, draw_roofline
+
+SIZES = {"1M": 1 << 20, "4M": 1 << 22, "16M": 1 << 24, "64M": 1 << 26}
+READ = "x.sum()"
 BINNINGS = {
     "exponential 2048": (EXPONENTIAL, 2048, 0.0, 0.0),
     "linear 64": (LINEAR, 64, -5.0, 5.0),
@@ -33,7 +34,7 @@ def candidates(values: torch.Tensor) -> dict[str, Callable[[], object]]:
     functions: dict[str, Callable[[], object]] = {"torch.histc": lambda: torch.histc(values, 512, -5, 5)}
     for name, binning in BINNINGS.items():
         functions[name] = lambda binning=binning: histogram_(*args, *binning)
-    functions["x.sum()"] = values.sum
+    functions[READ] = values.sum
     return functions
 
 
@@ -51,14 +52,15 @@ def interleaved_medians(functions: dict[str, Callable[[], object]], rounds: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="histogram_cpu.png", help="where to write the picture")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the picture")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32 normal values")
     print(f"{'elements':>8}  {'candidate':18} {'ms':>9} {'GB/s':>7} {'times as fast as histc':>23}")
-    figure, axes = plt.subplots(1, len(SIZES), figsize=(10, 4))
-    for axis, (size_name, size) in zip(axes, SIZES.items(), strict=True):
+    points: list[Point] = []
+    bandwidth = 0.0
+    for size_name, size in SIZES.items():
         values = torch.randn(size, generator=torch.Generator().manual_seed(0))
         medians = interleaved_medians(candidates(values), arguments.rounds)
         for name, seconds in medians.items():
@@ -66,13 +68,12 @@ def main() -> None:
             print(
                 f"{size_name:>8}  {name:18} {seconds * 1e3:9.3f} {rate:7.2f} {medians['torch.histc'] / seconds:23.2f}"
             )
-        axis.barh(list(medians), [seconds * 1e3 for seconds in medians.values()])
-        axis.invert_yaxis()
-        axis.set_title(f"{size_name} float32")
-        axis.set_xlabel("ms, median")
-    figure.tight_layout()
-    figure.savefig(arguments.out, dpi=120)
-    print(f"wrote {arguments.out}")
+            if name != READ:
+                points.append(Point(name, values.nbytes, seconds * 1e3))
+        bandwidth = values.nbytes / (medians[READ] * 1e3)  # of the largest, which no cache holds
+    title = f"Histograms on a CPU\n{torch.get_num_threads()} threads · torch {torch.__version__} · {date.today()}"
+    out = arguments.out / f"{date.today()}-roofline-cpu.png"
+    draw_roofline(points, bandwidth, f"one read ({READ}): the limit", title, out)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
 """The histogram kernels on a GPU: how close to the speed of memory, and against what does less.
 
-    PYTHONPATH=kernels python bench/histogram_gpu.py [--out histogram_gpu.png]
+    PYTHONPATH=.:kernels python -m bench.histogram_gpu [--out bench/results]
 
 A histogram reads its input once, so the floor is bytes / bandwidth. The bandwidth is measured in the same run by a
 device-to-device copy, whose bytes count twice (read and written). The L2 cache is flushed before each measurement.
 """
 
 import argparse
+import re
 import statistics
 from collections.abc import Callable
+from datetime import date
+from pathlib import Path
 
 import torch
 
 from d9d_tracker_kernels import EXPONENTIAL, allocate, histogram_, histogram_many_
+
+from .roofline import Point, draw_roofline
 
 SIZES = {"1M": 1 << 20, "64M": 1 << 26, "1G": 1 << 30}
 BINNING = (EXPONENTIAL, 2048, 0.0, 0.0)
@@ -66,8 +71,8 @@ def rivals(values: torch.Tensor) -> dict[str, Callable[[], object]]:
     return functions
 
 
-def one_tensor(points: list[tuple[str, float, float]]) -> float:
-    """Prints the single-tensor table, collects (label, bytes, ms) and returns the copy bandwidth in bytes per ms."""
+def one_tensor(points: list[Point]) -> float:
+    """Prints the single-tensor table, collects points and returns the copy bandwidth in bytes per ms."""
     state, step = allocate(1, "cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
     bandwidth = 0.0
     for dtype in (torch.float32, torch.bfloat16):
@@ -85,7 +90,7 @@ def one_tensor(points: list[tuple[str, float, float]]) -> float:
                 args = (values, state.counts, state.moments, state.partials, step, 0, 1, *BINNING)
                 time = milliseconds(lambda args=args: histogram_(*args))
                 report(f"histogram, {distribution}", values.nbytes, time, copied)
-                points.append((f"{dtype} {distribution}", values.nbytes, time))
+                points.append(Point(f"{dtype} {distribution}", values.nbytes, time))
     return bandwidth
 
 
@@ -109,37 +114,22 @@ def many_tensors() -> None:
         print(f"     {name:28} {time:9.4f} ms {nbytes / time / 1e9:6.2f} TB/s")
 
 
-def draw_roofline(points: list[tuple[str, float, float]], bandwidth: float, out: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 5))
-    for label in dict.fromkeys(label for label, _, _ in points):
-        own = [(nbytes, time) for name, nbytes, time in points if name == label]
-        axis.loglog(*zip(*own, strict=True), marker="o", label=label)
-    ends = [min(nbytes for _, nbytes, _ in points), max(nbytes for _, nbytes, _ in points)]
-    axis.loglog(ends, [nbytes / bandwidth for nbytes in ends], "k--", label="the copy bandwidth: the limit")
-    axis.set_xlabel("bytes read")
-    axis.set_ylabel("ms")
-    axis.legend()
-    figure.savefig(out, dpi=120)
-    print(f"wrote {out}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="histogram_gpu.png", help="where to write the roofline picture")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the picture")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("not measured: this machine has no CUDA device")
         return
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    points: list[tuple[str, float, float]] = []
+    points: list[Point] = []
     bandwidth = one_tensor(points)
     many_tensors()
-    draw_roofline(points, bandwidth, arguments.out)
+    device = torch.cuda.get_device_name()
+    title = f"Histograms of 2048 bins with all statistics\n{device} · torch {torch.__version__} · {date.today()}"
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    out = arguments.out / f"{date.today()}-roofline-{slug}.png"
+    draw_roofline(points, bandwidth, "the bandwidth of a copy: the limit", title, out)
 
 
 if __name__ == "__main__":

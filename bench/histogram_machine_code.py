@@ -1,6 +1,6 @@
 """What the histogram kernels cost as machine code: compiled ahead of time, no GPU needed.
 
-    PYTHONPATH=kernels python bench/histogram_machine_code.py
+    PYTHONPATH=.:kernels python -m bench.histogram_machine_code
 
 At 2048 exponential bins with all statistics. An H100's multiprocessor issues 4 warp instructions a clock and reads
 about 13.4 bytes a clock at 3.0 TB/s and 1.7 GHz: below 13 instructions an element, float32 is limited by memory.

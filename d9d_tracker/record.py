@@ -35,8 +35,9 @@ _QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p
 class Histogram:
     """Exact counts over explicit edges, with the statistics of the same values.
 
-    A bin is ``[edges[i], edges[i + 1])`` and the last one is closed, except that the bins of an exponential binning are
-    closed on the side of zero on both signs. Only finite values are binned and enter the statistics; the others are
+    A bin is ``[edges[i], edges[i + 1])`` and the last one is closed, with two exceptions: the bins of an exponential
+    binning are closed on the side of zero on both signs, and the highest bin of a linear binning stays closed when
+    values above it follow in one more bin. Only finite values are binned and enter the statistics; the others are
     counted apart. With no finite value, ``counts`` is empty, ``edges`` is ``[0.0]`` and ``min`` and ``max`` are NaN.
 
     Attributes:

@@ -2,10 +2,9 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-import torch.utils._pytree
 from torch import nn
 
 from d9d_tracker.base import BaseTrackerRun
@@ -19,15 +18,13 @@ from .collector import Collector
 from .fanout import AnyDelivery
 from .inputs import begin_inputs, end_inputs
 from .recompute import check_place, check_traced_place, is_recomputing
-from .registry import REDUCTIONS, ContextItems, HistogramSeries, Reduction, ScalarSeries, label
+from .registry import ContextItems, Reduction, label
+from .slots import histogram_slot, scalar_slot
 from .watch import Watch
 
 Scope = Literal["global", "rank"]
 
 _tokens = itertools.count()
-# Lets a binning be an argument of a function that Dynamo calls while it traces; guarded by equality.
-for _binning in get_args(Binning):
-    torch.utils._pytree.register_constant(_binning)
 
 
 class AccumulatingRun(BaseTrackerRun):
@@ -39,12 +36,17 @@ class AccumulatingRun(BaseTrackerRun):
     Args:
         buffers: The device state.
         config: How to accumulate.
+
+    Attributes:
+        is_open: Whether it takes values.
+        buffers: The device state.
+        config: How to accumulate.
     """
 
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
         self.is_open = False
         self.buffers = buffers
-        self._config = config
+        self.config = config
         self._context: ContextItems = ()
         self._token = f"run {next(_tokens)}"
         runs[self._token] = self
@@ -244,7 +246,7 @@ class AccumulatingRun(BaseTrackerRun):
         self._refuse_if_closed("flush")
         self._send_rest()
         assert self._delivery is not None
-        self._delivery.flush(self._config.flush_timeout)
+        self._delivery.flush(self.config.flush_timeout)
 
     def attach(self, collector: Collector, delivery: AnyDelivery, rank: int) -> None:
         """Open the run: what is logged goes to a backend from now on.
@@ -271,14 +273,8 @@ class AccumulatingRun(BaseTrackerRun):
         finally:
             self.is_open = False
             self._collector.close()
-            ended = self._delivery.close(self._config.flush_timeout)
+            ended = self._delivery.close(self.config.flush_timeout)
         return ended
-
-    def settle(self) -> None:
-        """Wait until every window that left the device is with the backend, or else in the backlog on disk."""
-        if self._collector is not None and self._delivery is not None:
-            self._collector.drain()
-            self._delivery.settle(self._config.flush_timeout)
 
     def _send_rest(self) -> None:
         assert self._collector is not None
@@ -312,7 +308,7 @@ class AccumulatingRun(BaseTrackerRun):
         device = self.buffers.device
         numbers = [check_number(name, items, value, device) for name, value in zip(names, values, strict=True)]
         factor = None if weight is None else check_number(f"{names[0]} (weight)", items, weight, device)
-        slots = [_scalar_slot(self._token, self.is_open, name, items, reduce) for name in names]
+        slots = [scalar_slot(self._token, self.is_open, name, items, reduce) for name in names]
         if torch.compiler.is_compiling() and is_backward_traced():
             self.buffers.scalars.write_in_backward(self._token, slots, numbers, reduce, factor)
         else:
@@ -337,7 +333,7 @@ class AccumulatingRun(BaseTrackerRun):
         parameters: list[Any] = []
         for name, value in zip(names, values, strict=True):
             population, counts = check_population(name, items, value, device)
-            row, *parameters = _histogram_slot(self._token, self.is_open, name, items, binning, every)
+            row, *parameters = histogram_slot(self._token, self.is_open, name, items, binning, every)
             if counts:
                 # In inference mode, compiled code cannot view what was made outside, not even to detach it.
                 populations.append(population.detach() if torch.is_grad_enabled() else population)
@@ -386,39 +382,3 @@ class AccumulatingRun(BaseTrackerRun):
     def _refuse_if_closed(self, method: str) -> None:
         if not self.is_open:
             raise TrackerValueError(f"{method}: the run is closed; log inside `with tracker.open(...) as run`")
-
-
-# Dynamo calls these while it traces and compiles what they return into the graph, guarded on the arguments. A run is no
-# argument for some versions of torch, and unguarded as the object of a method; the token of a run is guarded.
-
-
-@torch.compiler.assume_constant_result
-def _scalar_slot(token: str, is_open: bool, name: str, items: ContextItems, reduce: Reduction) -> int:
-    _refuse_closed_series(is_open, name, items)
-    if reduce not in REDUCTIONS:
-        raise TrackerValueError(f"{label(name, items)}: reduce={reduce!r} is not one of {', '.join(REDUCTIONS)}")
-    return runs[token].buffers.scalar_series.slot(ScalarSeries(name, items, reduce))
-
-
-@torch.compiler.assume_constant_result
-def _histogram_slot(
-    token: str, is_open: bool, name: str, items: ContextItems, binning: Binning | None, every: int | None
-) -> tuple[int, int, int, int, float, float]:
-    _refuse_closed_series(is_open, name, items)
-    buffers, config = runs[token].buffers, runs[token]._config
-    cadence = config.bins_every if every is None else every
-    if isinstance(cadence, bool) or not isinstance(cadence, int) or cadence < 1:
-        raise TrackerValueError(f"{label(name, items)}: every={every!r} is not a positive int; leave it out or pass 1")
-    chosen = config.binning if binning is None else binning
-    if not isinstance(chosen, Binning):
-        raise TrackerTypeError(
-            f"{label(name, items)}: a binning is an ExponentialBinning, LinearBinning or IntegerBinning, not "
-            f"{type(chosen).__name__}"
-        )
-    slot = buffers.histogram_series.slot(HistogramSeries(name, items, chosen))
-    return (slot, cadence, *chosen.parameters())
-
-
-def _refuse_closed_series(is_open: bool, name: str, items: ContextItems) -> None:
-    if not is_open:
-        raise TrackerValueError(f"{label(name, items)}: the run is closed; log inside `with tracker.open(...) as run`")

@@ -253,7 +253,6 @@ class ProviderTracker(BaseTracker[TConfig]):
 
     def __init__(self, config: TConfig):
         self._config = config
-        self._loaded_id: str | None = None
 
     @classmethod
     def from_config(cls, config: TConfig) -> Self:
@@ -278,7 +277,7 @@ class ProviderTracker(BaseTracker[TConfig]):
             raise ValueError(
                 f"the state of a {type(self).__name__} has a 'run_id' that is text or None, not {run_id!r}"
             )
-        self.run_id = self._loaded_id = run_id
+        self.run_id = self.resume_id = run_id
 
     @contextmanager
     def open(self, properties: RunConfig) -> Iterator[ProviderRun]:
@@ -293,8 +292,8 @@ class ProviderTracker(BaseTracker[TConfig]):
         Yields:
             The open run.
         """
-        run = self._open_run(properties, self._loaded_id)
-        self.run_id, self._loaded_id = run.id, None
+        run = self._open_run(properties, self.resume_id)
+        self.run_id, self.resume_id = run.id, None
         try:
             yield run
         except BaseException as error:

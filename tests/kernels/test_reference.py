@@ -177,6 +177,8 @@ def test_a_dense_permutation_is_read_in_storage_order_without_a_copy():
     flat = reference.in_storage_order(values)
     assert flat is not None
     assert flat.data_ptr() == values.data_ptr()
+    (piece,) = reference._chunks(values)
+    assert piece.data_ptr() == values.data_ptr()
     assert reference.in_storage_order(values[:, ::2]) is None
 
 

@@ -13,7 +13,7 @@ from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.provider.base import ProviderRun
 from d9d_tracker.provider.console import ConsoleTracker, ConsoleTrackerConfig
 from d9d_tracker.provider.null import NullTracker, NullTrackerConfig
-from d9d_tracker.record import Histogram
+from d9d_tracker.record import Histogram, Record
 
 from .conftest import Storage, key_of
 
@@ -48,6 +48,36 @@ def test_scalars_keep_value_step_and_context(storage: Storage) -> None:
         run.scalar("half", torch.tensor(0.1, dtype=torch.bfloat16, requires_grad=True))
         expected[key_of("half", 19)] = torch.tensor(0.1, dtype=torch.bfloat16).item()
     assert storage.scalars(tracker.run_id) == expected
+
+
+def test_finished_points_are_what_calls_for_each_would_be(storage: Storage) -> None:
+    tracker = storage.tracker()
+    values = [math.nan, 0.1, -math.inf, -0.0, 1e-310, 2.0**60]
+    histogram = Histogram.from_values(torch.arange(7.0))
+    points = [Record(name, step, {"stage": "train"}, value) for step, value in enumerate(values) for name in "ab"]
+    with tracker.open(PROPERTIES) as run:
+        run.write(iter(points[:3]))
+        run.write([*points[3:], Record("grad", 5, {}, histogram)])
+    ours = storage.scalars(tracker.run_id), storage.distributions(tracker.run_id)
+    with tracker.open(PROPERTIES) as run:
+        run.set_context({"stage": "train"})
+        for name, step, _, value in points:
+            run.set_step(step)
+            assert isinstance(value, float)
+            run.scalar(name, value)
+        run.set_context({})
+        run.histogram("grad", histogram)
+    theirs = storage.scalars(tracker.run_id), storage.distributions(tracker.run_id)
+    assert str(ours) == str(theirs)
+    assert len(ours[0]) >= len(points)
+
+
+def test_a_persistent_context_holds_for_finished_points_too(storage: Storage) -> None:
+    tracker = storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        run.set_context({"stage": "train"})
+        run.write([Record("loss", 3, {"set": "b"}, 1.0)])
+    assert storage.scalars(tracker.run_id) == {key_of("loss", 3, stage="train", set="b"): 1.0}
 
 
 def test_non_finite_scalars_are_seen(storage: Storage) -> None:

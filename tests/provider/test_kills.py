@@ -27,13 +27,15 @@ class Lives:
     """Starts trainings, one at a time."""
 
     def __init__(self) -> None:
+        # A life has a W&B process of its own, and does not share the one that tests in this process have started.
+        environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
         path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
         self._server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("lives.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env={**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
 
     def start(self, folder: Path, storage: Storage) -> int:

@@ -3,12 +3,16 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aim
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # by Aim, which needs it
+    import aim
+
 from aim.sdk.configs import get_aim_repo_name
 from aim.sdk.repo_utils import get_repo
 from aim.sdk.utils import clean_repo_path

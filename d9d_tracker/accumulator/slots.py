@@ -1,0 +1,80 @@
+"""Slots of series for code that may be traced: what Dynamo calls while it traces, guarded on the arguments.
+
+What these functions return is compiled into the graph. A run is no argument for some versions of torch, and unguarded
+as the object of a method; the token of a run is guarded.
+"""
+
+from typing import get_args
+
+import torch
+import torch.utils._pytree
+
+from d9d_tracker.config import Binning
+from d9d_tracker.errors import TrackerTypeError, TrackerValueError
+
+from .backward import runs
+from .registry import REDUCTIONS, ContextItems, HistogramSeries, Reduction, ScalarSeries, label
+
+# Lets a binning be such an argument; guarded by equality.
+for _binning in get_args(Binning):
+    torch.utils._pytree.register_constant(_binning)
+
+
+@torch.compiler.assume_constant_result
+def scalar_slot(token: str, is_open: bool, name: str, items: ContextItems, reduce: Reduction) -> int:
+    """Return the slot of a scalar series, giving it one when it is new.
+
+    Args:
+        token: Token of the run.
+        is_open: Whether the run is open.
+        name: Name of the series.
+        items: Its context.
+        reduce: Its reduction.
+
+    Raises:
+        TrackerValueError: If the run is closed, the reduction is unknown or not that of the series, or the slots ran
+            out.
+    """
+    _refuse_if_closed(is_open, name, items)
+    if reduce not in REDUCTIONS:
+        raise TrackerValueError(f"{label(name, items)}: reduce={reduce!r} is not one of {', '.join(REDUCTIONS)}")
+    return runs[token].buffers.scalar_series.slot(ScalarSeries(name, items, reduce))
+
+
+@torch.compiler.assume_constant_result
+def histogram_slot(
+    token: str, is_open: bool, name: str, items: ContextItems, binning: Binning | None, every: int | None
+) -> tuple[int, int, int, int, float, float]:
+    """Return the slot of a histogram series and what the operators are told about it: cadence and binning.
+
+    Args:
+        token: Token of the run.
+        is_open: Whether the run is open.
+        name: Name of the series.
+        items: Its context.
+        binning: Its binning, or None for the one of the configuration.
+        every: Its cadence in steps, or None for the one of the configuration.
+
+    Raises:
+        TrackerTypeError: If the binning is none.
+        TrackerValueError: If the run is closed, the cadence is no positive int, the binning is not that of the series,
+            or the slots ran out.
+    """
+    _refuse_if_closed(is_open, name, items)
+    buffers, config = runs[token].buffers, runs[token].config
+    cadence = config.bins_every if every is None else every
+    if isinstance(cadence, bool) or not isinstance(cadence, int) or cadence < 1:
+        raise TrackerValueError(f"{label(name, items)}: every={every!r} is not a positive int; leave it out or pass 1")
+    chosen = config.binning if binning is None else binning
+    if not isinstance(chosen, Binning):
+        raise TrackerTypeError(
+            f"{label(name, items)}: a binning is an ExponentialBinning, LinearBinning or IntegerBinning, not "
+            f"{type(chosen).__name__}"
+        )
+    slot = buffers.histogram_series.slot(HistogramSeries(name, items, chosen))
+    return (slot, cadence, *chosen.parameters())
+
+
+def _refuse_if_closed(is_open: bool, name: str, items: ContextItems) -> None:
+    if not is_open:
+        raise TrackerValueError(f"{label(name, items)}: the run is closed; log inside `with tracker.open(...) as run`")
