@@ -23,6 +23,7 @@ import math
 import multiprocessing
 import tempfile
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 
 import matplotlib as mpl
@@ -199,8 +200,8 @@ def main() -> None:
         | ({"counted": asdict(measured[load, size])} if (load, size) in measured else {})
         for load, size, cost in rows
     ]
-    (chosen.out / "ranks.json").write_text(json.dumps(found, indent=1) + "\n")
-    _draw(rows, measured, chosen.out / "ranks.png")
+    (chosen.out / f"{date.today()}-ranks.json").write_text(json.dumps(found, indent=1) + "\n")
+    _draw(rows, measured, chosen.out / f"{date.today()}-ranks.png")
 
 
 def _draw(rows: list[tuple[Load, int, Cost]], measured: dict[tuple[Load, int], Cost], path: Path) -> None:

@@ -225,6 +225,9 @@ class Delivery:
                     record = head.records[head.accepted]
                     self._find_witness(head, head.records, error)
                     self._insist(head, record, error)
+            else:
+                if head.accepted < len(head.records) and not self._stop:
+                    raise RuntimeError("`write` returned before it had asked for all points; consume its argument")
         self._call(self._run.flush)
         self._forget(head)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d9d_tracker_kernels import CALLS, CELLS, HEADER, LAST_STEP, MAX, MIN, MOMENTS, SUM, SUM_SQUARES
+from d9d_tracker_kernels import CALLS, CELLS, HEADER, LAST_STEP, MAX, MIN, MOMENTS
 
 from .registry import HistogramSeries, ScalarSeries
 from .scalars import COUNT, LANES, merge_lanes
@@ -138,7 +138,7 @@ class Tail:
             if series in self.counts and counts[CALLS] > 0 and counts[LAST_STEP] == self.step:
                 counts += self.counts[series]
                 counts[LAST_STEP] = self.step
-                window.moments[slot] = _merge_moments(self.moments[series], window.moments[slot])
+                window.moments[slot] = merge_moments(self.moments[series], window.moments[slot])
 
     def as_window(self, index: int) -> HostWindow:
         """Return what was written as a window of its own, to write it again.
@@ -176,8 +176,17 @@ class Tail:
         return tail
 
 
-def _merge_moments(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
-    merged = np.empty_like(older)
-    merged[SUM], merged[SUM_SQUARES] = older[SUM] + newer[SUM], older[SUM_SQUARES] + newer[SUM_SQUARES]
-    merged[MIN], merged[MAX] = min(older[MIN], newer[MIN]), max(older[MAX], newer[MAX])
+def merge_moments(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
+    """Merge histogram moments.
+
+    Args:
+        older: Sum, sum of squares, minimum and maximum, float64 of shape ``[..., 4]``.
+        newer: The same of further values, of the same shape.
+
+    Returns:
+        The moments of all the values, of the same shape.
+    """
+    merged = older + newer
+    merged[..., MIN] = np.minimum(older[..., MIN], newer[..., MIN])
+    merged[..., MAX] = np.maximum(older[..., MAX], newer[..., MAX])
     return merged

@@ -14,6 +14,7 @@ from d9d_tracker.config import TrackerConfig
 from d9d_tracker.record import Record
 
 from .base import ProviderRun, ProviderTracker
+from .files import append, sync_folder
 from .jsonl_format import read_run, record_line, run_line, whole_lines
 from .lock import hold, let_go
 
@@ -67,8 +68,8 @@ class JsonlRun(ProviderRun):
             if not self._size:
                 self._pending.append(run_line(run_id, properties))
                 self._sync()
-                _sync_folder(path.parent)
-                _sync_folder(path.parent.parent)
+                sync_folder(path.parent)
+                sync_folder(path.parent.parent)
         except BaseException:
             let_go(self._file)
             raise
@@ -82,7 +83,7 @@ class JsonlRun(ProviderRun):
         data = b"".join(self._pending)
         try:
             self._check_name()
-            _append(self._file, self._size, data)
+            append(self._file, self._size, data)
         except OSError as error:
             fate = "lost with the closing run" if self._closed else "kept in memory for the next flush"
             message = f"{error.strerror}: {len(self._pending)} lines of run {self.id!r} are {fate}"
@@ -106,7 +107,7 @@ class JsonlRun(ProviderRun):
         file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             hold(file, f"run {self.id!r} ({draft})")
-            _append(file, 0, content)
+            append(file, 0, content)
             draft.rename(self._path)
         except BaseException:
             draft.unlink(missing_ok=True)
@@ -114,7 +115,7 @@ class JsonlRun(ProviderRun):
             raise
         let_go(self._file)
         self._file = file
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
         _LOGGER.warning("run %r: its file had vanished and was written anew with all it held: %s", self.id, self._path)
 
     def rewind(self, step: int) -> None:
@@ -158,24 +159,3 @@ class JsonlTracker(ProviderTracker[JsonlTrackerConfig]):
         if run_id and not path.exists():
             _LOGGER.warning("run %r: its file is gone and starts anew, without what it held: %s", run_id, path)
         return JsonlRun(path, run_id or new_id, properties)
-
-
-def _append(file: int, size: int, data: bytes) -> None:
-    """Write at the end of a file and wait until it is on disk; leave the file as it was if that fails."""
-    position = size
-    try:
-        while position < size + len(data):
-            position += os.pwrite(file, memoryview(data)[position - size :], position)
-        os.fsync(file)
-    except BaseException:
-        os.ftruncate(file, size)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -149,6 +149,18 @@ def test_two_series_refused_in_one_step(delivery, backend):
     assert delivery.report.refused == Counter({"b": 2, "c": 2})
 
 
+def test_a_write_that_returns_early_counts_as_failing(delivery, backend, monkeypatch):
+    def write(records):
+        backend.scalar("first", next(iter(records)).value)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(backend, "write", write)
+    delivery.put(*window(0))
+    assert delivery.flush(10)
+    assert delivery.report.failures == 1
+    assert [r.name for r in backend.records] == ["first", "a", "b", "a", "b"]
+
+
 def test_a_flush_that_fails_does_not_write_again(delivery, backend, monkeypatch):
     failures = iter([OSError("full"), OSError("full")])
 

@@ -70,10 +70,20 @@ def test_writes_equal_plain_python(write, reduce, kind):
     for slots, values, weight in writes(reduce):
         write(bank, slots, [kind(value) for value in values], reduce, None if weight is None else kind(weight))
         reference.write(slots, values, 1.0 if weight is None else weight)
+    (found,) = finalize(bank.current.numpy()[None], [reduce] * SLOTS)
     for slot, values in reference.values.items():
-        lanes = bank.current[:, slot].numpy()
-        assert lanes[COUNT] == len(values)
-        assert finalize(lanes, reduce) == pytest.approx(reference.result(slot, reduce), rel=1e-15, nan_ok=True)
+        assert bank.current[COUNT, slot] == len(values)
+        assert found[slot] == pytest.approx(reference.result(slot, reduce), rel=1e-15, nan_ok=True)
+
+
+def test_each_slot_is_finalized_by_its_own_reduction():
+    bank = ScalarBank(1, len(REDUCTIONS), torch.device("cpu"))
+    for slot, reduce in enumerate(REDUCTIONS):
+        for value in (3.0, 5.0, 4.0):
+            write_op(bank, [slot], [value], reduce, None)
+    rows = bank.current.numpy()[None].repeat(2, axis=0)
+    expected = {"mean": 4.0, "sum": 12.0, "min": 3.0, "max": 5.0, "last": 4.0}
+    assert finalize(rows, REDUCTIONS).tolist() == 2 * [[expected[reduce] for reduce in REDUCTIONS]]
 
 
 @pytest.mark.parametrize("write", [write_whole, write_cells])

@@ -7,8 +7,8 @@ import numpy as np
 
 from d9d_tracker.accumulator.registry import AnySeries, HistogramSeries, ScalarSeries, label
 from d9d_tracker.accumulator.scalars import LANES, MAX, NEGATED_MIN, merge_lanes
-from d9d_tracker.accumulator.window import HostWindow
-from d9d_tracker_kernels import CELLS, HEADER, LAST_STEP, MOMENTS, SUM, SUM_SQUARES
+from d9d_tracker.accumulator.window import HostWindow, merge_moments
+from d9d_tracker_kernels import CELLS, HEADER, LAST_STEP, MOMENTS
 from d9d_tracker_kernels import MAX as LARGEST
 from d9d_tracker_kernels import MIN as SMALLEST
 
@@ -45,16 +45,6 @@ def merge_windows(older: HostWindow, newer: HostWindow) -> HostWindow:
         scalars=scalars,
         histograms=histograms,
     )
-
-
-def merge_moments(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
-    """Merge histogram moments, float64 of shape ``[histograms, 4]``."""
-    merged = np.empty_like(older)
-    merged[:, SUM] = older[:, SUM] + newer[:, SUM]
-    merged[:, SUM_SQUARES] = older[:, SUM_SQUARES] + newer[:, SUM_SQUARES]
-    merged[:, SMALLEST] = np.minimum(older[:, SMALLEST], newer[:, SMALLEST])
-    merged[:, LARGEST] = np.maximum(older[:, LARGEST], newer[:, LARGEST])
-    return merged
 
 
 def empty_window(
