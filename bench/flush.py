@@ -30,7 +30,7 @@ def run(plan: Plan) -> Result:
         "json.dumps per point": (
             "by hand",
             lambda: (_by_hand(plan.folder / "plain.jsonl", values, steps), None),
-            "the floor for JSON in Python: values on the host already, one fsync in the end",
+            "JSON from Python's own encoder: values on the host already, one fsync in the end",
         ),
         "d9d_tracker → jsonl": (
             "ours",
