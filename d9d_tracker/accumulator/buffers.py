@@ -70,14 +70,14 @@ class Buffers:
         self.outbox.clear()
         self._changes.clear()
 
-    def advance(self, step: int) -> Window | None:
+    def advance(self, step: int) -> bool:
         """End the current step and begin another.
 
         Args:
             step: The step that begins.
 
         Returns:
-            The window that this completed, if it did. It is also in the outbox.
+            Whether this completed a window, which is then in the outbox.
         """
         self.finish()
         passed = self.passed + 1
@@ -91,13 +91,12 @@ class Buffers:
                 lambda: self.device_step.fill_(step),
             ]
         )
-        return self.outbox[-1] if completes else None
+        return completes
 
-    def close_window(self) -> Window:
-        """End the window early, with the current step as far as it got. It is also in the outbox."""
+    def close_window(self) -> None:
+        """End the window early, with the current step as far as it got. It is then in the outbox."""
         self.finish()
         self.finish([*self._filing(), *self._swapping(self.step)])
-        return self.outbox[-1]
 
     def finish(self, changes: Sequence[Callable[[], object]] = ()) -> None:
         """Make changes, after those still due. An exception from a signal handler finds none or all of them made.
@@ -135,7 +134,7 @@ class Buffers:
         """Send the window off, and begin the next one at step ``first``."""
         index, copies = self.windows, self.copies + 1
         return [
-            lambda: self._send(index),
+            lambda: self._send(index, first),
             self.histograms.reset_,
             lambda: setattr(self, "filed", []),
             lambda: setattr(self, "passed", 0),
@@ -144,7 +143,7 @@ class Buffers:
             lambda: setattr(self, "copies", copies),
         ]
 
-    def _send(self, index: int) -> None:
+    def _send(self, index: int, first: int) -> None:
         if self.outbox and self.outbox[-1].index == index:
             return
         scalars, histograms = self.scalar_series.series[:], self.histogram_series.series[:]
@@ -154,7 +153,7 @@ class Buffers:
             self.histograms.counts[: len(histograms)],
             self._copy_stream,
         )
-        self.outbox.append(Window(index, self.filed, host, ready, scalars, histograms))
+        self.outbox.append(Window(index, self.filed, host, ready, self.filed[-1] == first, scalars, histograms))
 
     def next_window(self) -> int:
         """Take the index of the next window."""

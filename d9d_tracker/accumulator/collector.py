@@ -40,24 +40,25 @@ class Collector:
         self._delivery = delivery
         self._outbox = outbox
         self._newest = -1
-        self._windows: queue.Queue[tuple[Window, bool] | None] = queue.Queue()
+        # SIGINT and SIGTERM may raise between any two lines of Python, the queue's own included, if it had any.
+        self._windows: queue.SimpleQueue[Window | threading.Event | None] = queue.SimpleQueue()
+        self._bytes_put = self._bytes_taken = 0
         self._thread = threading.Thread(target=self._work, name="d9d_tracker collector", daemon=True)
         self._thread.start()
 
-    def put(self, window: Window, mid_step: bool) -> None:
-        """Queue a window, behind those that a signal handler kept from being put. Never waits.
-
-        Args:
-            window: The window, on its way to the host; the last one in the outbox.
-            mid_step: Whether more may be logged for its last step.
-        """
+    def put(self) -> None:
+        """Queue the windows of the outbox, also those that a signal handler kept from being queued. Never waits."""
         while self._outbox:
-            self._windows.put((self._outbox[0], mid_step and self._outbox[0] is window))
+            self._bytes_put += self._outbox[0].packed.nbytes
+            self._windows.put(self._outbox[0])
             self._outbox.popleft()
 
     def drain(self) -> None:
-        """Wait until every window that was put has become records."""
-        self._windows.join()
+        """Wait until every window of the outbox and of the queue has become records."""
+        self.put()
+        reached = threading.Event()
+        self._windows.put(reached)
+        reached.wait()
 
     def close(self) -> None:
         """End the thread, after what was put and what other ranks still send."""
@@ -66,28 +67,28 @@ class Collector:
 
     def _work(self) -> None:
         while (item := self._windows.get()) is not None:
-            window, mid_step = item
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            self._bytes_taken += item.packed.nbytes
             try:
-                self._collect(window, mid_step)
+                self._collect(item)
             except Exception:  # the thread must live on for the windows behind
                 self._delivery.report.unread += 1
-                logger.exception("window %d (steps %s) is lost", window.index, window.steps)
-            finally:
-                self._windows.task_done()
+                logger.exception("window %d (steps %s) is lost", item.index, item.steps)
         if self._node is not None:
             self._finish(self._node)
-        self._windows.task_done()
 
-    def _collect(self, window: Window, mid_step: bool) -> None:
+    def _collect(self, window: Window) -> None:
         if window.index <= self._newest:  # put twice, because a signal handler raised in between
             return
         self._newest = window.index
         host = window.wait()
         if self._node is not None:
-            host = self._node.reduce(host, not mid_step, self._piles_up)
+            host = self._node.reduce(host, not window.mid_step, self._piles_up)
         if host is not None:
             self._deliver(host)
-            self.tail = Tail.of(host, self.tail) if mid_step else None
+            self.tail = Tail.of(host, self.tail) if window.mid_step else None
 
     def _deliver(self, host: HostWindow) -> None:
         if self.tail is not None:
@@ -108,6 +109,4 @@ class Collector:
             node.close()
 
     def _piles_up(self) -> bool:
-        with self._windows.mutex:
-            queued = sum(item[0].packed.nbytes for item in self._windows.queue if item is not None)
-        return queued > _MOST_QUEUED_BYTES
+        return self._bytes_put - self._bytes_taken > _MOST_QUEUED_BYTES

@@ -74,9 +74,9 @@ class AccumulatingRun(BaseTrackerRun):
                 "resume from a checkpoint of that step or open another run"
             )
         if step > self.buffers.step:
-            window = self.buffers.advance(step)
-            if window is not None:
-                self._open_collector().put(window, mid_step=False)
+            completed = self.buffers.advance(step)
+            if completed:
+                self._open_collector().put()
 
     def set_context(self, context: dict[str, str]) -> None:
         """Replace the persistent context.
@@ -278,7 +278,7 @@ class AccumulatingRun(BaseTrackerRun):
 
     def _send_rest(self) -> None:
         assert self._collector is not None
-        self._collector.put(self.buffers.close_window(), mid_step=True)
+        self.buffers.close_window()
         self._collector.drain()
 
     def _open_collector(self) -> Collector:

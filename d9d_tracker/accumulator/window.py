@@ -46,6 +46,7 @@ class Window:
         steps: The step of each row.
         packed: The one buffer that travels, float64 of shape ``[numbers]``, on the host.
         ready: Recorded behind the copy, or None when the buffers are on the CPU.
+        mid_step: Whether more may be logged for the last step.
         scalars: The scalar series at the time of the swap.
         histograms: The histogram series at the time of the swap.
     """
@@ -54,6 +55,7 @@ class Window:
     steps: list[int]
     packed: torch.Tensor
     ready: torch.cuda.Event | None
+    mid_step: bool
     scalars: list[ScalarSeries] = field(default_factory=list)
     histograms: list[HistogramSeries] = field(default_factory=list)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import queue
 import shutil
 import sys
 import threading
@@ -13,6 +14,7 @@ from lives import Files, Recordings, content, program
 
 from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig, TrackerValueError
 from d9d_tracker.accumulator import buffers as buffers_module
+from d9d_tracker.accumulator import collector as collector_module
 from d9d_tracker.accumulator import run as run_module
 from d9d_tracker.testing import RecordingRun, RecordingTracker
 
@@ -233,7 +235,7 @@ def test_a_backlog_that_did_not_come_along_is_missed_loudly(backend, config, cap
 def interrupt_at(line_number):
     """Raise KeyboardInterrupt before the n-th line of the code that ends a step, as a signal handler would."""
     seen = 0
-    files = {buffers_module.__file__, run_module.__file__}
+    files = {module.__file__ for module in (buffers_module, run_module, collector_module, queue, threading)}
 
     def trace(frame, event, _):
         nonlocal seen

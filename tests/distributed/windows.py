@@ -43,7 +43,8 @@ def window_of(
                 torch.tensor(values), bank.counts, bank.moments, bank.partials, buffers.device_step, slot, 1,
                 *binning.parameters(),
             )  # fmt: skip
-    window = buffers.close_window().wait()
+    buffers.close_window()
+    window = buffers.outbox[-1].wait()
     window.index = index
     return window
 
