@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # by Aim, which needs it
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # by this part of Aim, which needs it
     import aim
+    import aim.ext.utils
 
 from aim.sdk.configs import get_aim_repo_name
 from aim.sdk.repo_utils import get_repo
