@@ -9,11 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # by this part of Aim, which needs it
-    import aim
-    import aim.ext.utils
-
+import aim
 from aim.sdk.configs import get_aim_repo_name
 from aim.sdk.repo_utils import get_repo
 from aim.sdk.utils import clean_repo_path
@@ -191,13 +187,15 @@ class AimTracker(ProviderTracker[AimConfig]):
 
     def _open_aim(self, repo: Any, run_id: str | None) -> aim.Run:
         try:
-            run = aim.Run(
-                run_id,
-                repo=repo,
-                log_system_params=self._config.log_system_params,
-                capture_terminal_logs=self._config.capture_terminal_logs,
-                system_tracking_interval=self._config.system_tracking_interval,
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # Aim needs it
+                run = aim.Run(
+                    run_id,
+                    repo=repo,
+                    log_system_params=self._config.log_system_params,
+                    capture_terminal_logs=self._config.capture_terminal_logs,
+                    system_tracking_interval=self._config.system_tracking_interval,
+                )
         except RocksIOError as error:
             raise RuntimeError(
                 f"Aim cannot open run {run_id!r} in {self._config.repo} for writing: if another program writes to it, "
