@@ -40,7 +40,7 @@ class Collector:
         self._delivery = delivery
         self._outbox = outbox
         self._newest = -1
-        # SIGINT and SIGTERM may raise between any two lines of Python, the queue's own included, if it had any.
+        # SIGINT and SIGTERM may raise between any two lines of Python: of queue.Queue too, but not of this one, in C.
         self._windows: queue.SimpleQueue[Window | threading.Event | None] = queue.SimpleQueue()
         self._bytes_put = self._bytes_taken = 0
         self._thread = threading.Thread(target=self._work, name="d9d_tracker collector", daemon=True)
