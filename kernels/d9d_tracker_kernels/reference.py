@@ -4,6 +4,9 @@ Counts are exact integers and statistics are float64. Values are visited in chun
 bounded whatever the tensor's size, and a chunk stays in the processor's last cache between the passes over it. Smaller
 chunks would fit into the nearer caches, but each pass ends by bringing torch's threads together, which costs more where
 the cores are far apart.
+
+Every pass shares a chunk among torch's threads in the same way, so each thread meets only memory that it wrote itself:
+where two cores have no cache in common, memory that one wrote and the other read is slow to be written again.
 """
 
 import math
@@ -29,6 +32,7 @@ from d9d_tracker_kernels.binning import (
 )
 
 CHUNK = 1 << 19
+_GRAIN = 1 << 15  # with fewer elements for each, torch does not share an operation among its threads
 
 
 def histogram_(
@@ -55,10 +59,10 @@ def histogram_(
         low: Lower end of a linear binning.
         high: Upper end of a linear binning.
     """
-    header, cells = counts[row, :HEADER], counts[row, HEADER:]
+    header_row, cells = counts[row].split([HEADER, CELLS])
+    header = header_row.tolist()
     thresholds = _linear_thresholds(bins, low, high) if kind == LINEAR else None
     total, squares, smallest, largest = moments[row].tolist()
-    zeros = 0
     for chunk in _chunks(values.resolve_neg()):
         exact = _as_float64(chunk)
         chunk_total = exact.sum().item()
@@ -68,26 +72,26 @@ def histogram_(
             chunk_total = exact.sum().item()
         if chunk.numel() == 0:
             continue
+        chunk_smallest, chunk_largest = torch.aminmax(chunk if chunk.is_floating_point() else exact)
+        smallest = min(smallest, chunk_smallest.item())
+        largest = max(largest, chunk_largest.item())
+        total += chunk_total
+        squares += torch.dot(exact, exact).item()
         if thresholds is not None:
             cell = _linear_cell(exact, thresholds)
         elif kind == INTEGER:
             cell = _integer_cell(exact, bins)
         else:
             cell = _exponential_cell(chunk, exact, mantissa_bits(bins))
-        counted = torch.bincount(cell, minlength=CELLS)
+        counted = _count(cell)
         cells += counted
         # Exponential cells next to zero are mostly empty, and then there is no zero to look for.
         if kind != EXPONENTIAL or counted[0] or counted[bins // 2]:
-            zeros += chunk.numel() - int(torch.count_nonzero(exact))
-        chunk_smallest, chunk_largest = torch.aminmax(exact)
-        smallest = min(smallest, chunk_smallest.item())
-        largest = max(largest, chunk_largest.item())
-        total += chunk_total
-        squares += torch.dot(exact, exact).item()
+            header[ZEROS] += chunk.numel() - int(torch.count_nonzero(chunk))
     moments[row] = torch.tensor([total, squares, smallest, largest], dtype=torch.float64, device="cpu")
-    header[ZEROS] += zeros
     header[CALLS] += 1
     header[LAST_STEP] = step
+    header_row.copy_(torch.tensor(header, dtype=torch.int64, device="cpu"))
 
 
 class _Scratch(threading.local):
@@ -99,21 +103,25 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         with torch.inference_mode(False):  # tensors made in inference mode could not be written to outside of it
             self._exact = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
-            self._work = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
-            self._edge = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
-            self._cell = torch.empty(CHUNK, dtype=torch.int32, device="cpu")
+            self._guess = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
+            self._threshold = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
+            self._nearest = torch.empty(CHUNK, dtype=torch.int64, device="cpu")
 
     def exact(self, numel: int) -> torch.Tensor:
         return self._exact[:numel]
 
-    def work(self, numel: int) -> torch.Tensor:
-        return self._work[:numel]
-
-    def edge(self, numel: int) -> torch.Tensor:
-        return self._edge[:numel]
-
     def cell(self, numel: int) -> torch.Tensor:
-        return self._cell[:numel]
+        """The memory of `exact`: cells are written when nothing needs the values any more, and the caches are warm."""
+        return self._exact[:numel].view(torch.int64)
+
+    def guess(self, numel: int) -> torch.Tensor:
+        return self._guess[:numel]
+
+    def threshold(self, numel: int) -> torch.Tensor:
+        return self._threshold[:numel]
+
+    def nearest(self, numel: int) -> torch.Tensor:
+        return self._nearest[:numel]
 
 
 _scratch = _Scratch()
@@ -157,34 +165,47 @@ def _as_float64(chunk: torch.Tensor) -> torch.Tensor:
     return torch.where(is_exact, chunk, rounded).to(torch.float64)
 
 
-def _drop_non_finite(
-    chunk: torch.Tensor, exact: torch.Tensor, header: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    header[NAN] += torch.isnan(exact).sum()
-    header[POSINF] += torch.isposinf(exact).sum()
-    header[NEGINF] += torch.isneginf(exact).sum()
+def _drop_non_finite(chunk: torch.Tensor, exact: torch.Tensor, header: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    header[NAN] += int(torch.isnan(exact).sum())
+    header[POSINF] += int(torch.isposinf(exact).sum())
+    header[NEGINF] += int(torch.isneginf(exact).sum())
     is_finite = torch.isfinite(exact)
     return chunk[is_finite], exact[is_finite]
+
+
+def _count(cell: torch.Tensor) -> torch.Tensor:
+    """int64 [CELLS]: how often each cell occurs in an int64 tensor.
+
+    `torch.bincount` counts on one thread. `scatter_add_` counts each row of a matrix on one of torch's threads.
+    """
+    rows = min(torch.get_num_threads(), cell.numel() // _GRAIN)
+    if rows < 2:
+        return torch.bincount(cell, minlength=CELLS)
+    length = cell.numel() // rows
+    one = torch.ones((), dtype=torch.int64, device="cpu")
+    counted = torch.zeros(rows, CELLS, dtype=torch.int64, device="cpu")
+    counted.scatter_add_(1, cell[: rows * length].view(rows, length), one.expand(rows, length))
+    rest = torch.bincount(cell[rows * length :], minlength=CELLS)
+    return counted.sum(dim=0).add_(rest)
 
 
 def _exponential_cell(chunk: torch.Tensor, exact: torch.Tensor, k: int) -> torch.Tensor:
     """Sign, exponent and K mantissa bits of the float32 pattern, for finite values."""
     cell = _scratch.cell(chunk.numel())
     if chunk.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        pattern = chunk.to(torch.float32).view(torch.int32)
-        return torch.bitwise_right_shift(pattern, 23 - k, out=cell).bitwise_and_((512 << k) - 1)
+        return cell.copy_(chunk.to(torch.float32).view(torch.uint32)).bitwise_right_shift_(23 - k)
     # From the float64 pattern, truncated: a conversion to float32 would round values across edges.
     pattern = exact.view(torch.int64)
     normal = ((pattern & (2**63 - 1)) >> (52 - k)) - (896 << k)
     denormal = (exact.abs() * 2.0 ** (126 + k)).floor().to(torch.int64)
     magnitude = torch.where(normal < 1 << k, denormal, normal.clamp(max=(255 << k) - 1))
-    return cell.copy_(magnitude + torch.where(pattern < 0, 256 << k, 0))
+    return magnitude + torch.where(pattern < 0, 256 << k, 0)
 
 
 def _integer_cell(exact: torch.Tensor, bins: int) -> torch.Tensor:
     """0 for negative values, k + 1 for [k, k + 1), bins + 1 for over."""
     numel = exact.numel()
-    k = torch.floor(exact, out=_scratch.work(numel)).clamp_(-1, bins)
+    k = torch.floor(exact, out=_scratch.guess(numel)).clamp_(-1, bins)
     return _scratch.cell(numel).copy_(k).add_(1)
 
 
@@ -201,9 +222,9 @@ def _linear_cell(exact: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     low, high = thresholds[0].item(), thresholds[bins].item()
     scale = bins / (high - low)
     offset = torch.tensor(-low * scale, dtype=torch.float64, device="cpu")
-    guess = torch.add(offset, exact, alpha=scale, out=_scratch.work(numel)).clamp_(0, bins).round_()
-    nearest = _scratch.cell(numel).copy_(guess)
-    threshold = torch.index_select(thresholds, 0, nearest, out=_scratch.edge(numel))
+    guess = torch.add(offset, exact, alpha=scale, out=_scratch.guess(numel)).clamp_(0, bins).round_()
+    nearest = _scratch.nearest(numel).copy_(guess)
+    threshold = torch.take(thresholds, nearest, out=_scratch.threshold(numel))
     # As float64, because mixed dtypes would make torch convert into fresh memory.
     is_above = torch.ge(exact, threshold, out=threshold)
-    return nearest.copy_(guess.add_(is_above))
+    return _scratch.cell(numel).copy_(guess.add_(is_above))

@@ -138,6 +138,22 @@ def test_many_chunks_add_up():
     assert state.counts[0, NAN] == 1
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("numel", [0, 1, 65_535, 65_536, 98_305, 200_001])
+def test_any_number_of_threads_counts_the_same(threads, numel):
+    cell = torch.randint(2048, (numel,), generator=torch.Generator().manual_seed(3))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.profiler.profile() as profile:
+            counted = reference._count(cell)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(counted, torch.bincount(cell, minlength=2048))
+    is_shared = "aten::scatter_add_" in {event.key for event in profile.key_averages()}
+    assert is_shared == (threads > 1 and numel >= 65_536)
+
+
 def test_calls_accumulate_and_an_empty_one_counts_as_a_call():
     state = allocate(2, "cpu")
     for step, values in ((3, torch.tensor([1.0, -2.0])), (4, torch.tensor([])), (5, torch.tensor([0.0]))):
