@@ -138,20 +138,28 @@ def test_many_chunks_add_up():
     assert state.counts[0, NAN] == 1
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("numel", [0, 1, 65_535, 65_536, 98_305, 200_001])
-def test_any_number_of_threads_counts_the_same(threads, numel):
-    cell = torch.randint(2048, (numel,), generator=torch.Generator().manual_seed(3))
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.profiler.profile() as profile:
-            counted = reference._count(cell)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(counted, torch.bincount(cell, minlength=2048))
-    is_shared = "aten::scatter_add_" in {event.key for event in profile.key_averages()}
-    assert is_shared == (threads > 1 and numel >= 65_536)
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("numel", [0, 1, 65_535, 65_536, 98_305, 200_001])
+def test_threads_share_the_work_and_lose_nothing(threads, numel):
+    index = torch.randint(2048, (numel,), generator=torch.Generator().manual_seed(3))
+    table, found = torch.arange(2048, dtype=torch.float64).flip(0), torch.empty(numel, dtype=torch.float64)
+    with torch.profiler.profile() as profile:
+        counted = reference._count(index)
+        reference._look_up(table, index, out=found)
+    assert torch.equal(counted, torch.bincount(index, minlength=2048))
+    assert torch.equal(found, table[index])
+    operators = {event.key for event in profile.key_averages()}
+    is_shared = threads > 1 and numel >= 65_536
+    assert {"aten::scatter_add_", "aten::gather"} & operators == (
+        {"aten::scatter_add_", "aten::gather"} if is_shared else set()
+    )
 
 
 def test_calls_accumulate_and_an_empty_one_counts_as_a_call():
