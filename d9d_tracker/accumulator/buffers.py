@@ -133,9 +133,10 @@ class Buffers:
     def _swapping(self, first: int) -> list[Callable[[], object]]:
         """Send the window off, and begin the next one at step ``first``."""
         index, copies = self.windows, self.copies + 1
+        scalars, histograms = self.scalar_series.series[:], self.histogram_series.series[:]
         return [
-            lambda: self._send(index, first),
-            self.histograms.reset_,
+            lambda: self._send(index, first, scalars, histograms),
+            lambda: self.histograms.reset_(len(histograms)),
             lambda: setattr(self, "filed", []),
             lambda: setattr(self, "passed", 0),
             lambda: setattr(self, "first", first),
@@ -143,10 +144,9 @@ class Buffers:
             lambda: setattr(self, "copies", copies),
         ]
 
-    def _send(self, index: int, first: int) -> None:
+    def _send(self, index: int, first: int, scalars: list[ScalarSeries], histograms: list[HistogramSeries]) -> None:
         if self.outbox and self.outbox[-1].index == index:
             return
-        scalars, histograms = self.scalar_series.series[:], self.histogram_series.series[:]
         host, ready = copy_to_host(
             self.scalars.window[: len(self.filed), :, : len(scalars)],
             self.histograms.moments[: len(histograms)],

@@ -41,7 +41,7 @@ class ScalarBank:
         self._initial = torch.tensor(_INITIAL, dtype=torch.float64, device=device)[:, None].repeat(1, slots)
         self._added = torch.tensor(_ADDED, dtype=torch.float64, device=device)[:, None].contiguous()
         self.current = self._initial.clone()
-        self.window = torch.zeros(rows, LANES, slots, dtype=torch.float64, device=device)
+        self.window = self._initial.repeat(rows, 1, 1)
         self._rows = self.window.unbind()
         self._lane = torch.arange(LANES, device=device)[:, None].contiguous()
         self._slot = torch.arange(slots, device=device).repeat(LANES, 1)  # one shape with the bank, to be one kernel
@@ -164,6 +164,14 @@ class ScalarBank:
     def reset(self) -> None:
         """Start a step: forget everything merged so far."""
         self.current.copy_(self._initial)
+
+    def clear_rows(self, rows: int) -> None:
+        """Empty the first rows of the window.
+
+        Args:
+            rows: How many.
+        """
+        self.window[:rows].copy_(self._initial)
 
 
 def _spread(at: torch.Tensor, slots: list[int], values: list[torch.Tensor]) -> torch.Tensor:

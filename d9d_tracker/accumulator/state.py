@@ -191,7 +191,7 @@ class LoadedState:
         histogram_slots = [buffers.histogram_series.slot(series) for series in self._histograms]
         tensors = {key: tensor.to(buffers.device) for key, tensor in self._tensors.items()}
         rows = len(self._table.filed)
-        buffers.scalars.window[:rows] = 0.0  # a series that the state does not know has nothing in them
+        buffers.scalars.clear_rows(rows)  # a series that the state does not know has nothing in them
         for saved, slot in enumerate(scalar_slots):
             buffers.scalars.current[:, slot] = tensors["current"][:, saved]
             buffers.scalars.window[:rows, :, slot] = tensors["window"][:rows, :, saved]

@@ -26,12 +26,17 @@ class HistogramState:
     moments: torch.Tensor
     partials: torch.Tensor
 
-    def reset_(self) -> None:
-        """Empties all rows in place, with asynchronous fills only."""
-        self.counts.zero_()
-        self.moments.zero_()
-        self.moments[:, MIN].fill_(math.inf)
-        self.moments[:, MAX].fill_(-math.inf)
+    def reset_(self, rows: int | None = None) -> None:
+        """Empties rows in place, with asynchronous fills only.
+
+        Args:
+            rows: How many, from the first; all if None.
+        """
+        self.counts[:rows].zero_()
+        moments = self.moments[:rows]
+        moments.zero_()
+        moments[:, MIN].fill_(math.inf)
+        moments[:, MAX].fill_(-math.inf)
 
 
 def allocate(rows: int, device: torch.device | str) -> HistogramState:

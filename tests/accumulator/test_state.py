@@ -22,8 +22,12 @@ def through_a_file(state):
 
 def play(tracker, calls):
     with tracker.open(NAME) as run:
-        for call in calls:
-            call(run)
+        play_on(run, calls)
+
+
+def play_on(run, calls):
+    for call in calls:
+        call(run)
 
 
 def interrupted(backend, config, calls, at, beyond, leave):
@@ -80,9 +84,7 @@ def test_without_flushes_in_a_step_the_file_is_the_same_line_by_line(config, tmp
 def tracker_with_state(config, tmp_path, calls=7):
     tracker = Recordings(tmp_path).tracker(**config)
     context = tracker.open(NAME)
-    run = context.__enter__()
-    for call in program()[:calls]:
-        call(run)
+    play_on(context.__enter__(), program()[:calls])
     return tracker, context
 
 
@@ -155,6 +157,26 @@ def test_more_slots_and_other_names_on_resume(config, tmp_path):
     second.load_state_dict(state)
     play(second, calls[20:])
     assert content(backend.records()) == content(whole.records())
+
+
+def test_a_series_that_came_after_the_state_is_empty_in_the_rows_before_it(config, tmp_path):
+    """A zero there would beat the negative maximum of another rank."""
+
+    def window_of(tracker, calls):
+        with tracker.open(NAME) as run:
+            play_on(run, calls)
+            run.scalar("late", -5.0, reduce="max")
+            run.set_step(2)
+            return run.buffers.scalars.window[:2, :, :3].clone()
+
+    first, context = tracker_with_state(config, tmp_path)
+    state = first.state_dict()
+    context.__exit__(None, None, None)
+    second = Recordings(tmp_path).tracker(**config)
+    second.load_state_dict(state)
+    resumed, whole = window_of(second, []), window_of(Recordings(tmp_path).tracker(**config), program()[:7])
+    assert whole.isinf().any()
+    assert torch.equal(resumed, whole)
 
 
 def test_another_sync_every_on_resume_loses_nothing(config, tmp_path):
