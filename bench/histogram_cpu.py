@@ -69,7 +69,7 @@ def main() -> None:
                 f"{size_name:>8}  {name:18} {seconds * 1e3:9.3f} {rate:7.2f} {medians['torch.histc'] / seconds:23.2f}"
             )
             if name != READ:
-                points.append(Point(name, values.nbytes, seconds * 1e3))
+                points.append(Point(name, values.nbytes, seconds * 1e3, is_ours=name in BINNINGS))
         bandwidth = values.nbytes / (medians[READ] * 1e3)  # of the largest, which no cache holds
     title = f"Histograms on a CPU\n{torch.get_num_threads()} threads · torch {torch.__version__} · {date.today()}"
     out = arguments.out / f"{date.today()}-roofline-cpu.png"

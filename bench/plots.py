@@ -19,7 +19,7 @@ from .report import Result, Row
 COLOURS = {"ours": "#e8590c", "package": "#7b8794", "by hand": "#b8c1cc", "baseline": "#3e4c59"}
 _LEGEND = {"ours": "d9d_tracker", "package": "other packages", "by hand": "written by hand"}
 _INK, _FAINT = "#1f2933", "#e4e7eb"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -50,7 +50,7 @@ def draw(results: Sequence[Result], folder: Path, device: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     found = {result.key: result for result in results}
     files = []
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         for key, plot in _PLOTS.items():
             if key in found:
                 files.append(_save(plot(found[key]), folder / f"{found[key].series['plot']}.png", device))
