@@ -15,11 +15,15 @@ from .config import (
     TrackerConfig,
 )
 from .errors import TrackerError, TrackerTypeError, TrackerValueError
-from .factory import AnyTrackerConfig, tracker_from_config
+from .factory import AnyTrackerConfig, register_backend, tracker_from_config
 from .provider.aim.config import AimConfig
 from .provider.console import ConsoleTrackerConfig
 from .provider.jsonl import JsonlTrackerConfig
+from .provider.mlflow.config import MLflowConfig
+from .provider.multi import MultiConfig
 from .provider.null import NullTrackerConfig
+from .provider.tensorboard.config import TensorBoardConfig
+from .provider.wandb.config import WandbConfig
 from .record import Histogram, Record
 
 __all__ = [
@@ -37,12 +41,17 @@ __all__ = [
     "IntegerBinning",
     "JsonlTrackerConfig",
     "LinearBinning",
+    "MLflowConfig",
+    "MultiConfig",
     "NullTrackerConfig",
     "Record",
     "RunConfig",
+    "TensorBoardConfig",
     "TrackerConfig",
     "TrackerError",
     "TrackerTypeError",
     "TrackerValueError",
+    "WandbConfig",
+    "register_backend",
     "tracker_from_config",
 ]

@@ -25,8 +25,18 @@ def _third_party_config(data: Any, handler: ValidatorFunctionWrapHandler) -> Any
     if isinstance(data, TrackerConfig):
         return data
     name = data.get("provider") if isinstance(data, Mapping) else None
-    provider = third_party(name) if isinstance(name, str) and name not in _BUILT_IN else None
+    if not isinstance(name, str) or name in _BUILT_IN:
+        return handler(data)
+    registered = next((config for config in _MAP if _name_of(config) == name), None)
+    if registered is not None:
+        return registered.model_validate(data)
+    provider = third_party(name)
     return handler(data) if provider is None else provider.config.model_validate(data)
+
+
+def _name_of(config: type[TrackerConfig]) -> Any:
+    field = config.model_fields.get("provider")
+    return None if field is None else field.default
 
 
 AnyTrackerConfig = Annotated[
@@ -45,8 +55,8 @@ AnyTrackerConfig = Annotated[
     WrapValidator(_third_party_config),
 ]
 
-# The extension point for a new backend: the type of its configuration, and its tracker. A tracker whose module imports
-# an SDK is given as "module:class", so that the SDK is imported only when it is chosen.
+# The type of a backend's configuration, and its tracker. A tracker whose module imports an SDK is given as
+# "module:class", so that the SDK is imported only when it is chosen.
 _MAP: dict[type[TrackerConfig], type[BaseTracker[Any]] | str] = {
     NullTrackerConfig: NullTracker,
     ConsoleTrackerConfig: ConsoleTracker,
@@ -58,8 +68,33 @@ _MAP: dict[type[TrackerConfig], type[BaseTracker[Any]] | str] = {
     MLflowConfig: "d9d_tracker.provider.mlflow.tracker:MLflowTracker",
     D9dConfig: "d9d_tracker.provider.d9d_adapter.tracker:D9dTracker",
 }
-_BUILT_IN = {config.model_fields["provider"].default for config in _MAP}
+_BUILT_IN = {_name_of(config) for config in _MAP}
 MultiConfig.model_rebuild(_types_namespace={"AnyTrackerConfig": AnyTrackerConfig})
+
+
+def register_backend(config: type[TrackerConfig], tracker: type[BaseTracker[Any]] | str) -> None:
+    """Make a backend available in this process, by its configuration and, in data, by its provider's name.
+
+    A backend in a package of its own rather uses an entry point, for which nothing has to be called. Registering a name
+    again replaces what it stood for.
+
+    Args:
+        config: Type of the backend's configuration, whose field ``provider`` has the backend's name as its default.
+        tracker: Type of its tracker, or ``"module:class"`` to import it only when it is chosen.
+
+    Raises:
+        ValueError: If the configuration has no such name, or one of the backends that come with d9d_tracker.
+    """
+    name = _name_of(config)
+    if not isinstance(name, str):
+        raise ValueError(
+            f'{config.__name__} does not name its provider: give it the field `provider: Literal["name"] = "name"`'
+        )
+    if name in _BUILT_IN:
+        raise ValueError(f"{config.__name__}: provider {name!r} comes with d9d_tracker; choose another name")
+    for known in [known for known in _MAP if _name_of(known) == name]:
+        del _MAP[known]
+    _MAP[config] = tracker
 
 
 def tracker_from_config(config: TrackerConfig) -> BaseTracker[Any]:

@@ -15,10 +15,11 @@ from d9d_tracker import factory
 from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
-from d9d_tracker.factory import AnyTrackerConfig, tracker_from_config
+from d9d_tracker.factory import AnyTrackerConfig, register_backend, tracker_from_config
 from d9d_tracker.provider.aim.config import AimConfig
 from d9d_tracker.provider.console import ConsoleTracker, ConsoleTrackerConfig
 from d9d_tracker.provider.jsonl import JsonlTracker, JsonlTrackerConfig
+from d9d_tracker.provider.multi import MultiConfig
 from d9d_tracker.provider.null import NullTracker, NullTrackerConfig
 
 ADAPTER = TypeAdapter[TrackerConfig](AnyTrackerConfig)
@@ -88,8 +89,8 @@ def test_an_unknown_config_is_refused() -> None:
         tracker_from_config(OtherConfig())
 
 
-def test_a_new_backend_that_cannot_be_imported_blames_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(factory._MAP, ListConfig, "no_such_package:Tracker")
+def test_a_new_backend_that_cannot_be_imported_blames_no_extra() -> None:
+    register_backend(ListConfig, "no_such_package:Tracker")
     with pytest.raises(ImportError, match=r"^No module named 'no_such_package'$"):
         tracker_from_config(ListConfig())
 
@@ -130,12 +131,54 @@ class ListTracker(BaseTracker[ListConfig]):
         yield self.run
 
 
+@pytest.fixture(autouse=True)
+def _backends_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory, "_MAP", dict(factory._MAP))
+
+
 @pytest.mark.parametrize("entry", [ListTracker, f"{__name__}:ListTracker"])
-def test_a_new_backend_is_one_line(monkeypatch: pytest.MonkeyPatch, entry: Any) -> None:
-    monkeypatch.setitem(factory._MAP, ListConfig, entry)
+def test_a_new_backend_is_one_line(entry: Any) -> None:
+    register_backend(ListConfig, entry)
     tracker = tracker_from_config(ListConfig(accumulator=None))
     assert isinstance(tracker, ListTracker)
     with tracker.open(RunConfig(name="mine")) as run:
         run.set_step(1)
         run.scalar("loss", 1, {"stage": "train"})
     assert tracker.run.values == [("loss", 1, {"stage": "train"}, 1.0)]
+
+
+def test_a_registered_backend_is_known_to_data() -> None:
+    register_backend(ListConfig, ListTracker)
+    data = {"provider": "list", "accumulator": {"sync_every": 7}}
+    config = ADAPTER.validate_python(data)
+    assert type(config) is ListConfig
+    assert ADAPTER.validate_json(config.model_dump_json()) == config
+    inside = ADAPTER.validate_python({"provider": "multi", "trackers": [{"provider": "list"}]})
+    assert isinstance(inside, MultiConfig)
+    assert [type(part) for part in inside.trackers] == [ListConfig]
+    with pytest.raises(ValidationError, match="no_such_field"):
+        ADAPTER.validate_python({"provider": "list", "no_such_field": 1})
+
+
+def test_registering_a_name_again_replaces_it() -> None:
+    class NewListConfig(TrackerConfig):
+        provider: Literal["list"] = "list"
+
+    for config in (ListConfig, NewListConfig):
+        register_backend(config, ListTracker)
+        assert type(ADAPTER.validate_python({"provider": "list"})) is config
+    with pytest.raises(TypeError, match="no backend"):
+        tracker_from_config(ListConfig())
+
+
+def test_a_backend_without_a_name_of_its_own_is_refused() -> None:
+    class Nameless(TrackerConfig):
+        pass
+
+    class Jsonl(TrackerConfig):
+        provider: Literal["jsonl"] = "jsonl"
+
+    with pytest.raises(ValueError, match="Nameless does not name its provider"):
+        register_backend(Nameless, ListTracker)
+    with pytest.raises(ValueError, match="'jsonl' comes with d9d_tracker; choose another"):
+        register_backend(Jsonl, ListTracker)
