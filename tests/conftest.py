@@ -1,7 +1,12 @@
+import signal
+
 import pytest
 
 from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig
 from d9d_tracker.testing import RecordingTracker
+
+# A shell that runs the tests in the background has SIGINT ignored, which all processes of the tests would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Recorded:
