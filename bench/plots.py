@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 
@@ -15,25 +14,9 @@ from matplotlib.patches import Patch
 
 from .interleave import Spread
 from .report import Result, Row
+from .style import COLOURS, FAINT, INK, STYLE
 
-COLOURS = {"ours": "#e8590c", "package": "#7b8794", "by hand": "#b8c1cc", "baseline": "#3e4c59"}
 _LEGEND = {"ours": "d9d_tracker", "package": "other packages", "by hand": "written by hand"}
-_INK, _FAINT = "#1f2933", "#e4e7eb"
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.titlesize": 11,
-    "savefig.dpi": 150,
-    "figure.constrained_layout.use": True,
-}
 
 
 def draw(results: Sequence[Result], folder: Path, device: str) -> list[Path]:
@@ -72,7 +55,7 @@ def _bars(axes: Axes, rows: Sequence[Row], column: str, form: str, *, log: bool 
     shown.sort(key=lambda pair: -pair[1].median)
     for position, (row, cell) in enumerate(shown):
         axes.barh(position, cell.median - first, left=first, color=COLOURS[row.kind], height=0.72, zorder=2)
-        axes.plot([cell.low, cell.high], [position, position], color=_INK, linewidth=1.1, zorder=3)
+        axes.plot([cell.low, cell.high], [position, position], color=INK, linewidth=1.1, zorder=3)
         axes.annotate(
             f"{cell.median:{form}}",
             (max(cell.high, cell.median), position),
@@ -81,7 +64,7 @@ def _bars(axes: Axes, rows: Sequence[Row], column: str, form: str, *, log: bool 
             va="center",
             fontsize=8.5,
             fontweight="bold" if row.kind == "ours" else "normal",
-            color=COLOURS["ours"] if row.kind == "ours" else _INK,
+            color=COLOURS["ours"] if row.kind == "ours" else INK,
         )
     axes.set_yticks(range(len(shown)), [row.name for row, _ in shown], fontsize=8.5)
     for label, (row, _) in zip(axes.get_yticklabels(), shown, strict=True):
@@ -89,7 +72,7 @@ def _bars(axes: Axes, rows: Sequence[Row], column: str, form: str, *, log: bool 
             label.set(color=COLOURS["ours"], fontweight="bold")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color=_FAINT, zorder=0)
+    axes.grid(axis="x", color=FAINT, zorder=0)
     if log:
         axes.set_xscale("log")
     else:
@@ -161,7 +144,7 @@ def _histograms(result: Result) -> Figure:
         axis.set_xlim(-0.1, 1.45 * (len(sizes) - 1))
         axis.set_ylim(bottom=0.7)
         _label_ends(axis, len(sizes) - 1, labels)
-        axis.grid(axis="y", color=_FAINT)
+        axis.grid(axis="y", color=FAINT)
         axis.set_title(f"A histogram of {dtype} values: cost in reads of the tensor")
         axis.set_xlabel("elements")
         axis.set_ylabel("time ÷ time of one read (log scale)")
@@ -183,7 +166,7 @@ def _label_ends(axes: Axes, x: float, labels: list[tuple[float, str, str]]) -> N
             va="center",
             fontsize=8.5,
             fontweight="bold" if kind == "ours" else "normal",
-            color=COLOURS["ours"] if kind == "ours" else _INK,
+            color=COLOURS["ours"] if kind == "ours" else INK,
         )
 
 
@@ -205,7 +188,7 @@ def _pace(axes: Axes, result: Result) -> None:
     axes.set_xlim(0, steps * 1.45)
     axes.set_ylim(0, 1.06 * max(height for height, _, _ in labels))
     _label_ends(axes, steps, labels)
-    axes.grid(axis="y", color=_FAINT)
+    axes.grid(axis="y", color=FAINT)
     axes.set_xticks(range(0, steps + 1, max(1, steps // 6)))
     axes.set_title("A backend that takes 50 ms per write: who waits for it?")
     axes.set_xlabel("steps done")
@@ -236,7 +219,7 @@ def _memory(result: Result) -> Figure:
     _label_ends(axes, steps[-1], labels)
     axes.set_xticks(steps, [f"{step:,}" for step in steps])
     axes.minorticks_off()
-    axes.grid(axis="y", color=_FAINT)
+    axes.grid(axis="y", color=FAINT)
     axes.set_title("Bytes held per scalar series, device and host")
     axes.set_xlabel("steps logged (log scale)")
     axes.set_ylabel("bytes (log scale)")

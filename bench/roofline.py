@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
-
-from .plots import COLOURS, STYLE
+from .style import COLOURS, STYLE
 
 _OURS = ("#e8590c", "#f59f00", "#a61e4d", "#5f3dc4", "#e64980", "#f08c00", "#862e9c", "#364fc7")
 
@@ -38,6 +36,11 @@ def draw_roofline(points: Sequence[Point], bandwidth: float, limit: str, title: 
         title: What the picture shows and where it was measured.
         out: The PNG file; its folder is created.
     """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     colours = itertools.cycle(_OURS)
     sizes = sorted({point.nbytes for point in points})
     with plt.rc_context(STYLE):

@@ -2,9 +2,6 @@ import signal
 
 import pytest
 
-from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig
-from d9d_tracker.testing import RecordingTracker
-
 # A shell that runs the tests in the background has SIGINT ignored, which all processes of the tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -12,11 +9,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 class Recorded:
     """A tracker over the recording backend, and what arrived there."""
 
-    def __init__(self, config: AccumulatorConfig):
+    def __init__(self, **config):
+        # Not above: the kernels' tests run where torch, triton and numpy are all there is.
+        from d9d_tracker import AccumulatingTracker, AccumulatorConfig
+        from d9d_tracker.testing import RecordingTracker
+
         self.backend = RecordingTracker()
-        self.tracker = AccumulatingTracker(self.backend, config)
+        self.tracker = AccumulatingTracker(self.backend, AccumulatorConfig(**config))
 
     def open(self, name: str = "run"):
+        from d9d_tracker import RunConfig
+
         return self.tracker.open(RunConfig(name=name))
 
     @property
@@ -30,6 +33,6 @@ def recorded(tmp_path):
 
     def make(**config) -> Recorded:
         defaults = {"device": "cpu", "backlog_dir": tmp_path / "backlog", "flush_timeout": 10.0}
-        return Recorded(AccumulatorConfig(**{**defaults, **config}))
+        return Recorded(**{**defaults, **config})
 
     return make
