@@ -210,9 +210,9 @@ def _low_bits(shifted: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 def _exponential_cell(chunk: torch.Tensor, exact: torch.Tensor, k: int) -> torch.Tensor:
     """Sign, exponent and K mantissa bits of the float32 pattern, for finite values."""
-    cell = _scratch.cell(chunk.numel())
     if chunk.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        return cell.copy_(chunk.to(torch.float32).view(torch.uint32)).bitwise_right_shift_(23 - k)
+        pattern = chunk.to(torch.float32).view(torch.uint32)
+        return _scratch.cell(chunk.numel()).copy_(pattern).bitwise_right_shift_(23 - k)
     # From the float64 pattern, truncated: a conversion to float32 would round values across edges.
     pattern = exact.view(torch.int64)
     normal = ((pattern & (2**63 - 1)) >> (52 - k)) - (896 << k)
