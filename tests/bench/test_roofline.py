@@ -1,4 +1,4 @@
-"""The picture of a roofline: drawn for any points, with the limit below them."""
+"""The picture of a roofline is drawn for sizes from KiB to GiB, ours and others; what it looks like is for the eye."""
 
 from bench.roofline import Point, draw_roofline
 
