@@ -37,9 +37,9 @@ class ForkServer:
             env={**os.environ, **settings, "PYTHONPATH": path},
         )
 
-    def start(self, folder: Path, provider: str, faults: list[str]) -> int:
+    def start(self, folder: Path, provider: str, faults: list[str], end: tuple[int, int] | None = None) -> int:
         """Start a training, one at a time, and return its process id."""
-        order = {"folder": str(folder), "config": config_of(folder, provider), "faults": faults}
+        order = {"folder": str(folder), "config": config_of(folder, provider), "faults": faults, "end": end}
         self._send(json.dumps(order))
         return int(self._answer())
 
@@ -69,18 +69,19 @@ def train(server: ForkServer, folder: Path, provider: str, faults: list[str] | N
     assert server.wait() == 0, _output(folder)
 
 
-def kill_until_done(
-    server: ForkServer,
-    folder: Path,
-    provider: str,
-    seed: int,
-    kills: int,
-    faults: list[str] | None = None,
-    terminated: float = 0.25,
-) -> Counter[str]:
+def train_until(
+    server: ForkServer, folder: Path, provider: str, faults: list[str], step: int, end: signal.Signals
+) -> None:
+    """Train until the process sends itself a signal, in a step."""
+    server.start(folder, provider, faults, (step, end))
+    assert server.wait() in (-end, 1), _output(folder)
+
+
+def kill_until_done(server: ForkServer, folder: Path, provider: str, seed: int, kills: int) -> Counter[str]:
     """Train, ending the process at random moments, at most ``kills`` times by SIGKILL, then let it finish.
 
-    One life in four has a backend that fails at times.
+    One life in four ends by SIGTERM instead, which the training's handler makes an exit, and one in four has a backend
+    that fails at times.
 
     Args:
         server: Starts the lives.
@@ -88,8 +89,6 @@ def kill_until_done(
         provider: The backend.
         seed: Of the moments.
         kills: How many times to kill, at most.
-        faults: Faults planted into every life.
-        terminated: The share of lives that end by SIGTERM, which the training's handler makes an exit.
 
     Returns:
         How many lives ended in which way.
@@ -97,9 +96,8 @@ def kill_until_done(
     moments = random.Random(seed)
     ends: Counter[str] = Counter()
     while ends["SIGKILL"] < kills:
-        name = "SIGTERM" if moments.random() < terminated else "SIGKILL"
-        world = ["outage"] if moments.random() < 0.25 else []
-        life = server.start(folder, provider, [*world, *(faults or [])])
+        name = "SIGTERM" if moments.random() < 0.25 else "SIGKILL"
+        life = server.start(folder, provider, ["outage"] if moments.random() < 0.25 else [])
         if not _wait_for_moment(folder, life, moments):
             assert server.wait() == 0, _output(folder)
             ends["finished"] += 1
@@ -111,7 +109,7 @@ def kill_until_done(
         if status == 0:
             break
     else:
-        train(server, folder, provider, faults)
+        train(server, folder, provider)
     return ends
 
 

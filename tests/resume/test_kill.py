@@ -4,12 +4,13 @@
 """
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import ForkServer, content, kill_until_done, train
+from harness import ForkServer, content, kill_until_done, train, train_until
 
 KILLS = int(os.environ.get("KILLS", "26"))
 SEED = int(os.environ.get("SEED", "0"))
@@ -43,25 +44,31 @@ def test_kills_leave_no_trace(provider: str, server: ForkServer, tmp_path: Path)
     print(f"{provider}: {training} trainings, {dict(ends)}")
 
 
-# What is planted, where, and the share of lives that end by SIGTERM: Aim overwrites what is logged again at its step,
-# so that only a window which ended early shows that the tail was left.
+# What is planted, and where the life ends in which it is: in the middle of a window, after a checkpoint. Aim overwrites
+# what is logged again at its step, so that only a window which ended early shows that the tail was left.
 PLANTED = [
-    ("jsonl", "fsync_skipped", 0.0),
-    ("jsonl", "tail_not_cut", 0.0),
-    ("aim", "tail_not_cut", 1.0),
-    ("jsonl", "marked_too_early", 0.0),
+    ("jsonl", "fsync_skipped", 15, signal.SIGKILL),
+    ("jsonl", "tail_not_cut", 11, signal.SIGTERM),
+    ("aim", "tail_not_cut", 11, signal.SIGTERM),
+    ("jsonl", "marked_too_early", 8, signal.SIGKILL),
 ]
 
 
-@pytest.mark.parametrize(("provider", "fault", "terminated"), PLANTED)
+@pytest.mark.parametrize(("provider", "fault", "step", "end"), PLANTED)
 def test_planted_faults_are_caught(
-    provider: str, fault: str, terminated: float, server: ForkServer, tmp_path: Path
+    provider: str, fault: str, step: int, end: signal.Signals, server: ForkServer, tmp_path: Path
 ) -> None:
-    whole, killed = _folder(tmp_path, "whole"), _folder(tmp_path, "killed")
+    whole, faulty, sound = (_folder(tmp_path, name) for name in ("whole", "faulty", "sound"))
     train(server, whole, provider)
+    expected = content(whole, provider)
+    train_until(server, faulty, provider, [fault], step, end)
     try:
-        kill_until_done(server, killed, provider, SEED, 8, [fault], terminated)
-        found = content(killed, provider)
+        train(server, faulty, provider, [fault])
+        found = content(faulty, provider)
     except (AssertionError, ValueError) as error:  # the training or the reader has noticed it
         found = error
-    assert found != content(whole, provider)
+    assert found != expected
+
+    train_until(server, sound, provider, [], step, end)
+    train(server, sound, provider)
+    assert content(sound, provider) == expected

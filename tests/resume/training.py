@@ -21,13 +21,14 @@ CHECKPOINT_EVERY = 7
 FLUSH_AT = (23, 24, 88)  # in the middle of the step, so that windows end early and steps are written in parts
 
 
-def train(folder: Path, config: dict[str, Any], faults: list[str]) -> None:
+def train(folder: Path, config: dict[str, Any], faults: list[str], end: tuple[int, int] | None) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
     Args:
         folder: Holds the checkpoint, the progress, and what the backend writes.
         config: The tracker's configuration, as JSON.
         faults: Names of functions in the module ``faults``.
+        end: A step, and the signal that the process sends itself in it. None: it trains to the end.
     """
     plant(faults)
     progress = os.open(folder / "progress", os.O_WRONLY | os.O_CREAT)
@@ -82,6 +83,8 @@ def train(folder: Path, config: dict[str, Any], faults: list[str]) -> None:
             optimizer.step()
             optimizer.zero_grad()
             os.pwrite(progress, b"%8d" % step, 0)
+            if end is not None and step == end[0]:
+                signal.raise_signal(end[1])
             if (step + 1) % CHECKPOINT_EVERY == 0:
                 save(step + 1)
     assert not tracker.report.undelivered, tracker.report
