@@ -8,6 +8,7 @@ import torch
 
 from d9d_tracker_kernels import CALLS, CELLS, HEADER, LAST_STEP, MAX, MIN, MOMENTS
 
+from .event_wait import wait_for
 from .registry import HistogramSeries, ScalarSeries
 from .scalars import COUNT, LANES, merge_lanes
 
@@ -62,7 +63,7 @@ class Window:
     def wait(self) -> HostWindow:
         """Wait for the copy and unpack it. Not for the training thread."""
         if self.ready is not None:
-            self.ready.synchronize()
+            wait_for(self.ready)
         packed = self.packed.numpy()
         lanes = len(self.steps) * LANES * len(self.scalars)
         moments = lanes + len(self.histograms) * MOMENTS
@@ -100,7 +101,7 @@ def copy_to_host(
     stream.wait_stream(torch.cuda.current_stream(packed.device))
     with torch.cuda.stream(stream):
         host.copy_(packed, non_blocking=True)
-        ready = torch.cuda.Event()
+        ready = torch.cuda.Event(blocking=True)  # whoever waits for it sleeps
         ready.record(stream)
     packed.record_stream(stream)
     return host, ready

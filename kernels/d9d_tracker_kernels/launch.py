@@ -4,6 +4,7 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,8 +205,10 @@ def _locate(
                 "histogram_many_ meets these sizes for the first time during CUDA-graph capture: "
                 "call it once with the same tensors before capturing"
             )
-        table = torch.tensor(_segments(sizes, rows, dtype, most), dtype=torch.int64, device=partials.device)
-        plan = _plans[key] = _Plan(table, torch.zeros(len(group), dtype=torch.int64, device=partials.device))
+        # torch.compile runs what it will capture once with all allocations of its thread in the graph's memory pool,
+        # and raises an error if one outlives the run. What another thread allocates is none of the pool's.
+        with ThreadPoolExecutor(1) as thread:
+            plan = _plans[key] = thread.submit(_make_plan, sizes, rows, dtype, most, partials.device).result()
         _forget_old_plans()
     _plans.move_to_end(key)
     addresses = tuple(flat.data_ptr() for flat, _ in group)
@@ -219,6 +222,11 @@ def _locate(
         _fill(plan.pointers, addresses)
         plan.addresses = addresses
     return plan, plan.pointers
+
+
+def _make_plan(sizes: Sequence[int], rows: Sequence[int], dtype: torch.dtype, most: int, device: torch.device) -> _Plan:
+    table = torch.tensor(_segments(sizes, rows, dtype, most), dtype=torch.int64, device=device)
+    return _Plan(table, torch.empty(len(sizes), dtype=torch.int64, device=device))
 
 
 def _is_capturing(tensor: torch.Tensor) -> bool:

@@ -1,5 +1,7 @@
 """CUDA graphs: captured by hand and by `mode="reduce-overhead"`, against the eager loop."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -34,6 +36,7 @@ def log(run, values):
     run.scalars({"most": values.amax(), "least": values.amin()}, {"kind": "extreme"}, reduce="max")
     run.bins("values", values)
     run.bins("every third", values, every=3)
+    run.bins_many({"first": values[:3], "rest": values[3:]})
     return values * 2
 
 
@@ -162,6 +165,32 @@ def test_what_a_replay_would_miss_is_refused_during_capture(tmp_path):
                 value.add_(1)
                 with pytest.raises(TrackerValueError, match=words):
                     misplaced()
+
+
+def test_windows_arrive_while_a_graph_is_captured(tmp_path):
+    tracker, context = open_run(tmp_path, sync_every=1)
+    with context as run:
+        total = torch.zeros(1, device="cuda")
+        total.add_(0)
+        torch.cuda.synchronize()
+        for step in range(21):
+            run.set_step(step)
+            run.scalar("loss", total + step)
+            torch.cuda._sleep(20_000_000)  # some 10 ms, so that most windows are on their way when the capture begins
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            graph.capture_begin()  # torch.cuda.graph would wait for the device first
+            before = len(tracker.run.records)
+            total.add_(1)
+            deadline = time.monotonic() + 60
+            while len(tracker.run.records) < 20:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            graph.capture_end()
+        graph.replay()
+        assert before < 20
+        assert total.item() == 1
+    assert tracker.run.points("loss") == {step: float(step) for step in range(21)}
 
 
 def test_no_sync_in_a_training_step(tmp_path):

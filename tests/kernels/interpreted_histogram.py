@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import InterpretedFunction
 
 from d9d_tracker_kernels import (
@@ -166,6 +168,33 @@ def test_pointer_tables_change_only_with_addresses(monkeypatch):
     assert filled[1] == (first.data_ptr(), moved.data_ptr())
     assert len(launch._plans) == 1
     assert state.counts[:, HEADER:].sum(1).tolist() == [30, 120]
+
+
+class Allocations(TorchDispatchMode):
+    """The addresses of what the operators of this thread allocate."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.addresses |= addresses(result) - addresses((args, kwargs))
+        return result
+
+
+def addresses(tree):
+    return {leaf.data_ptr() for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)}
+
+
+def test_what_outlives_a_call_is_not_allocated_by_its_thread(monkeypatch):
+    monkeypatch.setattr(launch, "_plans", type(launch._plans)())
+    state, values = bank(1), torch.randn(10)
+    with Allocations() as allocations:
+        plan, pointers = launch._locate([(values, 0)], torch.float32, state.partials)
+        temporary = torch.zeros(1)
+    assert addresses(temporary) <= allocations.addresses
+    assert not addresses([plan.table, pointers]) & allocations.addresses
 
 
 def test_capture_meets_only_sizes_it_knows_and_fills_a_table_of_its_own(monkeypatch):

@@ -1,0 +1,79 @@
+"""How the collector's thread asks CUDA for relaxed rules, with a driver and an event that only take notes."""
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from d9d_tracker.accumulator import event_wait
+from d9d_tracker.accumulator.window import Window
+
+GLOBAL, RELAXED = 0, 2  # CU_STREAM_CAPTURE_MODE_...
+
+
+class Driver:
+    """The driver's part of interest: the calling thread's mode, swapped with the caller's."""
+
+    mode = GLOBAL
+
+    def cuThreadExchangeStreamCaptureMode(self, place: Any) -> int:  # noqa: N802 (the driver's name for it)
+        self.mode, place._obj.value = place._obj.value, self.mode
+        return 0
+
+
+class Event:
+    def __init__(self, driver: Driver, error: Exception | None = None):
+        self.driver, self.error = driver, error
+        self.mode_of_wait: int | None = None
+
+    def synchronize(self) -> None:
+        self.mode_of_wait = self.driver.mode
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture(autouse=True)
+def _no_driver_known() -> Iterator[None]:
+    event_wait._exchange_capture_mode.cache_clear()
+    yield
+    event_wait._exchange_capture_mode.cache_clear()
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    driver = Driver()
+    monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": driver}.__getitem__)
+    return driver
+
+
+def test_waits_under_relaxed_rules_and_restores_those_before(driver: Driver) -> None:
+    event: Any = Event(driver)
+    event_wait.wait_for(event)
+    assert event.mode_of_wait == RELAXED
+    assert driver.mode == GLOBAL
+
+
+def test_windows_wait_this_way(driver: Driver) -> None:
+    event: Any = Event(driver)
+    window = Window(index=0, steps=[7], packed=torch.zeros(0, dtype=torch.float64), ready=event, mid_step=False)
+    assert window.wait().steps == [7]
+    assert event.mode_of_wait == RELAXED
+
+
+def test_an_error_of_the_device_restores_the_rules_too(driver: Driver) -> None:
+    event: Any = Event(driver, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        event_wait.wait_for(event)
+    assert driver.mode == GLOBAL
+
+
+def test_waits_where_the_driver_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    event: Any = Event(Driver())
+    event_wait.wait_for(event)
+    assert event.mode_of_wait == GLOBAL
