@@ -15,6 +15,7 @@ import triton.language as tl
 from d9d_tracker_kernels import histogram
 from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, linear_edges, linear_width, mantissa_bits
 from d9d_tracker_kernels.reference import in_storage_order
+from d9d_tracker_kernels.state import PROGRAMS_PER_MULTIPROCESSOR
 
 # From 3.8 on, tl.histogram adds in shared memory. Before, NVIDIA GPUs count by inline PTX, see shared_atomics.py.
 IS_HISTOGRAM_FAST = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
@@ -159,6 +160,8 @@ def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int) -> d
     """
     vector = 16 // dtype.itemsize
     warp_size = 64 if torch.version.hip else 32
+    # NVIDIA multiprocessors have 65,536 registers.
+    register_limit = {} if torch.version.hip else {"maxnreg": 65_536 // (PROGRAMS_PER_MULTIPROCESSOR * THREADS)}
     return {
         "KIND": kind,
         "K": mantissa_bits(bins) if kind == EXPONENTIAL else 0,
@@ -173,6 +176,7 @@ def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int) -> d
         "num_warps": THREADS // warp_size,
         # Edges must be rounded as on the host, where a product is rounded before it is added to.
         "enable_fp_fusion": False,
+        **register_limit,
     }
 
 

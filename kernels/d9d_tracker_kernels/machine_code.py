@@ -40,7 +40,7 @@ _SIGNATURE = {
     "width": "fp64",
     "inverse_width": "fp64",
 }
-_COMPILER_OPTIONS = ("num_warps", "enable_fp_fusion")
+_COMPILER_OPTIONS = ("num_warps", "enable_fp_fusion", "maxnreg")
 # Two programs on each of an H100's 132 multiprocessors, and the ticket's place.
 _PARTIALS_PLACES = 265
 

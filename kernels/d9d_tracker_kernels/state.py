@@ -9,6 +9,8 @@ from d9d_tracker_kernels.binning import CELLS, HEADER, MAX, MIN, MOMENTS
 
 # A GPU program (thread block) leaves sum, sum of squares, min and max in a place of its own.
 PARTIAL_WIDTH = 4
+# Programs that run at once on a multiprocessor: one computes while the other waits for memory.
+PROGRAMS_PER_MULTIPROCESSOR = 2
 
 
 @dataclass(frozen=True)
@@ -58,5 +60,4 @@ def allocate(rows: int, device: torch.device | str) -> HistogramState:
 
 
 def _most_programs(device: torch.device) -> int:
-    # Two programs fit on a multiprocessor: one computes while the other waits for memory.
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+    return PROGRAMS_PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count

@@ -7,6 +7,7 @@ import torch
 
 from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, launch
 from d9d_tracker_kernels.machine_code import CUOBJDUMP, TARGETS, compile_kernel, inner_loop
+from d9d_tracker_kernels.state import PROGRAMS_PER_MULTIPROCESSOR
 
 MOST_INSTRUCTIONS = 13
 NVIDIA = [target for target, gpu in TARGETS.items() if gpu.backend == "cuda"]
@@ -29,6 +30,9 @@ def test_the_inner_loop_reads_16_bytes_at_a_time_and_nothing_spills(target, dtyp
         loads = {opcode for opcode in loop.instructions if opcode.startswith("LD")} - {"LDS"}
         assert loads == {"LDG.E.128"}
         assert loop.stack == 0
+        assert loop.registers * launch.THREADS * PROGRAMS_PER_MULTIPROCESSOR <= 65_536, (
+            "a multiprocessor runs two programs at once"
+        )
         assert loop.instructions_per_element <= MOST_INSTRUCTIONS
 
 
