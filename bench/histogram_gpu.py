@@ -28,7 +28,7 @@ GPT2_SHAPES += 12 * [(768, 3072), (3072,), (3072, 768), (768,)]
 
 
 def milliseconds(function: Callable[[], object], rounds: int = 20) -> float:
-    """Median time on the GPU, by events. What a launch costs the host is not in it, unless a thousand follow each other."""
+    """Median time on the GPU, by events. What a launch costs the host is hidden, unless hundreds follow each other."""
     flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")
     times = []
     for turn in range(rounds + 3):

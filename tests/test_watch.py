@@ -91,6 +91,29 @@ def test_watch_counts_activations_of_leaf_modules(recorded, compiled):
     assert equal(names["activations/1"], Histogram.from_values(model[1](model[0](batch))))
 
 
+def test_watch_counts_the_first_of_several_outputs(recorded):
+    tracker, model = recorded(), nn.LSTM(4, 8)
+    with tracker.open() as run:
+        run.watch(model, gradients=False, activations=True)
+        output, _ = model(torch.randn(5, 4))
+    (record,) = tracker.run.records
+    assert record.name == "activations/LSTM"
+    assert equal(record.value, Histogram.from_values(output))
+
+
+def test_watch_counts_the_values_of_sparse_gradients_and_the_parts_of_complex_numbers(recorded):
+    tracker, model = recorded(), nn.Embedding(10, 3, sparse=True)
+    model.phase = nn.Parameter(torch.tensor([1 + 2j, 3 - 4j]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    (model(torch.tensor([1, 1, 7])).sum() + model.phase.abs().sum()).backward()
+    with tracker.open() as run:
+        run.watch(model, parameters=True)
+        optimizer.step()
+    found = {record.name: record.value for record in tracker.run.records}
+    assert (found["gradients/weight"].count, found["gradients/weight"].max) == (6, 2)
+    assert (found["parameters/phase"].min, found["parameters/phase"].max) == (-4, 3)
+
+
 def test_watch_ends(recorded):
     tracker, model = recorded(), network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -100,7 +123,50 @@ def test_watch_ends(recorded):
         watch.remove()
         model(torch.ones(1, 4))
         optimizer.step()
-        run.watch(model, activations=True)
-    model(torch.ones(1, 4))  # the run is closed: watching it is over, and no error
-    optimizer.step()
     assert tracker.run.records == []
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_watch_ends_with_its_run(recorded, compiled):
+    tracker, model = recorded(), network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    forward = torch.compile(model, backend="aot_eager") if compiled else model
+
+    def train():
+        forward(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+
+    with tracker.open() as run:
+        run.watch(model, activations=True)
+        train()
+    assert len(tracker.run.records) == 7
+    train()
+    with tracker.open():
+        train()
+    assert tracker.run.records == []
+
+
+def test_a_series_is_watched_once(recorded):
+    tracker, model = recorded(), network()
+    with tracker.open() as run:
+        watch = run.watch(model[0])
+        with pytest.raises(TrackerValueError, match=r"'gradients/bias' is watched already.*the module that holds both"):
+            run.watch(model[2])
+        run.watch(model[2], gradients=False, parameters=True)
+        watch.remove()
+        run.watch(model[2])
+
+
+def test_what_cannot_be_watched_is_refused(recorded):
+    tracker, model = recorded(), network()
+    with tracker.open() as run:
+        with pytest.raises(TrackerTypeError, match=r"watch takes a torch\.nn\.Module, not str"):
+            run.watch("model")
+        with pytest.raises(TrackerTypeError, match=r"watch: a binning is .* not str"):
+            run.watch(model, binning="exponential")
+        with pytest.raises(TrackerValueError, match="watch: every=0 is not a positive int"):
+            run.watch(model, every=0)
+        with pytest.raises(TrackerValueError, match="a ReLU has nothing to log with gradients=True"):
+            run.watch(nn.ReLU())
+    with pytest.raises(TrackerValueError, match="watch: the run is closed"):
+        run.watch(model)

@@ -41,6 +41,7 @@ class AccumulatingRun(BaseTrackerRun):
         is_open: Whether it takes values.
         buffers: The device state.
         config: How to accumulate.
+        watches: What ``watch`` began in this run.
     """
 
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
@@ -53,6 +54,7 @@ class AccumulatingRun(BaseTrackerRun):
         self._collector: Collector | None = None
         self._delivery: AnyDelivery | None = None
         self._rank = "0"
+        self.watches: list[Watch] = []
 
     def set_step(self, step: int) -> None:
         """Begin a step, on the host, between steps. Never waits for the device or the backend.
@@ -211,20 +213,27 @@ class AccumulatingRun(BaseTrackerRun):
         every: int | None = None,
         binning: Binning | None = None,
     ) -> Watch:
-        """Log histograms of a module's gradients, parameters or activations from now on.
+        """Log histograms of a module's gradients, parameters or activations from now on, until the run ends.
 
         Args:
             module: What to watch.
             gradients: Log ``gradients/<parameter>`` whenever an optimizer steps.
             parameters: Log ``parameters/<parameter>`` whenever an optimizer steps, before it does.
-            activations: Log ``activations/<module>``, the output of every leaf module, whenever it runs.
+            activations: Log ``activations/<module>``, the output of every leaf module, whenever it runs. Of several
+                outputs, the first. Code that was compiled before knows nothing of it.
             every: Count on steps divisible by this only. By default the one of the configuration.
             binning: How to bin. By default the one of the configuration.
 
         Returns:
             The watch, to end it with ``remove``.
+
+        Raises:
+            TrackerTypeError: If the module or the binning is none.
+            TrackerValueError: If the run is closed, the cadence is no positive int, there is nothing to log, or one of
+                the series is watched already.
         """
-        return Watch(
+        self._refuse_if_closed("watch")
+        watch = Watch(
             self,
             module,
             gradients=gradients,
@@ -233,6 +242,8 @@ class AccumulatingRun(BaseTrackerRun):
             every=every,
             binning=binning,
         )
+        self.watches.append(watch)
+        return watch
 
     def flush(self) -> None:
         """Block until everything logged so far, the current step included, is with the backend.
@@ -268,6 +279,8 @@ class AccumulatingRun(BaseTrackerRun):
         """
         assert self._collector is not None
         assert self._delivery is not None
+        while self.watches:
+            self.watches.pop().remove()
         try:
             self._send_rest()
         finally:

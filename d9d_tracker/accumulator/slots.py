@@ -63,16 +63,31 @@ def histogram_slot(
     _refuse_if_closed(is_open, name, items)
     buffers, config = runs[token].buffers, runs[token].config
     cadence = config.bins_every if every is None else every
-    if isinstance(cadence, bool) or not isinstance(cadence, int) or cadence < 1:
-        raise TrackerValueError(f"{label(name, items)}: every={every!r} is not a positive int; leave it out or pass 1")
     chosen = config.binning if binning is None else binning
-    if not isinstance(chosen, Binning):
-        raise TrackerTypeError(
-            f"{label(name, items)}: a binning is an ExponentialBinning, LinearBinning or IntegerBinning, not "
-            f"{type(chosen).__name__}"
-        )
+    check_settings(label(name, items), chosen, cadence)
     slot = buffers.histogram_series.slot(HistogramSeries(name, items, chosen))
     return (slot, cadence, *chosen.parameters())
+
+
+def check_settings(what: str, binning: object, every: object) -> None:
+    """Refuse what is no binning or no cadence.
+
+    Args:
+        what: What is being logged, for the message.
+        binning: What was given as binning.
+        every: What was given as cadence.
+
+    Raises:
+        TrackerTypeError: If the binning is none.
+        TrackerValueError: If the cadence is no positive int.
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise TrackerValueError(f"{what}: every={every!r} is not a positive int; leave it out or pass 1")
+    if not isinstance(binning, Binning):
+        kind = type(binning).__name__
+        raise TrackerTypeError(
+            f"{what}: a binning is an ExponentialBinning, LinearBinning or IntegerBinning, not {kind}"
+        )
 
 
 def _refuse_if_closed(is_open: bool, name: str, items: ContextItems) -> None:

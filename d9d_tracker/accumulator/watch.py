@@ -10,6 +10,10 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from d9d_tracker.errors import TrackerTypeError, TrackerValueError
+
+from .slots import check_settings
+
 if TYPE_CHECKING:
     from d9d_tracker.config import Binning
 
@@ -17,21 +21,31 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """Hooks that log a module, until ``remove``.
+    """Hooks that log a module, until ``remove`` or the end of the run.
 
     Gradients and parameters are counted right before an optimizer steps that holds them: the gradients are then those
-    the optimizer uses, accumulated over micro-batches, reduced across ranks, unscaled and clipped. All of them take one
-    kernel launch per dtype. Activations are counted in the forward of every leaf module, also in compiled code if the
-    watch began before the module was compiled.
+    the optimizer uses, accumulated over micro-batches, reduced across ranks and clipped; unscaled too, unless a fused
+    optimizer does that itself. All of them take one kernel launch per dtype. Activations are counted in the forward of
+    every leaf module, also in compiled code if the watch began before the module was compiled.
+
+    Of a sparse gradient its values are counted, for which a GPU has to be waited for; of complex numbers the real and
+    the imaginary parts.
 
     Args:
         run: Where to log.
         module: What to watch.
         gradients: Log ``gradients/<parameter>``.
         parameters: Log ``parameters/<parameter>``.
-        activations: Log ``activations/<module>``: the output of every leaf module that is one tensor.
+        activations: Log ``activations/<module>``: the output of every leaf module; of several outputs, the first.
         every: Count on steps divisible by this only; by default the run's cadence.
         binning: How to bin; by default the run's binning.
+
+    Attributes:
+        series: The names it logs to.
+
+    Raises:
+        TrackerTypeError: If the module or the binning is none.
+        TrackerValueError: If the cadence is no positive int, there is nothing to log, or the run is closed.
     """
 
     def __init__(
@@ -45,6 +59,11 @@ class Watch:
         every: int | None,
         binning: Binning | None,
     ):
+        if not isinstance(module, nn.Module):
+            raise TrackerTypeError(f"watch takes a torch.nn.Module, not {type(module).__name__}")
+        config = run.config
+        cadence = config.bins_every if every is None else every
+        check_settings("watch", config.binning if binning is None else binning, cadence)
         self._run = run
         self._every = every
         self._binning = binning
@@ -52,22 +71,37 @@ class Watch:
         self._parameters = parameters
         self._names = {parameter: name for name, parameter in module.named_parameters()}
         self._handles: list[RemovableHandle] = []
+        leaves = {name or type(child).__name__: child for name, child in module.named_modules() if _is_leaf(child)}
+        self.series = {f"gradients/{name}" for name in self._names.values() if gradients}
+        self.series |= {f"parameters/{name}" for name in self._names.values() if parameters}
+        self.series |= {f"activations/{name}" for name in leaves if activations}
+        if not self.series:
+            raise TrackerValueError(
+                f"watch: a {type(module).__name__} has nothing to log with {gradients=}, {parameters=}, {activations=}"
+            )
+        self._refuse_others()
         if gradients or parameters:
             self._handles.append(register_optimizer_step_pre_hook(self._before_step))
         if activations:
-            for name, child in module.named_modules():
-                if not any(True for _ in child.children()):
-                    self._handles.append(child.register_forward_hook(partial(self._after_forward, name)))
+            for name, child in leaves.items():
+                self._handles.append(child.register_forward_hook(partial(self._after_forward, name)))
 
     def remove(self) -> None:
         """Stop watching."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.series.clear()
+
+    def _refuse_others(self) -> None:
+        for other in self._run.watches:
+            if common := self.series & other.series:
+                raise TrackerValueError(
+                    f"watch: {min(common)!r} is watched already, and both would be counted together; watch the module "
+                    "that holds both, or remove() the other watch first"
+                )
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._run.is_open:
-            return
         populations: dict[str, torch.Tensor] = {}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -75,11 +109,23 @@ class Watch:
                 if name is None:
                     continue
                 if self._gradients and parameter.grad is not None:
-                    populations[f"gradients/{name}"] = parameter.grad
+                    populations[f"gradients/{name}"] = _numbers(parameter.grad)
                 if self._parameters:
-                    populations[f"parameters/{name}"] = parameter
+                    populations[f"parameters/{name}"] = _numbers(parameter.detach())
         self._run.bins_many(populations, binning=self._binning, every=self._every)
 
     def _after_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        if self._run.is_open and isinstance(output, torch.Tensor):
+        if isinstance(output, tuple | list) and output:
+            output = output[0]
+        if isinstance(output, torch.Tensor):
             self._run.bins(f"activations/{name}", output, binning=self._binning, every=self._every)
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return not any(True for _ in module.children())
+
+
+def _numbers(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce().values()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
