@@ -11,7 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
-from d9d_tracker_kernels import SUPPORTED_DTYPES
+from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
 
 from .distributed.placement import local_scalar, local_share
 from .registry import ContextItems, label
@@ -162,11 +162,12 @@ def check_population(name: str, items: ContextItems, values: object, device: tor
                 "them first, with .redistribute(placements=[Replicate()]), on every rank of the mesh",
             )
     # Dynamo has no sparse tensors, and lets nobody ask for a layout in a gradient hook.
-    if not torch.compiler.is_compiling() and values.layout != torch.strided:
-        kind = str(values.layout)
-        fail(TrackerTypeError, f"{label(name, items)}: cannot bin a tensor of layout {kind}; pass its values()")
+    if not torch.compiler.is_compiling() and (values.layout != torch.strided or values.is_nested):
+        kind = "a nested tensor" if values.is_nested else f"a tensor of layout {values.layout}"
+        fail(TrackerTypeError, f"{label(name, items)}: cannot bin {kind}; pass {dense_move(values)}")
     if values.dtype not in SUPPORTED_DTYPES:
         move = "log .abs() or its parts" if values.is_complex() else "convert it to a dtype that holds its values"
+        move = "pass dequantize()" if values.is_quantized else move
         fail(TrackerTypeError, f"{label(name, items)}: cannot bin values of {values.dtype}; {move}")
     if values.device != device:
         fail(

@@ -25,7 +25,7 @@ from d9d_tracker_kernels.binning import (
     sorted_cells,
     validate,
 )
-from d9d_tracker_kernels.ops import SUPPORTED_DTYPES, check_rows, check_values, histogram_, histogram_many_
+from d9d_tracker_kernels.ops import SUPPORTED_DTYPES, check_values, dense_move, histogram_, histogram_many_
 from d9d_tracker_kernels.state import HistogramState, allocate
 
 __all__ = [
@@ -50,8 +50,8 @@ __all__ = [
     "SortedCells",
     "allocate",
     "cell_edges",
-    "check_rows",
     "check_values",
+    "dense_move",
     "histogram_",
     "histogram_many_",
     "sorted_cells",

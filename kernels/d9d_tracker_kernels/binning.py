@@ -14,6 +14,7 @@ Three kinds of binning, given as plain numbers so that they fit into an operator
 import math
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 
 EXPONENTIAL: Final = 0
@@ -21,7 +22,7 @@ LINEAR: Final = 1
 INTEGER: Final = 2
 
 # One row of counts (int64) is HEADER numbers about the row, then CELLS cells. The header is 8 wide, not 6, so that the
-# cells start on a 16-byte boundary.
+# cells start on a 64-byte boundary.
 HEADER: Final = 8
 CALLS: Final = 0
 LAST_STEP: Final = 1
@@ -64,7 +65,8 @@ def mantissa_bits(bins: int) -> int:
 
 def round_to_float32(value: float) -> float:
     """The float32 nearest to `value`: the bounds that a linear binning really uses."""
-    return torch.tensor(value, dtype=torch.float64, device="cpu").to(torch.float32).item()
+    with np.errstate(over="ignore"):  # by NumPy, because torch computes nothing while it traces
+        return float(np.float32(value))
 
 
 def validate(kind: int, bins: int, low: float, high: float) -> None:
@@ -147,7 +149,7 @@ def cell_edges(kind: int, bins: int, low: float, high: float) -> torch.Tensor:
     k = mantissa_bits(bins)
     index = torch.arange(1, (255 << k) + 1, device="cpu")
     normal = ((index + (896 << k)) << (52 - k)).view(torch.float64)
-    positive = torch.where(index < 1 << k, index * 2.0 ** (-126 - k), normal)
+    positive = torch.where(index < 1 << k, index.to(torch.float64) * 2.0 ** (-126 - k), normal)
     return torch.cat([-positive.flip(0), positive])
 
 

@@ -1,4 +1,8 @@
-"""Triton device functions: which cell a value belongs to. The same arithmetic as in `reference.py`."""
+"""Triton device functions: which cell a value belongs to. The same cells as in `reference.py`.
+
+The patterns of floats are those of IEEE 754: a sign, 8 exponent bits (bias 127) and 23 mantissa bits in float32; a
+sign, 11 (bias 1023) and 52 in float64.
+"""
 
 # Kernels are in Triton's language, which only looks like Python: pyright cannot type it.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
@@ -14,21 +18,32 @@ LINEAR = tl.constexpr(binning.LINEAR)
 
 @triton.jit
 def widen(x):
-    """The values in a float type that holds them exactly: float32, or float64 for wide types.
+    """The values in the float type of the statistics: float32, or float64 for wide types.
 
-    Only int64 beyond 2**53 is rounded, and that to odd: it stays on its side of every edge. See reference.py.
+    Exact but for int64 beyond 2**53, which is rounded to nearest.
     """
-    if x.dtype == tl.int64:
-        rounded = (x & ~1023) | tl.where((x & 1023) != 0, 1024, 0)
-        is_exact = (x > -(1 << 53)) & (x < (1 << 53))
-        wide = tl.where(is_exact, x, rounded).to(tl.float64)
-    elif (x.dtype == tl.int32) or (x.dtype == tl.float64):
+    if (x.dtype == tl.int64) or (x.dtype == tl.int32) or (x.dtype == tl.float64):
         wide = x.to(tl.float64)
     elif x.dtype == tl.bfloat16:
         # bfloat16 is the upper half of a float32. Spelled out, it takes fewer instructions than a conversion.
         wide = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
         wide = x.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def _on_its_side(x):
+    """The values as `widen` gives them, but int64 beyond 2**53 rounded to odd: it stays on its side of every edge.
+
+    See `_round_to_odd` in reference.py.
+    """
+    if x.dtype == tl.int64:
+        rounded = (x & ~1023) | tl.where((x & 1023) != 0, 1024, 0)
+        is_exact = (x > -(1 << 53)) & (x < (1 << 53))
+        wide = tl.where(is_exact, x, rounded).to(tl.float64)
+    else:
+        wide = widen(x)
     return wide
 
 
@@ -75,13 +90,14 @@ def _integer_cell(x, bins):
 
 
 @triton.jit
-def find_cell(x, binning, KIND: tl.constexpr, K: tl.constexpr):
-    """The cell of each value: int32, same shape as `x`, which `widen` has made float32 or float64.
+def find_cell(values, binning, KIND: tl.constexpr, K: tl.constexpr):
+    """The cell of each value: int32, same shape as the values.
 
     `binning` is (bins, low, closing, width, inverse_width), prepared by `launch.py`. K is the number of mantissa bits
     of exponential cells. Non-finite values come out in a cell that the caller can tell, see each kind.
     """
     bins, low, closing, width, inverse_width = binning
+    x = _on_its_side(values)
     if KIND == EXPONENTIAL:
         cell = _exponential_cell(x, K)
     elif KIND == LINEAR:

@@ -4,11 +4,12 @@ They are opaque to the compiler and mutate the bank in place: Inductor calls the
 `Library.define` and `impl` cost about 2 us a call where `torch.library.custom_op` costs 12.
 """
 
-from collections.abc import Sequence
+import functools
 
 import torch
 
 from d9d_tracker_kernels import reference
+from d9d_tracker_kernels.binning import validate
 
 SUPPORTED_DTYPES = frozenset(
     {
@@ -46,8 +47,9 @@ def check_values(values: torch.Tensor, device: torch.device) -> None:
         TypeError: Complex, quantized, sparse or otherwise unsupported tensors.
         ValueError: A tensor on another device than the bank.
     """
-    if values.layout != torch.strided:
-        raise TypeError(f"cannot count a tensor of layout {values.layout}: pass its values() or to_dense()")
+    if values.layout != torch.strided or values.is_nested:
+        kind = "a nested tensor" if values.is_nested else f"a tensor of layout {values.layout}"
+        raise TypeError(f"cannot count {kind}: pass {dense_move(values)}")
     if values.dtype not in SUPPORTED_DTYPES:
         if values.is_quantized:
             move = "pass dequantize()"
@@ -60,55 +62,71 @@ def check_values(values: torch.Tensor, device: torch.device) -> None:
         raise ValueError(f"values are on {values.device} but the histograms are on {device}: move one of them")
 
 
-def check_rows(values: Sequence[torch.Tensor], rows: Sequence[int]) -> None:
-    """Refuses a multi-tensor call whose tensors and rows do not pair up one to one.
+def dense_move(values: torch.Tensor) -> str:
+    """What of a tensor that is not strided can be counted instead, for messages."""
+    if values.is_nested or values.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
+        return "its values()"
+    return "its coalesce().values()" if values.layout == torch.sparse_coo else "its to_dense()"
+
+
+def _check(values, counts, rows, every, kind, bins, low, high) -> None:
+    """Refuses a call as a whole, before anything is counted.
 
     Raises:
-        ValueError: With the next move.
+        TypeError: See `check_values`.
+        ValueError: Tensors and rows that do not pair up one to one, a row that is none of the bank's, a cadence below
+            1, a binning that makes no sense, or a tensor on another device.
     """
     if len(values) != len(rows):
         raise ValueError(f"{len(values)} tensors for {len(rows)} rows: pass one row for each tensor")
     if len(set(rows)) != len(rows):
         raise ValueError("a row is named twice: pass each series once a call")
+    if rows and not (min(rows) >= 0 and max(rows) < counts.shape[0]):
+        raise ValueError(f"rows={rows}: the bank has rows 0 to {counts.shape[0] - 1}")
+    _check_settings(every, kind, bins, low, high)
+    for tensor in values:
+        check_values(tensor, counts.device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_settings(every: int, kind: int, bins: int, low: float, high: float) -> None:
+    if every < 1:
+        raise ValueError(f"every={every}: pass 1 or more, the cadence in steps")
+    validate(kind, bins, low, high)
 
 
 def _histogram_cpu(values, counts, moments, partials, step, row, every, kind, bins, low, high) -> None:
-    check_values(values, counts.device)
-    now = int(step)
-    if now % every == 0:
-        reference.histogram_(values, counts, moments, now, row, kind, bins, low, high)
+    _histogram_many_cpu([values], counts, moments, partials, step, [row], every, kind, bins, low, high)
 
 
 def _histogram_many_cpu(values, counts, moments, partials, step, rows, every, kind, bins, low, high) -> None:
-    check_rows(values, rows)
-    for tensor, row in zip(values, rows, strict=True):
-        _histogram_cpu(tensor, counts, moments, partials, step, row, every, kind, bins, low, high)
+    _check(values, counts, rows, every, kind, bins, low, high)
+    now = int(step)
+    if now % every == 0:
+        for tensor, row in zip(values, rows, strict=True):
+            reference.histogram_(tensor, counts, moments, now, row, kind, bins, low, high)
 
 
 def _histogram_cuda(values, counts, moments, partials, step, row, every, kind, bins, low, high) -> None:
     from d9d_tracker_kernels import launch  # needs triton, which a CPU-only installation lacks
 
-    check_values(values, counts.device)
+    _check([values], counts, [row], every, kind, bins, low, high)
     launch.launch(values, counts, moments, partials, step, row, every, kind, bins, low, high)
 
 
 def _histogram_many_cuda(values, counts, moments, partials, step, rows, every, kind, bins, low, high) -> None:
     from d9d_tracker_kernels import launch
 
-    check_rows(values, rows)
-    for tensor in values:
-        check_values(tensor, counts.device)
+    _check(values, counts, rows, every, kind, bins, low, high)
     launch.launch_many(values, counts, moments, partials, step, rows, every, kind, bins, low, high)
 
 
 def _histogram_fake(values, counts, moments, partials, step, row, every, kind, bins, low, high) -> None:
-    check_values(values, counts.device)
+    _check([values], counts, [row], every, kind, bins, low, high)
 
 
 def _histogram_many_fake(values, counts, moments, partials, step, rows, every, kind, bins, low, high) -> None:
-    check_rows(values, rows)
-    for tensor in values:
-        check_values(tensor, counts.device)
+    _check(values, counts, rows, every, kind, bins, low, high)
 
 
 _library.impl("histogram_", _histogram_cpu, "CPU")

@@ -5,6 +5,8 @@ bounded whatever the tensor's size, and a chunk stays in the processor's last ca
 chunks would fit into the nearer caches, but each pass ends by bringing torch's threads together, which costs more where
 the cores are far apart.
 
+Under `torch.set_flush_denormal(True)`, which is the processor's, denormals count as zeros in the statistics.
+
 Every pass shares a chunk among torch's threads in the same way, so each thread meets only memory that it wrote itself:
 where two cores have no cache in common, memory that one wrote and the other read is slow to be written again.
 """
@@ -63,7 +65,9 @@ def histogram_(
     header = header_row.tolist()
     thresholds = _linear_thresholds(bins, low, high) if kind == LINEAR else None
     total, squares, smallest, largest = moments[row].tolist()
-    for chunk in _chunks(values.resolve_neg()):
+    counted = torch.zeros(CELLS, dtype=torch.int64, device="cpu")
+    for piece in _chunks(values):
+        chunk = piece.resolve_neg()
         exact = _as_float64(chunk)
         chunk_total = exact.sum().item()
         # The sum is finite only if every value is: the usual chunk needs no test per element.
@@ -77,17 +81,20 @@ def histogram_(
         largest = max(largest, chunk_largest.item())
         total += chunk_total
         squares += torch.dot(exact, exact).item()
+        located = _round_to_odd(chunk) if chunk.dtype == torch.int64 else exact
         if thresholds is not None:
-            cell = _linear_cell(exact, thresholds)
+            cell = _linear_cell(located, thresholds)
         elif kind == INTEGER:
-            cell = _integer_cell(exact, bins)
+            cell = _integer_cell(located, bins)
         else:
-            cell = _exponential_cell(chunk, exact, mantissa_bits(bins))
-        counted = _count(cell)
-        cells += counted
+            cell = _exponential_cell(chunk, located, mantissa_bits(bins))
+        counted_here = _count(cell)
+        counted += counted_here
         # Exponential cells next to zero are mostly empty, and then there is no zero to look for.
-        if kind != EXPONENTIAL or counted[0] or counted[bins // 2]:
+        if kind != EXPONENTIAL or counted_here[0] or counted_here[bins // 2]:
             header[ZEROS] += chunk.numel() - int(torch.count_nonzero(chunk))
+    # All at the end: an exception from a signal handler in the midst of a large tensor leaves the row as it was.
+    cells += counted
     moments[row] = torch.tensor([total, squares, smallest, largest], dtype=torch.float64, device="cpu")
     header[CALLS] += 1
     header[LAST_STEP] = step
@@ -151,15 +158,16 @@ def _chunks(values: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _as_float64(chunk: torch.Tensor) -> torch.Tensor:
-    """The chunk as float64: exact but for int64 beyond 2**53, which stays on its side of every edge.
+    """The chunk as float64: exact but for int64 beyond 2**53, which is rounded to nearest."""
+    return chunk if chunk.dtype == torch.float64 else _scratch.exact(chunk.numel()).copy_(chunk)
 
-    Those are rounded to odd (the last bit kept is set if any bit was lost, see Boldo and Melquiond, "Emulation of FMA
-    and correctly rounded sums", 2008): the result never lands on an edge that the integer was not on.
+
+def _round_to_odd(chunk: torch.Tensor) -> torch.Tensor:
+    """An int64 chunk as float64 that stays on its side of every edge, also beyond 2**53.
+
+    The last bit kept is set if any bit was lost (see Boldo and Melquiond, "Emulation of FMA and correctly rounded
+    sums", 2008), so the result never lands on an edge that the integer was not on.
     """
-    if chunk.dtype == torch.float64:
-        return chunk
-    if chunk.dtype != torch.int64:
-        return _scratch.exact(chunk.numel()).copy_(chunk)
     rounded = (chunk & ~1023) | ((chunk & 1023 != 0) * 1024)
     is_exact = (chunk > -(2**53)) & (chunk < 2**53)
     return torch.where(is_exact, chunk, rounded).to(torch.float64)

@@ -8,7 +8,7 @@ from d9d_tracker_kernels.binning import LAST_STEP, MAX, MIN, SUM, SUM_SQUARES
 from d9d_tracker_kernels.state import HistogramState
 
 # Sums in kernels run over a few elements in float32 before they go on in float64.
-SUM_TOLERANCE = 2.0**-18
+SUM_TOLERANCE = 2.0**-20
 
 
 def adversarial_values(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -41,6 +41,7 @@ def adversarial_values(dtype: torch.dtype) -> dict[str, torch.Tensor]:
         "only -Inf": torch.full((600,), -math.inf),
         "mixed": mixed,
         "tiny": normal[:3000] * smallest * 4,
+        "tiny squares": normal[:3000] * max(2.0**-72, smallest),
         "denormal": normal[:2000] * smallest / 4,
         "huge": (normal[:3000] / 8).clamp(-1, 1) * largest,
         "wide": normal[:3000] * 10.0 ** (exponents * math.log10(largest) / 2),
@@ -66,6 +67,8 @@ def _adversarial_integers(dtype: torch.dtype, generator: torch.Generator) -> dic
     if dtype == torch.int64:
         powers = 2 ** torch.arange(50, 63)
         values["around powers of two"] = torch.cat([powers, powers - 1, powers + 1, -powers, -powers - 1, 1 - powers])
+        for distance in (-1, 1, 2, 3):
+            values[f"2**53 + {distance}"] = torch.tensor([2**53 + distance])
     return {name: tensor.to(dtype) for name, tensor in values.items()}
 
 

@@ -1,5 +1,7 @@
 """The operators: dispatch, cadence, refusals, and what the compiler makes of them."""
 
+import contextlib
+import math
 import re
 
 import pytest
@@ -11,6 +13,7 @@ from d9d_tracker_kernels import (
     CALLS,
     EXPONENTIAL,
     HEADER,
+    INTEGER,
     LAST_STEP,
     LINEAR,
     allocate,
@@ -81,13 +84,16 @@ def test_many_equals_one_by_one(state, step):
     [
         (lambda x: x.to(torch.complex64), r"complex64: pass abs\(\)"),
         (lambda x: torch.quantize_per_tensor(x, 1.0, 0, torch.qint8), r"qint8: pass dequantize\(\)"),
-        (lambda x: x.to_sparse(), r"torch.sparse_coo: pass its values\(\) or to_dense\(\)"),
+        (lambda x: x.to_sparse(), r"torch.sparse_coo: pass its coalesce\(\)\.values\(\)"),
+        (lambda x: x[None].to_sparse_csr(), r"torch.sparse_csr: pass its values\(\)"),
+        (lambda x: torch.nested.nested_tensor([x, x]), r"a nested tensor: pass its values\(\)"),
         (lambda x: x.to(torch.float8_e4m3fn), "float8_e4m3fn: convert it"),
         (lambda x: x.to(torch.uint16), "uint16: convert it"),
     ],
-    ids=["complex", "quantized", "sparse", "float8", "uint16"],
+    ids=["complex", "quantized", "sparse", "CSR", "nested", "float8", "uint16"],
 )
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(beta|prototype):UserWarning")
 def test_what_cannot_be_counted_is_refused(make, message):
     with pytest.raises(TypeError, match=message):
         check_values(make(torch.zeros(2)), torch.device("cpu"))
@@ -108,7 +114,37 @@ def test_the_operator_itself_refuses_too(state, step):
         histogram_many_([torch.zeros(2)] * 2, *buffers(state), step, [0], 1, *LINEAR_BINNING)
     with pytest.raises(ValueError, match="a row is named twice"):
         histogram_many_([torch.zeros(2)] * 2, *buffers(state), step, [1, 1], 1, *LINEAR_BINNING)
+    with pytest.raises(ValueError, match="move one of them"):
+        histogram_many_(
+            [torch.zeros(2), torch.zeros(2, device="meta")], *buffers(state), step, [0, 1], 1, *LINEAR_BINNING
+        )
     assert not state.counts.any()
+
+
+@pytest.mark.parametrize(
+    ("row", "every", "binning", "message"),
+    [
+        (4, 1, EXPONENTIAL_BINNING, r"rows=\[4.*: the bank has rows 0 to 3"),
+        (-1, 1, EXPONENTIAL_BINNING, r"rows=\[-1"),
+        (0, 0, EXPONENTIAL_BINNING, "every=0: pass 1 or more"),
+        (0, 1, (7, 2048, 0.0, 0.0), "unknown kind of binning 7"),
+        (0, 1, (EXPONENTIAL, 4096, 0.0, 0.0), "512, 1024 or 2048 bins, not 4096"),
+        (0, 1, (LINEAR, 4000, 0.0, 1.0), "bins=4000"),
+        (0, 1, (LINEAR, 8, math.nan, 1.0), "must be finite"),
+        (0, 1, (LINEAR, 8, 1.0, 0.0), "swap them"),
+        (0, 1, (INTEGER, 0, 0.0, 0.0), "bins=0"),
+    ],
+)
+@pytest.mark.parametrize("is_fake", [False, True])
+def test_what_makes_no_sense_is_refused(is_fake, row, every, binning, message):
+    with FakeTensorMode() if is_fake else contextlib.nullcontext():
+        state, step = allocate(4, "cpu"), torch.zeros(1, dtype=torch.int64)
+        with pytest.raises(ValueError, match=message):
+            histogram_(torch.ones(2), *buffers(state), step, row, every, *binning)
+        with pytest.raises(ValueError, match=message):
+            histogram_many_([torch.ones(2), torch.ones(2)], *buffers(state), step, [row, 1], every, *binning)
+    if not is_fake:
+        assert not state.counts.any()
 
 
 def test_compiled_it_works_on_the_bank_itself(state, step):
