@@ -28,12 +28,12 @@ GPT2_SHAPES += 12 * [(768, 3072), (3072,), (3072, 768), (768,)]
 
 
 def milliseconds(function: Callable[[], object], rounds: int = 20) -> float:
-    """Median time on the GPU, by events. What a launch costs the host is hidden, unless hundreds follow each other."""
-    flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")
+    """Median time on the GPU, by events. What a launch costs the host is hidden, below some 10 ms."""
+    flush = torch.zeros(64 << 20, dtype=torch.int32, device="cuda")
     times = []
     for turn in range(rounds + 3):
-        flush.zero_()
-        torch.cuda._sleep(2_000_000)  # some 1 ms, in which the host gets ahead
+        flush.sum()  # reading, because written lines would be put back during the measurement
+        torch.cuda._sleep(20_000_000)  # some 10 ms, in which the host gets ahead
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         function()

@@ -1,11 +1,16 @@
 """`check_step` finds what it is asked for, and the doctor shows it."""
 
+import sys
+import warnings
+
 import torch
+from torch._dynamo.utils import counters
 
 from d9d_tracker.__main__ import main
 from d9d_tracker.testing import check_step
 
 EXTRA = []
+check_step_module = sys.modules["d9d_tracker.check_step"]
 
 
 def check(recorded, step):
@@ -77,6 +82,23 @@ def test_a_compiled_step_is_checked_as_well(recorded):
         return batch
 
     assert check(recorded, torch.compile(step, fullgraph=True)).is_clean
+
+
+def test_graphs_that_are_never_replayed_count_as_skipped(monkeypatch):
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: None)
+
+    def replay():
+        torch.cuda.CUDAGraph.replay(None)  # without CUDA there is no graph, and nothing to replay
+
+    assert check_step_module._cuda_graph_skips(replay) == []
+    assert "all graphs" in check_step_module._cuda_graph_skips(lambda: None)[0]
+
+    def skip():
+        replay()
+        counters["inductor"]["cudagraph_skips"] += 1
+        warnings.warn("skipping cudagraphs due to mutated inputs", stacklevel=1)
+
+    assert set(check_step_module._cuda_graph_skips(skip)) == {"skipping cudagraphs due to mutated inputs"}
 
 
 def test_the_doctor_prints_its_table_and_passes(capsys, tmp_path, monkeypatch):

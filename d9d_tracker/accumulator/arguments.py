@@ -126,7 +126,7 @@ def _check_element(name: str, items: ContextItems, value: torch.Tensor, device: 
             "accumulator.device to where the training runs",
         )
     if torch.compiler.is_compiling():
-        return value.to(device)
+        return value.to(device, non_blocking=True)
     if torch.cuda.is_current_stream_capturing():
         fail(
             TrackerValueError,

@@ -24,7 +24,8 @@ def wait_for(event: torch.cuda.Event) -> None:
     exchange = _exchange_capture_mode()
     exchange(ctypes.byref(mode))
     try:
-        event.synchronize()
+        with torch.cuda.device(event.device):  # or CUDA would set itself up on this thread's device, the first one
+            event.synchronize()
     finally:
         exchange(ctypes.byref(mode))
 

@@ -107,7 +107,8 @@ class AccumulatingRun(BaseTrackerRun):
         Args:
             name: Name of the series.
             value: A number, or a tensor of one element, of any real dtype. It is detached, never kept alive. A
-                ``DTensor`` must be replicated; every rank's copy counts.
+                ``DTensor`` must be replicated; every rank's copy counts. Compiled code copies a tensor on the CPU to
+                the device without a wait; in pinned memory it must therefore keep its value for the step.
             context: Tags for this value alone; merged with the persistent context, over which they win.
             reduce: How several values of one step combine; a series has one reduction.
             weight: Weight in a mean, a number or a tensor of one element: the number of tokens, for example.

@@ -58,7 +58,8 @@ class _Plan:
     is_captured: bool = False
 
 
-_plans: OrderedDict[tuple, _Plan] = OrderedDict()
+# By what the table depends on, and by stream: only one stream's work may write `pointers`.
+_plans: OrderedDict[tuple[tuple, torch.cuda.Stream | None], _Plan] = OrderedDict()
 
 
 def launch(
@@ -197,40 +198,51 @@ def _locate(
     group: list[tuple[torch.Tensor, int]], dtype: torch.dtype, partials: torch.Tensor
 ) -> tuple[_Plan, torch.Tensor]:
     """The plan for a group of flat tensors, and the device table of their addresses."""
-    is_capturing = _is_capturing(partials)
     sizes = tuple(flat.numel() for flat, _ in group)
     rows = tuple(row for _, row in group)
+    addresses = tuple(flat.data_ptr() for flat, _ in group)
     most = partials.shape[1] - 1
     key = (partials.device, dtype, most, sizes, rows)
-    plan = _plans.get(key)
+    if _is_capturing(partials):
+        return _locate_captured(key, addresses)
+    stream = torch.cuda.current_stream(partials.device) if partials.is_cuda else None
+    plan = _plans.get((key, stream))
     if plan is None:
-        if is_capturing:
-            raise RuntimeError(
-                "histogram_many_ meets these sizes for the first time during CUDA-graph capture: "
-                "call it once with the same tensors before capturing"
-            )
+        segments = _segments(sizes, rows, dtype, most)
         # torch.compile runs what it will capture once with all allocations of its thread in the graph's memory pool,
         # and raises an error if one outlives the run. What another thread allocates is none of the pool's.
         with ThreadPoolExecutor(1) as thread:
-            plan = _plans[key] = thread.submit(_make_plan, sizes, rows, dtype, most, partials.device).result()
+            plan = thread.submit(_make_plan, segments, len(group), partials.device, stream).result()
+        _plans[key, stream] = plan
         _forget_old_plans()
-    _plans.move_to_end(key)
-    addresses = tuple(flat.data_ptr() for flat, _ in group)
-    if is_capturing:
-        # A table of the graph's own, filled anew at each replay. The plan's would be overwritten between replays.
-        plan.is_captured = True
-        pointers = torch.empty_like(plan.pointers)
-        _fill(pointers, addresses)
-        return plan, pointers
+    _plans.move_to_end((key, stream))
     if plan.addresses != addresses:
         _fill(plan.pointers, addresses)
         plan.addresses = addresses
     return plan, plan.pointers
 
 
-def _make_plan(sizes: Sequence[int], rows: Sequence[int], dtype: torch.dtype, most: int, device: torch.device) -> _Plan:
-    table = torch.tensor(_segments(sizes, rows, dtype, most), dtype=torch.int64, device=device)
-    return _Plan(table, torch.empty(len(sizes), dtype=torch.int64, device=device))
+def _locate_captured(key: tuple, addresses: tuple[int, ...]) -> tuple[_Plan, torch.Tensor]:
+    plan = next((plan for (known, _), plan in _plans.items() if known == key), None)
+    if plan is None:
+        raise RuntimeError(
+            "histogram_many_ meets these sizes for the first time during CUDA-graph capture: "
+            "call it once with the same tensors before capturing"
+        )
+    # A table of the graph's own, filled anew at each replay. The plan's would be overwritten between replays.
+    plan.is_captured = True
+    pointers = torch.empty_like(plan.pointers)
+    _fill(pointers, addresses)
+    return plan, pointers
+
+
+def _make_plan(
+    segments: list[list[int]], tensors: int, device: torch.device, stream: torch.cuda.Stream | None
+) -> _Plan:
+    with torch.cuda.stream(stream):
+        # From pinned memory, so that the host need not wait for the copy, nor for what the stream does before it.
+        table = torch.tensor(segments, dtype=torch.int64, pin_memory=stream is not None)
+        return _Plan(table.to(device, non_blocking=True), torch.empty(tensors, dtype=torch.int64, device=device))
 
 
 def _is_capturing(tensor: torch.Tensor) -> bool:

@@ -1,5 +1,6 @@
 """How the collector's thread asks CUDA for relaxed rules, with a driver and an event that only take notes."""
 
+import contextlib
 import ctypes
 from collections.abc import Iterator
 from typing import Any
@@ -14,9 +15,16 @@ GLOBAL, RELAXED = 0, 2  # CU_STREAM_CAPTURE_MODE_...
 
 
 class Driver:
-    """The driver's part of interest: the calling thread's mode, swapped with the caller's."""
+    """The driver's parts of interest: the calling thread's mode, swapped with the caller's, and its device."""
 
     mode = GLOBAL
+    device = 0
+
+    @contextlib.contextmanager
+    def on(self, device: int) -> Iterator[None]:
+        before, self.device = self.device, device
+        yield
+        self.device = before
 
     def cuThreadExchangeStreamCaptureMode(self, place: Any) -> int:  # noqa: N802 (the driver's name for it)
         self.mode, place._obj.value = place._obj.value, self.mode
@@ -24,12 +32,15 @@ class Driver:
 
 
 class Event:
+    device = 1
+
     def __init__(self, driver: Driver, error: Exception | None = None):
         self.driver, self.error = driver, error
         self.mode_of_wait: int | None = None
+        self.device_of_wait: int | None = None
 
     def synchronize(self) -> None:
-        self.mode_of_wait = self.driver.mode
+        self.mode_of_wait, self.device_of_wait = self.driver.mode, self.driver.device
         if self.error is not None:
             raise self.error
 
@@ -45,6 +56,7 @@ def _no_driver_known() -> Iterator[None]:
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     driver = Driver()
     monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": driver}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "device", driver.on)
     return driver
 
 
@@ -53,6 +65,13 @@ def test_waits_under_relaxed_rules_and_restores_those_before(driver: Driver) -> 
     event_wait.wait_for(event)
     assert event.mode_of_wait == RELAXED
     assert driver.mode == GLOBAL
+
+
+def test_waits_on_the_device_of_the_event(driver: Driver) -> None:
+    event: Any = Event(driver)
+    event_wait.wait_for(event)
+    assert event.device_of_wait == event.device
+    assert driver.device == 0
 
 
 def test_windows_wait_this_way(driver: Driver) -> None:
@@ -69,11 +88,11 @@ def test_an_error_of_the_device_restores_the_rules_too(driver: Driver) -> None:
     assert driver.mode == GLOBAL
 
 
-def test_waits_where_the_driver_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_where_the_driver_is_not_found(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    event: Any = Event(Driver())
+    event: Any = Event(driver)
     event_wait.wait_for(event)
     assert event.mode_of_wait == GLOBAL

@@ -8,6 +8,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 pytest.importorskip("pydantic", reason="the tracker needs it, unlike the kernels")
+pytest.importorskip("rich", reason="the tracker needs it, unlike the kernels")
 
 from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig, TrackerValueError
 from d9d_tracker.testing import RecordingTracker, check_step
@@ -21,6 +22,14 @@ STEPS = 1000
 def _fresh_compiler():
     torch._dynamo.reset()
     counters.clear()
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """The CUDA graphs that were replayed, once for each time."""
+    found, replay = [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (found.append(graph), replay(graph)))
+    return found
 
 
 def open_run(tmp_path, sync_every=50):
@@ -86,7 +95,7 @@ def run_of(folder):
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_a_compiled_step_gives_the_points_of_the_eager_loop(tmp_path, mode):
+def test_a_compiled_step_gives_the_points_of_the_eager_loop(tmp_path, mode, replays):
     tracker, context = open_run(tmp_path)
     with context as run:
         compiled = torch.compile(log, fullgraph=True, mode=mode)
@@ -96,6 +105,7 @@ def test_a_compiled_step_gives_the_points_of_the_eager_loop(tmp_path, mode):
             compiled(run, batch(step).cuda())
     assert counters["stats"]["unique_graphs"] == 1
     assert counters["inductor"]["cudagraph_skips"] == 0
+    assert len(replays) >= (STEPS - 2 if mode == "reduce-overhead" else 0)
     assert points(tracker.run) == eager_points(tmp_path)
 
 
@@ -116,7 +126,7 @@ class Model(nn.Module):
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_training_with_gradient_hooks_and_a_changing_rate(tmp_path, mode):
+def test_training_with_gradient_hooks_and_a_changing_rate(tmp_path, mode, replays):
     results = []
     for compiled in (False, True):
         tracker, context = open_run(tmp_path / str(compiled))
@@ -128,9 +138,11 @@ def test_training_with_gradient_hooks_and_a_changing_rate(tmp_path, mode):
                 for micro in range(2):
                     torch.compiler.cudagraph_mark_step_begin()
                     forward(batch(2 * step + micro).cuda(), 0.1 / (step + 1)).backward()
+                    model.zero_grad()  # a gradient lies in the graph's memory, which the next forward overwrites
         results.append(points(tracker.run))
     assert counters["stats"]["unique_graphs"] == 1
     assert counters["inductor"]["cudagraph_skips"] == 0
+    assert len(replays) >= (2 * 198 if mode == "reduce-overhead" else 0)  # a forward's and a backward's
     assert results[0] == results[1]
 
 
@@ -172,25 +184,30 @@ def test_windows_arrive_while_a_graph_is_captured(tmp_path):
     with context as run:
         total = torch.zeros(1, device="cuda")
         total.add_(0)
-        torch.cuda.synchronize()
-        for step in range(21):
-            run.set_step(step)
-            run.scalar("loss", total + step)
-            torch.cuda._sleep(20_000_000)  # some 10 ms, so that most windows are on their way when the capture begins
+
+        def log_steps(first, cycles):
+            for step in range(first, first + 20):
+                run.set_step(step)
+                run.scalar("loss", total + step)
+                torch.cuda._sleep(cycles)
+
+        log_steps(0, 0)  # allocates what allocating would make the host wait for
+        run.flush()
+        log_steps(20, 20_000_000)  # some 10 ms a step, so that most windows are on their way when the capture begins
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(torch.cuda.Stream()):
             graph.capture_begin()  # torch.cuda.graph would wait for the device first
             before = len(tracker.run.records)
             total.add_(1)
             deadline = time.monotonic() + 60
-            while len(tracker.run.records) < 20:
+            while len(tracker.run.records) < 39:  # of 40: the last window is still open
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             graph.capture_end()
         graph.replay()
-        assert before < 20
+        assert before < 39
         assert total.item() == 1
-    assert tracker.run.points("loss") == {step: float(step) for step in range(21)}
+    assert tracker.run.points("loss") == {step: float(step) for step in range(40)}
 
 
 def test_no_sync_in_a_training_step(tmp_path):
