@@ -79,7 +79,7 @@ class Histogram:
         """Population standard deviation of the finite values; NaN if there are none."""
         if not self.count:
             return math.nan
-        return math.sqrt(max(self.sum_squares / self.count - self.mean**2, 0.0))
+        return math.sqrt(max(self.sum_squares / self.count - self.mean * self.mean, 0.0))
 
     def cumulative_at(self, points: np.ndarray) -> np.ndarray:
         """Count values below each point, spreading the values of a bin evenly over it.
@@ -137,9 +137,12 @@ class Histogram:
         minimum, maximum = float(moments[MIN]), float(moments[MAX])
         if under:
             edges, cells = np.concatenate(([minimum], edges)), np.concatenate(([under], cells))
-        if over or (kind == EXPONENTIAL and maximum > edges[-1]):
-            edges = np.concatenate((edges, [maximum])) if over else np.concatenate((edges[:-1], [maximum]))
-            cells = np.concatenate((cells, [over])) if over else cells
+        if over:
+            # The largest value over may be the lower end of this bin: the integer `bins`.
+            edges = np.concatenate((edges, [maximum if maximum > edges[-1] else maximum + 1]))
+            cells = np.concatenate((cells, [over]))
+        elif kind == EXPONENTIAL and maximum > edges[-1]:
+            edges = np.concatenate((edges[:-1], [maximum]))
         if kind == EXPONENTIAL and minimum < edges[0]:
             edges = np.concatenate(([minimum], edges[1:]))
         used = np.flatnonzero(cells)

@@ -35,10 +35,7 @@ def check(values: torch.Tensor, binning: Binning | None = None) -> Histogram:
     assert histogram.counts.dtype == np.int64
     assert histogram.edges.dtype == np.float64
     assert len(histogram.edges) == len(histogram.counts) + 1
-    # Only the bin of the integers that are too large may have no width: when there is one such integer, its first edge.
-    assert np.all(
-        np.diff(histogram.edges) > 0 if not isinstance(binning, IntegerBinning) else np.diff(histogram.edges) >= 0
-    )
+    assert np.all(np.diff(histogram.edges) > 0)
     assert histogram.count == finite.size == histogram.counts.sum()
     assert histogram.zeros == np.count_nonzero(finite == 0)
     assert histogram.nan == np.isnan(flat).sum()
@@ -85,6 +82,15 @@ def test_integers(generator: torch.Generator, dtype: torch.dtype) -> None:
     check(values, IntegerBinning(bins=50))
     check(torch.tensor([0, 3, 50], dtype=dtype), IntegerBinning(bins=50))
     check(values, LinearBinning(low=10, high=90, bins=7))
+
+
+@pytest.mark.parametrize("values", [[8], [7, 8], [8, 9], [-3, 9], [0]])
+def test_integers_around_the_end_of_the_bins(values: list[int]) -> None:
+    check(torch.tensor(values), IntegerBinning(bins=8))
+
+
+def test_squares_beyond_float64_have_no_deviation() -> None:
+    assert math.isnan(Histogram.from_values(torch.tensor([1e200, 1.0], dtype=torch.float64)).std)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

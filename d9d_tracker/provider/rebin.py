@@ -31,7 +31,8 @@ def rebin(histogram: Histogram, bins: int) -> tuple[np.ndarray, float, float]:
         half = abs(low) / 2 or 0.5
         return counts, low - half, high + half
     # Rounding the running total, not each bin, is what keeps the sum.
-    cumulative = np.rint(histogram.cumulative_at(np.linspace(low, high, bins + 1)))
+    points = 2 * np.linspace(low / 2, high / 2, bins + 1)  # halved, because high - low may be more than float64 holds
+    cumulative = np.rint(histogram.cumulative_at(points))
     cumulative[0], cumulative[-1] = 0, histogram.count
     return np.diff(cumulative).astype(np.int64), low, high
 
@@ -39,16 +40,21 @@ def rebin(histogram: Histogram, bins: int) -> tuple[np.ndarray, float, float]:
 def coarsen(histogram: Histogram, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """Merge neighbouring bins of a histogram until few enough are left; nothing is moved between the edges that stay.
 
+    Neighbours that are empty go first.
+
     Args:
         histogram: A histogram of at least one finite value.
         bins: Number of bins, at most.
 
     Returns:
-        Counts (int64, shape ``[n]``) and edges (float64, shape ``[n + 1]``), ``n <= bins``. The outermost edges are the
-        minimum and the maximum, unless those are equal.
+        Counts (int64, shape ``[n]``) and rising edges (float64, shape ``[n + 1]``), ``n <= bins``. The outermost edges
+        are the minimum and the maximum, unless a bin would have no width then.
     """
-    starts = np.arange(0, len(histogram.counts), -(-len(histogram.counts) // bins))
+    used = histogram.counts > 0
+    starts = np.flatnonzero(used | np.append(True, used[:-1]))
+    starts = starts[:: -(-len(starts) // bins)]
     edges = np.append(histogram.edges[starts], histogram.edges[-1])
     if histogram.min < histogram.max:
-        edges[0], edges[-1] = histogram.min, histogram.max
+        edges[0] = histogram.min if histogram.min < edges[1] else edges[0]
+        edges[-1] = histogram.max if histogram.max > edges[-2] else edges[-1]
     return np.add.reduceat(histogram.counts, starts), edges
