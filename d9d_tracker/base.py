@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.distributed.checkpoint.stateful import Stateful
 
 from .config import TrackerConfig
+from .errors import TrackerTypeError
 from .record import Histogram, Record
 
 
@@ -34,6 +35,17 @@ class BaseTrackerRun(ABC):
 
     A backend implements the four abstract methods. The others have defaults that lose nothing.
     """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the run itself: a copy of a module that logs, of its weights' average for example, logs to it too."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled."""
+        raise TrackerTypeError(
+            "an open run cannot be saved or sent to another process: save the state_dict() of the tracker and of the "
+            "module that holds the run"
+        )
 
     @abstractmethod
     def set_step(self, step: int) -> None:

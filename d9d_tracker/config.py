@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, validate
 
@@ -112,6 +113,23 @@ class AccumulatorConfig(_Frozen):
     distributed_timeout: PositiveFloat = 60.0
     backlog_dir: Path = Path(".d9d_tracker")
     backlog_bytes: PositiveInt = 256 * 2**20
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if device != "auto":
+            try:
+                torch.device(device)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{device!r} is no torch device; use 'auto', 'cpu' or 'cuda:0', for example"
+                ) from error
+        return device
+
+    @field_validator("distributed", mode="before")
+    @classmethod
+    def _off(cls, distributed: Any) -> Any:
+        return "off" if distributed is False else distributed  # which is how YAML reads the bare word
 
 
 class TrackerConfig(BaseModel):

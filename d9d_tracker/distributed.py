@@ -22,9 +22,10 @@ def load(
 ) -> None:
     """Load a tracker from a checkpoint that any number of ranks saved with ``torch.distributed.checkpoint``.
 
-    With the same number of ranks a plain ``dcp.load({"tracker": tracker}, ...)`` does as well. With another number,
-    the saved ranks are divided among the new ones: nothing they had logged is lost, and nothing counts twice. Call it
-    on every rank, before ``open``; it does not communicate.
+    With the same number of ranks, ``max_scalars``, ``max_histograms`` and ``sync_every``, a plain
+    ``dcp.load({"tracker": tracker}, ...)`` does as well. With another number of ranks, the saved ones are divided among
+    the new ones: nothing they had logged is lost, and nothing counts twice. Call it on every rank, before ``open``; it
+    does not communicate.
 
     Args:
         tracker: The tracker, with no run open.

@@ -112,6 +112,8 @@ def tracker_from_config(config: TrackerConfig) -> BaseTracker[Any]:
     """
     name = getattr(config, "provider", "")
     tracker_type = _MAP.get(type(config)) or _third_party_tracker(name, type(config))
+    if tracker_type is None and isinstance(config, Mapping):
+        raise TypeError("a configuration as data is validated first, by TypeAdapter(AnyTrackerConfig).validate_python")
     if tracker_type is None:
         known = ", ".join(known.__name__ for known in _MAP)
         raise TypeError(f"no backend for a configuration of type {type(config).__name__}: known are {known}")

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import pytest
 import torch
@@ -87,6 +87,22 @@ def test_an_unknown_config_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"OtherConfig.*known are NullTrackerConfig"):
         tracker_from_config(OtherConfig())
+
+
+def test_unvalidated_data_is_told_the_way() -> None:
+    with pytest.raises(TypeError, match=r"TypeAdapter\(AnyTrackerConfig\)\.validate_python"):
+        tracker_from_config(cast(Any, {"provider": "null"}))
+
+
+def test_the_bare_word_off_of_yaml_is_understood() -> None:
+    config = ADAPTER.validate_python(yaml.safe_load("{provider: console, accumulator: {distributed: off}}"))
+    assert config.accumulator is not None
+    assert config.accumulator.distributed == "off"
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"'gpu' is no torch device; use 'auto', 'cpu' or 'cuda:0'"):
+        ADAPTER.validate_python({"provider": "null", "accumulator": {"device": "gpu"}})
 
 
 def test_a_new_backend_that_cannot_be_imported_blames_no_extra() -> None:

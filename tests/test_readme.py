@@ -32,6 +32,12 @@ def test_the_ten_lines(in_tmp_path):
     assert sum(record.value.count for record in records if record.name == "batch") == 100 * 32 * 8
 
 
+def test_its_step_is_clean(in_tmp_path):
+    namespace = {}
+    exec(block("@torch.compile"), namespace)
+    exec(block("check_step"), namespace | {"batch": namespace["torch"].randn(32, 8)})
+
+
 def test_a_backend_is_chosen_from_data(in_tmp_path):
     namespace = {}
     exec(block("TypeAdapter"), namespace)

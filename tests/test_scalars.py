@@ -168,7 +168,7 @@ def test_records_arrive_in_the_order_of_their_steps(recorded):
         (lambda run: run.set_context({"stage": 1}), TrackerTypeError, ("stage", "1")),
         (lambda run: run.set_step(1.0), TrackerTypeError, ("1.0", "float", "int(step)")),
         (lambda run: run.set_step(True), TrackerTypeError, ("bool",)),
-        (lambda run: run.set_step(-1), TrackerValueError, ("-1", "never go back")),
+        (lambda run: run.set_step(-1), TrackerValueError, ("-1", "between 0 and")),
     ],
 )
 def test_bad_calls_are_refused_and_leave_nothing(recorded, call, error, words):

@@ -89,13 +89,24 @@ def check_number(name: str, items: ContextItems, value: object, device: torch.de
     if isinstance(value, torch.Tensor):
         return _check_element(name, items, value, device)
     if isinstance(value, bool | int | float):
-        return value
+        return value if torch.compiler.is_compiling() else _check_size(name, items, value)
     if isinstance(value, np.ndarray):  # to Dynamo, all of NumPy's numbers are arrays
+        if not torch.compiler.is_compiling() and value.dtype.kind not in "biufc":
+            fail(TrackerTypeError, f"{label(name, items)}: a NumPy array of {value.dtype} holds no number")
         return _check_element(name, items, torch.as_tensor(value), device)
     if not torch.compiler.is_compiling() and isinstance(value, Real | np.bool_):
         return float(value)
-    received = _describe(value)
+    received = _describe(value) + ("; pass float(...)" if isinstance(value, str) else "")
     fail(TrackerTypeError, f"{label(name, items)}: a scalar is a number or a tensor of one element, not {received}")
+
+
+def _check_size(name: str, items: ContextItems, value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        fail(
+            TrackerValueError, f"{label(name, items)}: an int of this size does not fit into float64; log its logarithm"
+        )
 
 
 def _check_element(name: str, items: ContextItems, value: torch.Tensor, device: torch.device) -> Number:
@@ -150,7 +161,8 @@ def check_population(name: str, items: ContextItems, values: object, device: tor
         TrackerValueError: If it lies elsewhere.
     """
     if not isinstance(values, torch.Tensor):
-        fail(TrackerTypeError, f"{label(name, items)}: bins takes a tensor, not {type(values).__name__}")
+        kind = type(values).__name__
+        fail(TrackerTypeError, f"{label(name, items)}: bins takes a tensor, not {kind}; pass torch.as_tensor(...)")
     counts = True
     if isinstance(values, DTensor):
         try:

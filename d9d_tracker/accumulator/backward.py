@@ -8,17 +8,14 @@ registered to have an effect, which keeps the compiler from removing, repeating 
 
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from typing import Any
 
 import torch
 from torch._higher_order_ops.effects import _register_effectful_op
 from torch._library.effects import EffectType
 
-if TYPE_CHECKING:
-    from .run import AccumulatingRun
+from .runs import runs
 
-runs: WeakValueDictionary[str, "AccumulatingRun"] = WeakValueDictionary()
 _TRACING_A_BACKWARD = frozenset({"_method_register_hook", "trace_backward_graph"})
 
 _library = torch.library.Library("d9d_tracker", "FRAGMENT")

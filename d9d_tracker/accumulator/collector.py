@@ -8,6 +8,7 @@ from collections import deque
 from .distributed.node import Node
 from .fanout import AnyDelivery
 from .finish import records
+from .scalars import COUNT
 from .window import HostWindow, Tail, Window
 
 logger = logging.getLogger("d9d_tracker")
@@ -26,6 +27,7 @@ class Collector:
 
     Attributes:
         tail: What was written for the last, unfinished step; steady after ``drain``.
+        has_merged: Whether some point of a scalar series is made of several values; steady after ``drain``.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Collector:
         node: Node | None = None,
     ):
         self.tail = tail
+        self.has_merged = False
         self._node = node
         self._delivery = delivery
         self._outbox = outbox
@@ -84,6 +87,7 @@ class Collector:
             return
         self._newest = window.index
         host = window.wait()
+        self.has_merged = self.has_merged or bool((host.lanes[:, COUNT] > 1).any())
         if self._node is not None:
             host = self._node.reduce(host, not window.mid_step, self._piles_up)
         if host is not None:

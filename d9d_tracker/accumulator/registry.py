@@ -75,6 +75,15 @@ class Registry(Generic[AnySeries]):
             )
         return known
 
+    def knows(self, name: str, context: ContextItems) -> bool:
+        """Return whether a series has a slot.
+
+        Args:
+            name: Its name.
+            context: Its context.
+        """
+        return (name, context) in self._slots
+
     def _add(self, key: tuple[str, ContextItems], series: AnySeries) -> int:
         if len(self.series) >= self.capacity:
             raise TrackerValueError(

@@ -1,6 +1,7 @@
 """The run a training loop logs to: values merge into device buffers, also under torch.compile and CUDA graphs."""
 
 import itertools
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,17 +13,20 @@ from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 
 from .arguments import Number, check_context, check_mapping, check_names, check_number, check_population
-from .backward import is_backward_traced, runs
+from .backward import is_backward_traced
 from .buffers import Buffers
 from .collector import Collector
 from .fanout import AnyDelivery
 from .inputs import begin_inputs, end_inputs
 from .recompute import check_place, check_traced_place, is_recomputing
 from .registry import ContextItems, Reduction, label
-from .slots import histogram_slot, scalar_slot
+from .runs import runs
+from .slots import CLOSED, histogram_slot, scalar_slot
 from .watch import Watch
 
 Scope = Literal["global", "rank"]
+
+logger = logging.getLogger("d9d_tracker")
 
 _tokens = itertools.count()
 
@@ -54,6 +58,7 @@ class AccumulatingRun(BaseTrackerRun):
         self._collector: Collector | None = None
         self._delivery: AnyDelivery | None = None
         self._rank = "0"
+        self._stepped = False
         self.watches: list[Watch] = []
 
     def set_step(self, step: int) -> None:
@@ -64,12 +69,16 @@ class AccumulatingRun(BaseTrackerRun):
 
         Raises:
             TrackerTypeError: If it is not an int.
-            TrackerValueError: If it goes backwards, the run is closed, or a CUDA graph is being captured.
+            TrackerValueError: If it goes backwards or does not fit into int64, the run is closed, or a CUDA graph is
+                being captured.
         """
         self._refuse_inside_graphs("set_step")
         self._refuse_if_closed("set_step")
         if isinstance(step, bool) or not isinstance(step, int):
             raise TrackerTypeError(f"set_step({step!r}): a step is an int, not {type(step).__name__}; pass int(step)")
+        if not 0 <= step < 2**63:
+            raise TrackerValueError(f"set_step({step}): a step is between 0 and 2**63 - 1; count steps from the start")
+        self._stepped = True
         if step < self.buffers.step:
             raise TrackerValueError(
                 f"set_step({step}): the run is at step {self.buffers.step} and steps never go back; to repeat steps, "
@@ -88,7 +97,9 @@ class AccumulatingRun(BaseTrackerRun):
 
         Raises:
             TrackerTypeError: If it is not a ``dict[str, str]``.
+            TrackerValueError: If the run is closed.
         """
+        self._refuse_if_closed("set_context")
         check_context("set_context", context)
         self._context = tuple(sorted(context.items()))
 
@@ -270,6 +281,7 @@ class AccumulatingRun(BaseTrackerRun):
         """
         self._collector, self._delivery, self._rank = collector, delivery, str(rank)
         self._context = ()
+        self._stepped = self.buffers.step > 0
         self.is_open = True
 
     def detach(self) -> bool:
@@ -284,6 +296,8 @@ class AccumulatingRun(BaseTrackerRun):
             self.watches.pop().remove()
         try:
             self._send_rest()
+            if self._collector.has_merged and not self._stepped:
+                logger.warning("set_step was never called, so all of the run is at step 0; call it at every step")
         finally:
             self.is_open = False
             self._collector.close()
@@ -395,4 +409,4 @@ class AccumulatingRun(BaseTrackerRun):
 
     def _refuse_if_closed(self, method: str) -> None:
         if not self.is_open:
-            raise TrackerValueError(f"{method}: the run is closed; log inside `with tracker.open(...) as run`")
+            raise TrackerValueError(f"{method}: {CLOSED}")

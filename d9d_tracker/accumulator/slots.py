@@ -4,7 +4,7 @@ What these functions return is compiled into the graph. A run is no argument for
 as the object of a method; the token of a run is guarded.
 """
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.utils._pytree
@@ -12,8 +12,10 @@ import torch.utils._pytree
 from d9d_tracker.config import Binning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 
-from .backward import runs
-from .registry import REDUCTIONS, ContextItems, HistogramSeries, Reduction, ScalarSeries, label
+from .registry import REDUCTIONS, ContextItems, HistogramSeries, Reduction, Registry, ScalarSeries, label
+from .runs import runs
+
+CLOSED = "the run is closed; log inside `with tracker.open(...) as run`, and not in a forked process"
 
 # Lets a binning be such an argument; guarded by equality.
 for _binning in get_args(Binning):
@@ -32,13 +34,15 @@ def scalar_slot(token: str, is_open: bool, name: str, items: ContextItems, reduc
         reduce: Its reduction.
 
     Raises:
-        TrackerValueError: If the run is closed, the reduction is unknown or not that of the series, or the slots ran
-            out.
+        TrackerValueError: If the run is closed, the reduction is unknown or not that of the series, the series is one
+            of histograms, or the slots ran out.
     """
     _refuse_if_closed(is_open, name, items)
     if reduce not in REDUCTIONS:
         raise TrackerValueError(f"{label(name, items)}: reduce={reduce!r} is not one of {', '.join(REDUCTIONS)}")
-    return runs[token].buffers.scalar_series.slot(ScalarSeries(name, items, reduce))
+    buffers = runs[token].buffers
+    _refuse_other_kind(buffers.histogram_series, "bins", name, items)
+    return buffers.scalar_series.slot(ScalarSeries(name, items, reduce))
 
 
 @torch.compiler.assume_constant_result
@@ -58,13 +62,14 @@ def histogram_slot(
     Raises:
         TrackerTypeError: If the binning is none.
         TrackerValueError: If the run is closed, the cadence is no positive int, the binning is not that of the series,
-            or the slots ran out.
+            the series is one of scalars, or the slots ran out.
     """
     _refuse_if_closed(is_open, name, items)
     buffers, config = runs[token].buffers, runs[token].config
     cadence = config.bins_every if every is None else every
     chosen = config.binning if binning is None else binning
     check_settings(label(name, items), chosen, cadence)
+    _refuse_other_kind(buffers.scalar_series, "scalar", name, items)
     slot = buffers.histogram_series.slot(HistogramSeries(name, items, chosen))
     return (slot, cadence, *chosen.parameters())
 
@@ -92,4 +97,12 @@ def check_settings(what: str, binning: object, every: object) -> None:
 
 def _refuse_if_closed(is_open: bool, name: str, items: ContextItems) -> None:
     if not is_open:
-        raise TrackerValueError(f"{label(name, items)}: the run is closed; log inside `with tracker.open(...) as run`")
+        raise TrackerValueError(f"{label(name, items)}: {CLOSED}")
+
+
+def _refuse_other_kind(others: Registry[Any], method: str, name: str, items: ContextItems) -> None:
+    if others.knows(name, items):
+        raise TrackerValueError(
+            f"{label(name, items)} was logged with {method} before, and some backends have room for one of them only; "
+            "use another name or context for the other"
+        )

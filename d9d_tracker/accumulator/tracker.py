@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -122,17 +123,19 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             buffers.start()
             self._tail = None
         context = self._tracker.open(properties) if job is None else job.open(self._tracker, properties)
+        process = os.getpid()
         try:
             backend = context.__enter__()
             try:
                 self._connect_and_begin(job, backend, buffers, run)
                 yield run
             finally:
-                hanging = self._delivery
-                try:
-                    hanging = self._end(run)
-                finally:
-                    self._close_backend(context, properties.name, hanging)
+                if os.getpid() == process:  # a forked child has none of the threads to wait for
+                    hanging = self._delivery
+                    try:
+                        hanging = self._end(run)
+                    finally:
+                        self._close_backend(context, properties.name, hanging)
         except BaseException:
             if self._resume is not None:  # not begun: what went wrong may be mended, and the state opened again
                 self._tracker.load_state_dict(self._resume["state"])

@@ -70,6 +70,7 @@ class Watch:
         self._gradients = gradients
         self._parameters = parameters
         self._names = {parameter: name for name, parameter in module.named_parameters()}
+        self._is_live = True
         self._handles: list[RemovableHandle] = []
         leaves = {name or type(child).__name__: child for name, child in module.named_modules() if _is_leaf(child)}
         self.series = {f"gradients/{name}" for name in self._names.values() if gradients}
@@ -86,8 +87,15 @@ class Watch:
             for name, child in leaves.items():
                 self._handles.append(child.register_forward_hook(partial(self._after_forward, name)))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
+        """Return a watch of nothing: a copy of the module is not watched."""
+        other = object.__new__(Watch)
+        other.__dict__.update(self.__dict__, _is_live=False, _handles=[], series=set())
+        return other
+
     def remove(self) -> None:
         """Stop watching."""
+        self._is_live = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -115,6 +123,8 @@ class Watch:
         self._run.bins_many(populations, binning=self._binning, every=self._every)
 
     def _after_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._is_live:
+            return
         if isinstance(output, tuple | list) and output:
             output = output[0]
         if isinstance(output, torch.Tensor):

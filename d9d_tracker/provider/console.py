@@ -138,6 +138,12 @@ class ConsoleRun(ProviderRun):
         self._lock = threading.Lock()
         self._series: dict[tuple[str, tuple[tuple[str, str], ...]], _Series] = {}
         self._live = self._start_live(console) if console.is_interactive and console.file.isatty() else None
+        if self._live is None and not _LOGGER.isEnabledFor(logging.INFO):
+            _LOGGER.warning(
+                "run %r: not on a terminal, and logging shows nothing of level INFO, so its values will not be seen; "
+                "call logging.basicConfig(level=logging.INFO)",
+                self._name,
+            )
 
     def _start_live(self, console: Console) -> Live | None:
         live = Live(console=console, get_renderable=self.table)

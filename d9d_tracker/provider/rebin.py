@@ -48,13 +48,18 @@ def coarsen(histogram: Histogram, bins: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Counts (int64, shape ``[n]``) and rising edges (float64, shape ``[n + 1]``), ``n <= bins``. The outermost edges
-        are the minimum and the maximum, unless a bin would have no width then.
+        are the minimum and the maximum, unless those are equal.
     """
     used = histogram.counts > 0
     starts = np.flatnonzero(used | np.append(True, used[:-1]))
     starts = starts[:: -(-len(starts) // bins)]
+    has_range = histogram.min < histogram.max
+    # An outermost bin whose values all lie on its inner edge would have no width: they belong to its neighbour as well.
+    if has_range and len(starts) > 1 and histogram.max <= histogram.edges[starts[-1]]:
+        starts = starts[:-1]
+    if has_range and len(starts) > 1 and histogram.min >= histogram.edges[starts[1]]:
+        starts = np.delete(starts, 1)
     edges = np.append(histogram.edges[starts], histogram.edges[-1])
-    if histogram.min < histogram.max:
-        edges[0] = histogram.min if histogram.min < edges[1] else edges[0]
-        edges[-1] = histogram.max if histogram.max > edges[-2] else edges[-1]
+    if has_range:
+        edges[0], edges[-1] = histogram.min, histogram.max
     return np.add.reduceat(histogram.counts, starts), edges

@@ -181,7 +181,7 @@ def test_a_name_first_seen_in_a_later_function_leaves_the_earlier_graphs_alone(r
         def logging(name):
             def log(inputs):
                 run.scalar(name, inputs.sum())
-                run.bins(name, inputs)
+                run.bins(name + " values", inputs)
                 return inputs * 2
 
             return torch.compile(log, fullgraph=True, backend="aot_eager")
@@ -195,8 +195,8 @@ def test_a_name_first_seen_in_a_later_function_leaves_the_earlier_graphs_alone(r
     assert graphs() == 2
     assert tracker.run.points("one") == {0: 2.0}
     assert tracker.run.points("other") == {0: 3.0}
-    assert tracker.run.histograms("one")[0].count == 4
-    assert tracker.run.histograms("other")[0].count == 6
+    assert tracker.run.histograms("one values")[0].count == 4
+    assert tracker.run.histograms("other values")[0].count == 6
 
 
 def test_many_names_share_one_write_in_any_order_of_slots(recorded, graphs):

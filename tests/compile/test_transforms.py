@@ -163,16 +163,16 @@ def test_what_comes_between_a_forward_and_its_backward_is_kept(recorded, linear,
             run.set_step(step)
             first = function(torch.ones(2, 3))
             run.scalar("between", first, reduce="sum")
-            run.bins("between", torch.ones(5))
+            run.bins("ones", torch.ones(5))
             second = function(torch.ones(2, 3))
             first.backward()
             second.backward()
     assert tracker.run.points("sum") == tracker.run.points("gradient") == dict.fromkeys(range(4), 12.0)
     assert tracker.run.points("between") == dict.fromkeys(range(4), 72.0)
-    histograms = {name: tracker.run.histograms(name)[3] for name in ("inputs", "between", "gradients")}
+    histograms = {name: tracker.run.histograms(name)[3] for name in ("inputs", "ones", "gradients")}
     assert {name: (h.count, h.sum) for name, h in histograms.items()} == {
         "inputs": (24, 24.0),
-        "between": (10, 10.0),
+        "ones": (10, 10.0),
         "gradients": (24, 24.0),
     }
 

@@ -140,6 +140,14 @@ def test_log_lines_without_a_terminal(caplog: pytest.LogCaptureFixture, capfd: p
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("level", "warns"), [(logging.WARNING, True), (logging.INFO, False)])
+def test_without_a_terminal_and_a_log_it_warns(caplog: pytest.LogCaptureFixture, level: int, warns: bool) -> None:
+    caplog.set_level(level, logger="d9d_tracker")
+    with ConsoleTracker.from_config(ConsoleTrackerConfig(accumulator=None)).open(RunConfig(name="digits")):
+        pass
+    assert ("call logging.basicConfig(level=logging.INFO)" in caplog.text) == warns
+
+
 def test_log_lines_come_with_the_steps_when_it_is_time(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="d9d_tracker")
     with open_tracker(log_every=0).open(RunConfig(name="digits")) as run:

@@ -145,6 +145,9 @@ class AimRun(ProviderRun):
             raise
         else:
             self._run.close()
+            # It would keep RocksDB's files open for writing, and a reader in this process that spells the path
+            # differently would open them a second time, which damages them.
+            del self._run
         finally:
             if self._lock is not None:
                 let_go(self._lock)
@@ -165,7 +168,7 @@ class AimTracker(ProviderTracker[AimConfig]):
         if run_id is not None and not repo.run_exists(run_id):
             _LOGGER.warning("run %r is gone from Aim repository %s: starting another", run_id, self._config.repo)
             run_id = None
-        lock = None
+        lock, is_new = None, run_id is None
         if run_id is not None:
             lock = self._take_lock(repo, run_id)
             self._lift_aim_lock(repo, run_id)
@@ -175,8 +178,11 @@ class AimTracker(ProviderTracker[AimConfig]):
             if run_id is None:
                 lock = self._take_lock(repo, run.hash)
             run.name = properties.name
-            run.description = properties.description
-            run["hparams"] = _storable(plain_hparams(properties.hparams))
+            # A run that goes on keeps what is not given again.
+            if is_new or properties.description is not None:
+                run.description = properties.description
+            if is_new or properties.hparams:
+                run["hparams"] = _storable(plain_hparams(properties.hparams))
         except BaseException:
             if run is not None:
                 run.close()

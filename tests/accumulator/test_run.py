@@ -1,0 +1,160 @@
+"""What a run refuses or notes at the call, and what becomes of it in copies and forked processes."""
+
+import copy
+import os
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from d9d_tracker import TrackerTypeError, TrackerValueError
+
+
+@pytest.mark.parametrize("step", [-1, 2**63, 2**70])
+def test_a_step_that_int64_does_not_hold_is_refused_and_costs_nothing(recorded, step):
+    tracker = recorded(sync_every=2)
+    with tracker.open() as run:
+        for now in range(3):
+            run.set_step(now)
+            run.scalar("loss", now)
+        with pytest.raises(TrackerValueError, match=f"set_step\\({step}\\): a step is between 0 and"):
+            run.set_step(step)
+        run.set_step(3)
+    assert tracker.run.points("loss") == {0: 0, 1: 1, 2: 2}
+
+
+@pytest.mark.parametrize(
+    ("steps", "values", "warns"), [(0, 2, True), (0, 1, False), (1, 2, False)], ids=["forgotten", "one", "called"]
+)
+def test_forgetting_set_step_is_noticed(recorded, caplog, steps, values, warns):
+    tracker = recorded()
+    with tracker.open() as run:
+        for step in range(steps):
+            run.set_step(step)
+        for value in range(values):
+            run.scalar("loss", value)
+    assert ("set_step was never called" in caplog.text) == warns
+
+
+def test_scalars_and_bins_do_not_share_a_series(recorded):
+    tracker = recorded()
+    with tracker.open() as run:
+        run.scalar("loss", 1.0)
+        run.bins("values", torch.ones(3))
+        with pytest.raises(TrackerValueError, match=r"'loss' was logged with scalar before.*use another name"):
+            run.bins("loss", torch.ones(3))
+        with pytest.raises(TrackerValueError, match=r"'values' was logged with bins before.*use another name"):
+            run.scalar("values", 1.0)
+        run.bins("loss", torch.ones(3), {"part": "distribution"})
+    assert len(tracker.run.records) == 3
+
+
+def test_a_closed_run_takes_no_context(recorded):
+    with recorded().open() as run:
+        pass
+    with pytest.raises(TrackerValueError, match="set_context: the run is closed"):
+        run.set_context({})
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (10**400, TrackerValueError, "does not fit into float64"),
+        (np.array("x"), TrackerTypeError, "a NumPy array of <U1 holds no number"),
+        ("0.5", TrackerTypeError, r"'0\.5' of type str; pass float\(\.\.\.\)"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_name(recorded, value, error, message):
+    with recorded().open() as run, pytest.raises(error, match=f"series 'loss'.*{message}"):
+        run.scalar("loss", value)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], np.ones(2)])
+def test_what_is_no_tensor_is_told_the_way(recorded, values):
+    with recorded().open() as run, pytest.raises(TrackerTypeError, match=r"'values'.*pass torch\.as_tensor"):
+        run.bins("values", values)
+
+
+class Logging(nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x):
+        self.run.scalar("mean", x.mean())
+        return self.linear(x)
+
+
+def test_a_copied_module_logs_to_the_same_run_and_is_not_watched(recorded):
+    tracker = recorded()
+    with tracker.open() as run:
+        model = Logging(run)
+        run.watch(model, gradients=False, activations=True)
+        average = torch.optim.swa_utils.AveragedModel(model)
+        copied = copy.deepcopy(model)
+        assert copied.run is average.module.run is run
+        for module in (model, average, copied):
+            module(torch.ones(1, 2))
+    found = {record.name: record.value for record in tracker.run.records}
+    assert found["mean"] == 1.0
+    assert found["activations/linear"].count == 2
+
+
+def test_a_module_that_holds_a_run_is_not_pickled(recorded):
+    with recorded().open() as run, pytest.raises(TrackerTypeError, match=r"save the state_dict\(\)"):
+        pickle.dumps(Logging(run))
+
+
+def in_child(function: Callable[[], None]) -> str:
+    """Run a function in a forked process and return the error that it raised, as words."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            function()
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        words = answer.read()
+    os.waitpid(child, 0)
+    return words
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_in_a_forked_process_the_run_is_closed(recorded):
+    tracker = recorded()
+    with tracker.open() as run:
+        run.scalar("loss", 1.0)
+        for call in (lambda: run.scalar("loss", 2.0), run.flush, lambda: run.bins("values", torch.ones(2))):
+            assert "the run is closed" in in_child(call)
+        assert run.is_open
+    assert tracker.run.points("loss") == {0: 1.0}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_leaves_the_run_without_waiting(recorded):
+    tracker, parent = recorded(), os.getpid()
+    reader, writer = os.pipe()
+    try:
+        with tracker.open() as run:
+            run.scalar("loss", 1.0)
+            child = os.fork()
+            if child == 0:
+                raise ZeroDivisionError
+    except ZeroDivisionError:
+        os.write(writer, b"left")
+    finally:
+        if os.getpid() != parent:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    assert os.read(reader, 10) == b"left"
+    os.close(reader)
+    assert tracker.run.points("loss") == {0: 1.0}
