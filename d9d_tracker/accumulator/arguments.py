@@ -104,9 +104,7 @@ def _check_size(name: str, items: ContextItems, value: float) -> float:
     try:
         return float(value)
     except OverflowError:
-        fail(
-            TrackerValueError, f"{label(name, items)}: an int of this size does not fit into float64; log its logarithm"
-        )
+        fail(TrackerValueError, f"{label(name, items)}: an int of this size does not fit into float64; log its log")
 
 
 def _check_element(name: str, items: ContextItems, value: torch.Tensor, device: torch.device) -> Number:

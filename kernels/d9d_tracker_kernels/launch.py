@@ -161,8 +161,9 @@ def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int) -> d
     """
     vector = 16 // dtype.itemsize
     warp_size = 64 if torch.version.hip else 32
-    # NVIDIA multiprocessors have 65,536 registers.
-    register_limit = {} if torch.version.hip else {"maxnreg": 65_536 // (PROGRAMS_PER_MULTIPROCESSOR * THREADS)}
+    # NVIDIA multiprocessors have 65,536 registers. Wider statistics than float32 would spill with that few.
+    is_limited = dtype in (torch.float32, torch.bfloat16, torch.float16) and not torch.version.hip
+    register_limit = {"maxnreg": 65_536 // (PROGRAMS_PER_MULTIPROCESSOR * THREADS)} if is_limited else {}
     return {
         "KIND": kind,
         "K": mantissa_bits(bins) if kind == EXPONENTIAL else 0,

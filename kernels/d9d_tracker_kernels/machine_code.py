@@ -101,7 +101,8 @@ def compile_kernel(
         # Signatures shorten int64 to i64 and uint8 to u8.
         signature["values"] = f"*{str(element).replace('uint', 'u').replace('int', 'i')}"
     source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
-    return triton.compile(source, target=gpu, options={name: settings[name] for name in _COMPILER_OPTIONS})
+    options = {name: settings[name] for name in _COMPILER_OPTIONS if name in settings}
+    return triton.compile(source, target=gpu, options=options)
 
 
 def inner_loop(kernel: CompiledKernel, dtype: torch.dtype) -> InnerLoop:

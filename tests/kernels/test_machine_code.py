@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, launch
-from d9d_tracker_kernels.machine_code import CUOBJDUMP, TARGETS, compile_kernel, inner_loop
+from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, histogram, launch
+from d9d_tracker_kernels.machine_code import TARGETS, compile_kernel, inner_loop
 from d9d_tracker_kernels.state import PROGRAMS_PER_MULTIPROCESSOR
 
 MOST_INSTRUCTIONS = 13
@@ -24,16 +24,50 @@ if launch.IS_HISTOGRAM_FAST:
 @pytest.mark.parametrize("target", NVIDIA)
 def test_the_inner_loop_reads_16_bytes_at_a_time_and_nothing_spills(target, dtype, many, inline_ptx):
     kernel = compile_kernel(target, dtype, many=many, inline_ptx=inline_ptx)
-    assert "ld.global.v4.b32" in kernel.asm["ptx"]
-    if CUOBJDUMP.exists():
-        loop = inner_loop(kernel, dtype)
-        loads = {opcode for opcode in loop.instructions if opcode.startswith("LD")} - {"LDS"}
-        assert loads == {"LDG.E.128"}
-        assert loop.stack == 0
-        assert loop.registers * launch.THREADS * PROGRAMS_PER_MULTIPROCESSOR <= 65_536, (
-            "a multiprocessor runs two programs at once"
-        )
-        assert loop.instructions_per_element <= MOST_INSTRUCTIONS
+    loop = inner_loop(kernel, dtype)
+    loads = {opcode for opcode in loop.instructions if opcode.startswith("LD")} - {"LDS"}
+    assert loads == {"LDG.E.128"}
+    assert loop.stack == 0
+    assert loop.instructions_per_element <= MOST_INSTRUCTIONS
+    registers = loop.registers * launch.THREADS * PROGRAMS_PER_MULTIPROCESSOR
+    assert registers <= 65_536, "a multiprocessor runs two programs at once"
+
+
+@pytest.mark.parametrize(("kind", "bins"), [(LINEAR, 64), (INTEGER, 64), (EXPONENTIAL, 512)])
+@pytest.mark.parametrize("inline_ptx", COUNTING)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_binning_spills(dtype, inline_ptx, kind, bins):
+    for many in (False, True):
+        kernel = compile_kernel("sm_90", dtype, many=many, inline_ptx=inline_ptx, kind=kind, bins=bins)
+        assert inner_loop(kernel, dtype).stack == 0
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_elements_are_addressed_in_64_bits(many):
+    ttir = compile_kernel("sm_90", torch.bfloat16, many=many).asm["ttir"]
+    ranges = set(re.findall(r"(%\w+) = tt.make_range", ttir))
+    steps = re.findall(r"tt.addptr %\w+, (%\w+) : \S*!tt.ptr<bf16>>?, (\S+)", ttir)
+    assert len(steps) >= 3
+    # Within a tile 32 bits do.
+    assert all(bits.endswith(("i64", "xi64>")) for offset, bits in steps if offset not in ranges)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_sums_are_visible_to_the_last_program(many):
+    ptx = compile_kernel("sm_90", torch.float32, many=many).asm["ptx"]
+    before, after = ptx.split("atom.global.gpu.acq_rel.add.u64")
+    stored, _, since = before.rpartition("st.global.b64")
+    assert stored
+    assert "bar.sync" in since
+    assert "ld.global.cg" in after
+    assert "bar.sync" in after.split("ld.global.cg")[0]
+
+
+@pytest.mark.parametrize("kernel", [histogram.count_one, histogram.count_many])
+def test_one_variant_whatever_the_numbers_and_addresses(kernel):
+    for parameter in kernel.params:
+        if not parameter.is_constexpr:
+            assert parameter.do_not_specialize or parameter.do_not_specialize_on_alignment, parameter.name
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d9d_tracker_kernels import (
     CALLS,
@@ -125,6 +127,82 @@ def test_every_exponential_edge_separates_its_neighbours(bins):
     infinity = torch.tensor(math.inf, dtype=torch.float64)
     values = torch.cat([edges, edges.nextafter(infinity), edges.nextafter(-infinity)])
     assert reported_cells(count(values, binning), binning) == expected_cells(values.tolist(), binning)
+
+
+class LargestAllocation(TorchDispatchMode):
+    """The most bytes that one operator allocates for its result."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = storages((args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        for address, nbytes in storages(result).items():
+            self.nbytes = max(self.nbytes, 0 if address in before else nbytes)
+        return result
+
+
+def storages(tree):
+    tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+@pytest.mark.parametrize("binning", BINNINGS.values(), ids=BINNINGS.keys())
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rows: torch.ones(rows, 4096),
+        lambda rows: torch.ones(rows, 4096).t(),
+        lambda rows: torch.ones(rows, 4097)[:, :-1],
+        lambda rows: torch.ones(1, 4096).expand(rows, 4096),
+        lambda rows: torch.ones(rows, 4096, dtype=torch.complex64).conj().imag,
+        lambda rows: torch.full((rows, 4096), math.nan),
+        lambda rows: torch.ones(rows, 4096, dtype=torch.bfloat16),
+        lambda rows: torch.ones(rows, 4096, dtype=torch.float64),
+        lambda rows: torch.ones(rows, 4096, dtype=torch.int64),
+    ],
+    ids=["contiguous", "transposed", "gaps", "expanded", "negated", "NaN", "bfloat16", "float64", "int64"],
+)
+def test_memory_is_bounded_by_the_chunk(make, binning):
+    values = make(10 * reference.CHUNK // 4096)
+    with LargestAllocation() as largest:
+        state = count(values, binning)
+    assert state.counts[0, CALLS] == 1
+    assert largest.nbytes <= 8 * reference.CHUNK < values.numel() * values.itemsize
+
+
+@pytest.mark.parametrize("binning", BINNINGS.values(), ids=BINNINGS.keys())
+def test_edges_do_not_depend_on_ambient_modes(binning):
+    expected = cell_edges(*binning)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float16)
+        torch.set_flush_denormal(True)
+        edges = cell_edges(*binning)
+    finally:
+        torch.set_default_dtype(default)
+        torch.set_flush_denormal(False)
+    assert torch.equal(edges, expected)
+
+
+def test_an_interruption_leaves_the_row_as_it_was(monkeypatch):
+    state, step = allocate(1, "cpu"), 3
+    binning = BINNINGS["dyadic"]
+    reference.histogram_(torch.ones(10), state.counts, state.moments, step, 0, *binning)
+    before = state.counts.clone(), state.moments.clone()
+    cells = reference._linear_cell
+    calls = iter([cells, cells])
+
+    def interrupted(*args):
+        for call in calls:
+            return call(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reference, "_linear_cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reference.histogram_(torch.ones(4 * reference.CHUNK), state.counts, state.moments, step, 0, *binning)
+    assert torch.equal(state.counts, before[0])
+    assert torch.equal(state.moments, before[1])
 
 
 def test_many_chunks_add_up():

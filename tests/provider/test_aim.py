@@ -127,6 +127,35 @@ def test_a_new_repository_is_created_and_closed_runs_are_finished(tmp_path: Path
     assert list((tmp_path / "new" / "repo" / ".aim" / "locks").glob("*.softlock")) == []
 
 
+def test_a_run_that_goes_on_keeps_what_is_not_given_again(aim_storage: AimStorage) -> None:
+    tracker = aim_storage.tracker()
+    with tracker.open(RunConfig(name="first", description="why", hparams={"lr": 0.1})):
+        pass
+    tracker.resume_id = tracker.run_id
+    with tracker.open(RunConfig(name="second")):
+        pass
+    assert aim_storage.properties(tracker.run_id) == {
+        "id": tracker.run_id,
+        "name": "second",
+        "description": "why",
+        "hparams": {"lr": 0.1},
+    }
+
+
+def test_a_closed_run_holds_no_file_open_for_writing(tmp_path: Path) -> None:
+    tracker = AimStorage(tmp_path).tracker()
+    with tracker.open(PROPERTIES) as run:
+        run.scalar("loss", 1)
+        assert open_logs(tmp_path)
+    assert not open_logs(tmp_path)
+
+
+def open_logs(repo: Path) -> list[str]:
+    """Return the write-ahead logs of RocksDB that this process has open, of any run."""
+    files = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    return [file for file in files if file.startswith(str(repo)) and file.endswith(".log")]
+
+
 def test_config() -> None:
     config = AimConfig(repo="r")
     assert (config.log_system_params, config.capture_terminal_logs, config.system_tracking_interval) == (True, True, 10)
