@@ -158,6 +158,8 @@ def _count_cuda(training: Training, steps: int) -> dict[str, float]:
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
     kernels = sum(event.get("cat") == "kernel" for event in events)
+    if not kernels:
+        raise RuntimeError("the profiler saw no kernel on the GPU: is CUPTI permitted here?")
     copies = [event for event in events if event.get("cat") == "gpu_memcpy" and "DtoH" in event["name"]]
     moved = sum(event["args"]["bytes"] for event in copies)
     return {"waits": waits, "copies": len(copies), "bytes": moved, "kernels": kernels}

@@ -140,11 +140,12 @@ def _config(provider: str, out: Path) -> TrackerConfig:
         "tensorboard": lambda: TensorBoardConfig(log_dir=out),
         "wandb": lambda: WandbConfig(project="d9d_tracker-demo", mode="offline", dir=out),
     }
+    if provider == "mlflow":
+        out.mkdir(parents=True, exist_ok=True)  # sqlite makes none
     return configs[provider]()
 
 
 def _mlflow_store(out: Path) -> str:
-    out.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{out.resolve() / 'mlflow.db'}"
 
 

@@ -19,7 +19,7 @@ from .buffers import Buffers
 from .collector import Collector
 from .delivery import Delivery, DeliveryReport
 from .distributed.elsewhere import DeliveryElsewhere
-from .distributed.job import Job
+from .distributed.job import Job, warn_of_a_job_unknown
 from .distributed.node import Node
 from .distributed.state import own_state, wrap
 from .fanout import AnyDelivery, Fanout, HasParts
@@ -111,7 +111,9 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             raise TrackerValueError(f"open({properties.name!r}): a run of this tracker is open; leave it first")
         buffers, run = self._allocate()
         job = self._find_job()
-        if job is not None:
+        if job is None:
+            warn_of_a_job_unknown(self._config)
+        else:
             job.agree(
                 {
                     "accumulator.sync_every": self._config.sync_every,

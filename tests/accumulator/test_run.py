@@ -39,6 +39,16 @@ def test_forgetting_set_step_is_noticed(recorded, caplog, steps, values, warns):
     assert ("set_step was never called" in caplog.text) == warns
 
 
+@pytest.mark.parametrize(
+    ("distributed", "size", "warns"), [("auto", "4", True), ("off", "4", False), ("auto", "1", False)]
+)
+def test_a_job_that_is_not_initialised_is_noticed(recorded, caplog, monkeypatch, distributed, size, warns):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with recorded(distributed=distributed).open():
+        pass
+    assert ("WORLD_SIZE is 4 but torch.distributed is not initialised" in caplog.text) == warns
+
+
 def test_scalars_and_bins_do_not_share_a_series(recorded):
     tracker = recorded()
     with tracker.open() as run:

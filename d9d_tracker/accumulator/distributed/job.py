@@ -1,5 +1,6 @@
 """The ranks that share a run: who they are, what they must agree on, and how they are connected."""
 
+import logging
 import os
 import secrets
 import socket
@@ -23,6 +24,24 @@ from .rank_set import rank_set, spell
 
 _LOOPBACK = "127.0.0.1"
 _SEND_BYTES = 256 * 2**20
+
+
+logger = logging.getLogger("d9d_tracker")
+
+
+def warn_of_a_job_unknown(config: AccumulatorConfig) -> None:
+    """Warn, in a process that has a run of its own, if it looks like one of several that wanted to share one.
+
+    Args:
+        config: Says which ranks share a run.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if config.distributed == "auto" and size != "1" and not (dist.is_available() and dist.is_initialized()):
+        logger.warning(
+            "open: WORLD_SIZE is %s but torch.distributed is not initialised, so every process has a run of its own; "
+            "call init_process_group first, or set accumulator.distributed to 'off'",
+            size,
+        )
 
 
 @dataclass
