@@ -47,7 +47,7 @@ def apply(run, model, call, *arguments):
     elif call == "scalar":
         run.scalar(arguments[0], torch.tensor(arguments[1]), arguments[2] and {"stage": arguments[2]})
     elif call == "bins":
-        run.bins(arguments[0], torch.tensor(arguments[1]))
+        run.bins(f"{arguments[0]} values", torch.tensor(arguments[1]))
     else:
         run.flush()
 
@@ -67,7 +67,7 @@ def test_nothing_is_lost_and_nothing_doubled(recorded, calls, sync_every):
     assert points == {series: math.fsum(values) / len(values) for series, values in model.scalars.items()}
     for (name, stage), values in model.bins.items():
         context = {} if stage is None else {"stage": stage}
-        histograms = tracker.run.histograms(name, **context).values()
+        histograms = tracker.run.histograms(f"{name} values", **context).values()
         assert sum(histogram.count for histogram in histograms) == len(values)
         assert sum(histogram.sum for histogram in histograms) == sum(values)
         assert sum(histogram.zeros for histogram in histograms) == values.count(0.0)
