@@ -62,7 +62,8 @@ def main() -> None:
     bandwidth = 0.0
     for size_name, size in SIZES.items():
         values = torch.randn(size, generator=torch.Generator().manual_seed(0))
-        medians = interleaved_medians(candidates(values), arguments.rounds)
+        # More for small tensors, so that each size takes seconds: a hiccup of the machine takes tenths.
+        medians = interleaved_medians(candidates(values), arguments.rounds * max(1, SIZES["16M"] // size))
         for name, seconds in medians.items():
             rate = values.nbytes / seconds / 1e9
             print(
