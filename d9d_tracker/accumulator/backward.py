@@ -42,13 +42,7 @@ def _merge_scalars(
 
 
 def _histogram(token: str, values: list[torch.Tensor], rows: list[int], *parameters: Any) -> None:
-    buffers = runs[token].buffers
-    bank = buffers.histograms
-    state = (bank.counts, bank.moments, bank.partials, buffers.device_step)
-    if len(rows) == 1:
-        torch.ops.d9d_tracker.histogram_(values[0], *state, rows[0], *parameters)
-    else:
-        torch.ops.d9d_tracker.histogram_many_(values, *state, rows, *parameters)
+    runs[token].buffers.count(values, rows, *parameters)
 
 
 for _name, _function in (("merge_scalars_in_backward", _merge_scalars), ("histogram_in_backward", _histogram)):

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -69,6 +70,21 @@ class Buffers:
         self.device_step.fill_(0)
         self.outbox.clear()
         self._changes.clear()
+
+    def count(self, populations: list[torch.Tensor], rows: list[int], *parameters: Any) -> None:
+        """Count populations into histograms; may be traced.
+
+        Args:
+            populations: Tensors on the device.
+            rows: The slot of each.
+            *parameters: Cadence and binning, see ``histogram_slot``.
+        """
+        bank = self.histograms
+        state = (bank.counts, bank.moments, bank.partials, self.device_step)
+        if len(rows) == 1:
+            torch.ops.d9d_tracker.histogram_(populations[0], *state, rows[0], *parameters)
+        else:
+            torch.ops.d9d_tracker.histogram_many_(populations, *state, rows, *parameters)
 
     def advance(self, step: int) -> bool:
         """End the current step and begin another.

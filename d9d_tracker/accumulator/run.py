@@ -370,13 +370,8 @@ class AccumulatingRun(BaseTrackerRun):
             return
         if torch.compiler.is_compiling() and is_backward_traced():
             torch.ops.d9d_tracker.histogram_in_backward(self._token, populations, rows, *parameters)
-            return
-        bank = self.buffers.histograms
-        state = (bank.counts, bank.moments, bank.partials, self.buffers.device_step)
-        if len(rows) == 1:
-            torch.ops.d9d_tracker.histogram_(populations[0], *state, rows[0], *parameters)
         else:
-            torch.ops.d9d_tracker.histogram_many_(populations, *state, rows, *parameters)
+            self.buffers.count(populations, rows, *parameters)
 
     def _is_repeated(self, name: str) -> bool:
         if torch.compiler.is_compiling():

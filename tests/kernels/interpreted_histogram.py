@@ -199,6 +199,15 @@ def test_what_outlives_a_call_is_not_allocated_by_its_thread(monkeypatch):
     assert not addresses([plan.table, pointers]) & allocations.addresses
 
 
+def test_a_plan_made_in_inference_mode_is_used_outside(monkeypatch):
+    monkeypatch.setattr(launch, "_plans", type(launch._plans)())
+    state, values = bank(1), [torch.randn(10), torch.randn(10)]
+    with torch.inference_mode():
+        launch._locate([(values[0], 0)], torch.float32, state.partials)
+    _, pointers = launch._locate([(values[1], 0)], torch.float32, state.partials)
+    assert pointers.tolist() == [values[1].data_ptr()]
+
+
 def test_capture_meets_only_sizes_it_knows_and_fills_a_table_of_its_own(monkeypatch):
     monkeypatch.setattr(launch, "_plans", type(launch._plans)())
     state, values = bank(1), torch.randn(10)
