@@ -190,9 +190,11 @@ class Record(NamedTuple):
         step: The step it belongs to.
         context: Tags of the series.
         value: A number, or a histogram.
+        time: When the step began on the host, in seconds since the epoch; None where that is not known.
     """
 
     name: str
     step: int
     context: Mapping[str, str]
     value: float | Histogram
+    time: float | None = None

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from uuid import uuid4
 
 import torch
+from typing_extensions import override
 
 from .base import BaseTracker, BaseTrackerRun, RunConfig
 from .check_step import StepReport, check_step
@@ -41,32 +42,32 @@ class RecordingRun(BaseTrackerRun):
         self._step = 0
         self._context: dict[str, str] = {}
 
+    @override
     def set_step(self, step: int) -> None:
-        """See `BaseTrackerRun`."""
         self._step = step
 
+    @override
     def set_context(self, context: dict[str, str]) -> None:
-        """See `BaseTrackerRun`."""
         self._context = dict(context)
 
+    @override
     def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
-        """See `BaseTrackerRun`."""
         self.records.append(Record(name, self._step, {**self._context, **(context or {})}, float(value)))
 
+    @override
     def bins(self, name: str, values: torch.Tensor, context: dict[str, str] | None = None) -> None:
-        """See `BaseTrackerRun`."""
         self.histogram(name, Histogram.from_values(values), context)
 
+    @override
     def histogram(self, name: str, histogram: Histogram, context: dict[str, str] | None = None) -> None:
-        """See `BaseTrackerRun`."""
         self.records.append(Record(name, self._step, {**self._context, **(context or {})}, histogram))
 
+    @override
     def flush(self) -> None:
-        """See `BaseTrackerRun`."""
         self.flushes += 1
 
+    @override
     def rewind(self, step: int) -> None:
-        """See `BaseTrackerRun`."""
         self.records[:] = [record for record in self.records if record.step < step]
 
     def points(self, name: str, **context: str) -> dict[int, float]:
@@ -107,13 +108,13 @@ class RecordingTracker(BaseTracker[RecordingConfig]):
         self.runs: dict[str, RecordingRun] = {}
 
     @classmethod
+    @override
     def from_config(cls, config: RecordingConfig) -> Self:
-        """See `BaseTracker`."""
         return cls()
 
     @contextmanager
+    @override
     def open(self, properties: RunConfig) -> Iterator[RecordingRun]:
-        """See `BaseTracker`."""
         self.run_id, self.resume_id = self.resume_id or uuid4().hex, None
         yield self.runs.setdefault(self.run_id, RecordingRun(properties))
 

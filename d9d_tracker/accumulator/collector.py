@@ -8,8 +8,9 @@ from collections import deque
 from .distributed.node import Node
 from .fanout import AnyDelivery
 from .finish import records
+from .host_window import HostWindow, Tail
 from .scalars import COUNT
-from .window import HostWindow, Tail, Window
+from .window import Window
 
 logger = logging.getLogger("d9d_tracker")
 

@@ -10,8 +10,8 @@ import torch
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker_kernels import CALLS, LAST_STEP
 
+from .host_window import HostWindow
 from .scalars import COUNT, finalize
-from .window import HostWindow
 
 # A named tuple's own constructor is Python code; while it runs here, for every point, the training thread waits.
 _make_record = functools.partial(tuple.__new__, Record)
@@ -39,7 +39,9 @@ def _scalars(window: HostWindow) -> list[Record]:
     for row, step in enumerate(window.steps):
         slots = np.flatnonzero(window.lanes[row, COUNT] > 0)
         numbers = values[row, slots].tolist()
-        finished += map(_make_record, zip(names[slots], itertools.repeat(step), contexts[slots], numbers))
+        finished += map(
+            _make_record, zip(names[slots], itertools.repeat(step), contexts[slots], numbers, itertools.repeat(None))
+        )
     return finished
 
 

@@ -12,9 +12,9 @@ from d9d_tracker.config import Binning
 from d9d_tracker_kernels import CELLS, HEADER, MOMENTS
 
 from .buffers import Buffers
+from .host_window import Tail
 from .registry import HistogramSeries, Reduction, Registry, ScalarSeries
 from .scalars import LANES
-from .window import Tail
 
 VERSION = 1
 _DTYPES = {

@@ -24,9 +24,9 @@ from .distributed.node import Node
 from .distributed.state import own_state, wrap
 from .fanout import AnyDelivery, Fanout, HasParts
 from .finish import records
+from .host_window import Tail
 from .run import AccumulatingRun
 from .state import LoadedState, save
-from .window import Tail
 
 logger = logging.getLogger("d9d_tracker")
 

@@ -17,12 +17,13 @@ from rich.errors import LiveError
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
+from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.record import Histogram, Record
 
-from .base import ProviderRun, ProviderTracker
 from .rebin import rebin
 
 _LOGGER = logging.getLogger("d9d_tracker")
@@ -111,7 +112,7 @@ class _Series:
     logged: bool = False
 
 
-class ConsoleRun(ProviderRun):
+class ConsoleRun(RecordRun):
     """A run whose latest values are on screen.
 
     On an interactive terminal a table is redrawn in place, four times a second, by a thread of its own; what the
@@ -201,13 +202,15 @@ class ConsoleRun(ProviderRun):
         if self._live is None and time.monotonic() - self._logged_at >= self._log_every:
             self._log()
 
-    def _sync(self) -> None:
+    @override
+    def sync(self) -> None:
         if self._live is None:
             self._log()
         else:
             self._live.refresh()
 
-    def _write(self, record: Record) -> None:
+    @override
+    def write_record(self, record: Record) -> None:
         key = (record.name, tuple(sorted(record.context.items())))
         with self._lock:
             series = self._series.setdefault(key, _Series(record))
@@ -227,7 +230,8 @@ class ConsoleRun(ProviderRun):
         for tags, values in lines.items():
             _LOGGER.info("%s %s%s", self._name, _tags(dict(tags)) + " " if tags else "", "  ".join(values))
 
-    def _release(self) -> None:
+    @override
+    def release(self) -> None:
         if self._live is None:
             self._log()
             return
@@ -238,8 +242,9 @@ def _tags(context: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in context.items())
 
 
-class ConsoleTracker(ProviderTracker[ConsoleTrackerConfig]):
+class ConsoleTracker(RecordTracker[ConsoleTrackerConfig]):
     """Opens runs whose latest values are on screen. Nothing is stored: a resumed run starts with an empty table."""
 
-    def _open_run(self, properties: RunConfig, run_id: str | None) -> ConsoleRun:
+    @override
+    def open_run(self, properties: RunConfig, run_id: str | None) -> ConsoleRun:
         return ConsoleRun(properties, run_id or properties.name, self._config, get_console())

@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from typing_extensions import override
+
+from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.record import Record
 
-from .base import ProviderRun, ProviderTracker
 from .files import append, sync_folder
 from .jsonl_format import read_run, record_line, run_line, whole_lines
 from .lock import hold, let_go
@@ -35,7 +37,7 @@ class JsonlTrackerConfig(TrackerConfig):
     path: Path
 
 
-class JsonlRun(ProviderRun):
+class JsonlRun(RecordRun):
     """A run that appends to one file, which it holds an exclusive lock on.
 
     Lines collect in memory and reach the file on ``flush``, in one piece followed by fsync. A flush that fails leaves
@@ -67,17 +69,19 @@ class JsonlRun(ProviderRun):
             self._cut_before(math.inf)
             if not self._size:
                 self._pending.append(run_line(run_id, properties))
-                self._sync()
+                self.sync()
                 sync_folder(path.parent)
                 sync_folder(path.parent.parent)
         except BaseException:
             let_go(self._file)
             raise
 
-    def _write(self, record: Record) -> None:
+    @override
+    def write_record(self, record: Record) -> None:
         self._pending.append(record_line(record))
 
-    def _sync(self) -> None:
+    @override
+    def sync(self) -> None:
         if not self._pending:
             return
         data = b"".join(self._pending)
@@ -124,7 +128,7 @@ class JsonlRun(ProviderRun):
         Args:
             step: First step that will be logged again.
         """
-        self._sync()
+        self.sync()
         self._cut_before(step)
 
     def _cut_before(self, step: float) -> None:
@@ -136,20 +140,22 @@ class JsonlRun(ProviderRun):
         os.ftruncate(self._file, self._size)
         os.fsync(self._file)
 
-    def _release(self) -> None:
+    @override
+    def release(self) -> None:
         try:
-            self._sync()
+            self.sync()
         finally:
             let_go(self._file)
 
 
-class JsonlTracker(ProviderTracker[JsonlTrackerConfig]):
+class JsonlTracker(RecordTracker[JsonlTrackerConfig]):
     """Opens runs that are one file of JSON lines each.
 
     Re-attaching to a run whose file is gone starts the file anew under the same id and logs a warning.
     """
 
-    def _open_run(self, properties: RunConfig, run_id: str | None) -> JsonlRun:
+    @override
+    def open_run(self, properties: RunConfig, run_id: str | None) -> JsonlRun:
         new_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
         path = self._config.path.absolute() / f"{run_id or new_id}.jsonl"
         if run_id and path.stem != run_id:

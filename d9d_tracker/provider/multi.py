@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
+from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.record import Histogram, Record
-
-from .base import ProviderRun, ProviderTracker
 
 if TYPE_CHECKING:
     from d9d_tracker.factory import AnyTrackerConfig
@@ -85,36 +85,36 @@ class PartRun(BaseTrackerRun):
         self._opening.join(timeout)
         return self._run is not None
 
+    @override
     def set_step(self, step: int) -> None:
-        """See `BaseTrackerRun`."""
         self._call(lambda run: run.set_step(step))
 
+    @override
     def set_context(self, context: dict[str, str]) -> None:
-        """See `BaseTrackerRun`."""
         self._call(lambda run: run.set_context(context))
 
+    @override
     def scalar(self, name: str, value: Any, context: dict[str, str] | None = None) -> None:
-        """See `BaseTrackerRun`."""
         self._call(lambda run: run.scalar(name, value, context))
 
+    @override
     def bins(self, name: str, values: Any, context: dict[str, str] | None = None) -> None:
-        """See `BaseTrackerRun`."""
         self._call(lambda run: run.bins(name, values, context))
 
+    @override
     def histogram(self, name: str, histogram: Histogram, context: dict[str, str] | None = None) -> None:
-        """See `BaseTrackerRun`."""
         self._call(lambda run: run.histogram(name, histogram, context))
 
+    @override
     def write(self, records: Iterable[Record]) -> None:
-        """See `BaseTrackerRun`."""
         self._call(lambda run: run.write(records))
 
+    @override
     def flush(self) -> None:
-        """See `BaseTrackerRun`."""
         self._call(lambda run: run.flush())
 
+    @override
     def rewind(self, step: int) -> None:
-        """See `BaseTrackerRun`."""
         self._rewind_to = step
 
     def close(self, error: BaseException | None) -> None:
@@ -153,7 +153,7 @@ class PartRun(BaseTrackerRun):
             method(self._run)
 
 
-class MultiRun(ProviderRun):
+class MultiRun(RecordRun):
     """A run in several backends.
 
     Behind an accumulator each part has a queue, a thread and a backlog of its own. Bare, every call goes to one part
@@ -172,12 +172,13 @@ class MultiRun(ProviderRun):
         """Return the backends' runs by name."""
         return self._parts
 
+    @override
     def rewind(self, step: int) -> None:
-        """See `BaseTrackerRun`."""
         super().rewind(step)
         self._each(lambda part: part.rewind(step))
 
-    def _write(self, record: Record) -> None:
+    @override
+    def write_record(self, record: Record) -> None:
         def write(part: PartRun) -> None:
             part.set_step(record.step)
             if isinstance(record.value, Histogram):
@@ -187,10 +188,12 @@ class MultiRun(ProviderRun):
 
         self._each(write)
 
-    def _sync(self) -> None:
+    @override
+    def sync(self) -> None:
         self._each(lambda part: part.flush())
 
-    def _release(self) -> None:
+    @override
+    def release(self) -> None:
         """Close every part in a thread of its own, so that one that hangs keeps no other open."""
         errors: list[Exception] = []
 
@@ -220,7 +223,7 @@ class MultiRun(ProviderRun):
             raise errors[0]
 
 
-class MultiTracker(ProviderTracker[MultiConfig]):
+class MultiTracker(RecordTracker[MultiConfig]):
     """Opens a run in each of several backends; its state carries the identity of every one.
 
     A backend that is down when the run is opened is tried again with every window, which is kept on disk meanwhile.
@@ -270,7 +273,8 @@ class MultiTracker(ProviderTracker[MultiConfig]):
                 tracker.load_state_dict(before["trackers"][name])
             raise
 
-    def _open_run(self, properties: RunConfig, run_id: str | None) -> MultiRun:
+    @override
+    def open_run(self, properties: RunConfig, run_id: str | None) -> MultiRun:
         parts = {name: PartRun(name, tracker, properties) for name, tracker in self._trackers.items()}
         run = MultiRun(run_id or secrets.token_hex(8), parts)
         deadline = time.monotonic() + _OPEN_TIMEOUT

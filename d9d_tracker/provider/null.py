@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
+from typing_extensions import override
 
+from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.record import Histogram, Record
-
-from .base import ProviderRun, ProviderTracker
 
 
 class NullTrackerConfig(TrackerConfig):
@@ -23,7 +23,7 @@ class NullTrackerConfig(TrackerConfig):
     provider: Literal["null"] = "null"
 
 
-class NullRun(ProviderRun):
+class NullRun(RecordRun):
     """A run that checks names and steps and drops the values unread, so that none is waited for."""
 
     def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
@@ -42,12 +42,14 @@ class NullRun(ProviderRun):
         """Drop finished points."""
         collections.deque(records, maxlen=0)
 
-    def _write(self, record: Record) -> None:
+    @override
+    def write_record(self, record: Record) -> None:
         pass
 
 
-class NullTracker(ProviderTracker[NullTrackerConfig]):
+class NullTracker(RecordTracker[NullTrackerConfig]):
     """Opens runs that drop everything."""
 
-    def _open_run(self, properties: RunConfig, run_id: str | None) -> NullRun:
+    @override
+    def open_run(self, properties: RunConfig, run_id: str | None) -> NullRun:
         return NullRun(run_id or "null")

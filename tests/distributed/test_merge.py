@@ -8,8 +8,8 @@ import pytest
 from windows import same, window_of
 
 from d9d_tracker import IntegerBinning
-from d9d_tracker.accumulator.distributed.merge import contradictions, empty_window, merge_windows
 from d9d_tracker.accumulator.finish import records
+from d9d_tracker.accumulator.host_window import contradictions, empty_window, merge_windows
 from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries
 from d9d_tracker_kernels import CALLS, LAST_STEP
 

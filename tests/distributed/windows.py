@@ -5,8 +5,8 @@ import torch
 
 from d9d_tracker import ExponentialBinning
 from d9d_tracker.accumulator.buffers import Buffers
+from d9d_tracker.accumulator.host_window import HostWindow
 from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries
-from d9d_tracker.accumulator.window import HostWindow
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker_kernels import histogram_
 

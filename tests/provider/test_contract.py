@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from d9d_tracker.backend import RecordRun
 from d9d_tracker.base import BaseTracker, RunConfig
-from d9d_tracker.provider.base import ProviderRun
 from d9d_tracker.provider.console import ConsoleTracker, ConsoleTrackerConfig
 from d9d_tracker.provider.null import NullTracker, NullTrackerConfig
 from d9d_tracker.record import Histogram, Record
@@ -288,7 +288,7 @@ def test_a_closed_run_refuses_values(tracker: BaseTracker[Any]) -> None:
     with pytest.raises(ValueError, match=r"7.*closed"):
         run.set_step(7)
     run.flush()
-    assert isinstance(run, ProviderRun)
+    assert isinstance(run, RecordRun)
     run.close()
 
 

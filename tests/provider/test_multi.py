@@ -176,9 +176,9 @@ def test_what_one_refuses_the_others_get(
         refused.wait(5)
         write(run, record)
 
-    write = JsonlRun._write
+    write = JsonlRun.write_record
     monkeypatch.setattr(RecordingRun, "scalar", picky)
-    monkeypatch.setattr(JsonlRun, "_write", late)
+    monkeypatch.setattr(JsonlRun, "write_record", late)
     tracker = make(tmp_path)
     with tracker.open(RunConfig(name="picky")) as run:
         log(run, range(10))

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from d9d_tracker.accumulator.host_window import HostWindow
 from d9d_tracker.accumulator.registry import HistogramSeries, Reduction, ScalarSeries
 from d9d_tracker.accumulator.scalars import LANES
-from d9d_tracker.accumulator.window import HostWindow
 from d9d_tracker.config import Binning
 from d9d_tracker_kernels import CELLS, HEADER, MOMENTS
 

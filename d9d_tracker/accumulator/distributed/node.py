@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from d9d_tracker.accumulator.host_window import HostWindow, contradictions
 from d9d_tracker.accumulator.registry import label
-from d9d_tracker.accumulator.window import HostWindow
 
 from . import tree
 from .link import FrameReader, FrameSender, LinkLostError
-from .merge import contradictions
 from .message import Packer, Unpacker
 from .part import BEGINNING, END, Part, Point
 from .rank_set import RankSet, members, rank_set, spell, union

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from d9d_tracker.accumulator.host_window import HostWindow, empty_window, merge_windows, union_of_series
 from d9d_tracker.accumulator.scalars import COUNT
-from d9d_tracker.accumulator.window import HostWindow
 from d9d_tracker_kernels import CALLS, LAST_STEP
 
-from .merge import empty_window, merge_windows, union_of_series
 from .rank_set import RankSet, union
 
 # A point in time: a step, and whether the step has ended or values may still follow for it.

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from d9d_tracker.accumulator.host_window import HostWindow, contradictions, empty_window, merge_windows
 from d9d_tracker.accumulator.scalars import LANES
 from d9d_tracker.accumulator.state import Table, histogram_series, scalar_series
-from d9d_tracker.accumulator.window import HostWindow
-
-from .merge import contradictions, empty_window, merge_windows
 
 logger = logging.getLogger("d9d_tracker")
 

@@ -14,9 +14,10 @@ from aim.sdk.configs import get_aim_repo_name
 from aim.sdk.repo_utils import get_repo
 from aim.sdk.utils import clean_repo_path
 from aimrocks.errors import RocksIOError
+from typing_extensions import override
 
+from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
-from d9d_tracker.provider.base import ProviderRun, ProviderTracker
 from d9d_tracker.provider.hparams import plain_hparams
 from d9d_tracker.provider.lock import hold, let_go
 from d9d_tracker.provider.rebin import rebin
@@ -54,7 +55,7 @@ def _get_repo(path: str) -> Any:
     return get_repo(path)
 
 
-class AimRun(ProviderRun):
+class AimRun(RecordRun):
     """An open run of an Aim repository.
 
     Logging the same series and step again overwrites the point. A histogram is stored as 64 equal bins between its
@@ -77,7 +78,8 @@ class AimRun(ProviderRun):
         self._open_again = open_again
         self._torn = False
 
-    def _write(self, record: Record) -> None:
+    @override
+    def write_record(self, record: Record) -> None:
         if not isinstance(record.value, Histogram):
             self._track(record.value, record.name, record)
             return
@@ -123,9 +125,10 @@ class AimRun(ProviderRun):
             )
             return
         rewind(self._run, step)
-        self._sync()
+        self.sync()
 
-    def _sync(self) -> None:
+    @override
+    def sync(self) -> None:
         repo: Any = self._run.repo
         if repo.is_remote_repo:
             repo._client.get_queue().wait_for_finish()
@@ -134,12 +137,13 @@ class AimRun(ProviderRun):
         for container in ("meta", "seqs"):
             repo.request_container(container, self.id, read_only=False).db.flush_wal(True)
 
-    def _release(self) -> None:
+    @override
+    def release(self) -> None:
         repo: Any = self._run.repo
         try:
             if not repo.is_remote_repo:
                 check_room(Path(repo.path))
-            self._sync()
+            self.sync()
         except OSError:
             abandon(self._run)
             raise
@@ -153,7 +157,7 @@ class AimRun(ProviderRun):
                 let_go(self._lock)
 
 
-class AimTracker(ProviderTracker[AimConfig]):
+class AimTracker(RecordTracker[AimConfig]):
     """Opens runs in an Aim repository and re-attaches to them by their hash.
 
     Two writers of one run at once are refused. A run whose writer was killed can be re-attached to at once; Aim's web
@@ -161,7 +165,8 @@ class AimTracker(ProviderTracker[AimConfig]):
     repository is started anew under another hash, with a warning.
     """
 
-    def _open_run(self, properties: RunConfig, run_id: str | None) -> AimRun:
+    @override
+    def open_run(self, properties: RunConfig, run_id: str | None) -> AimRun:
         repo = _get_repo(self._config.repo)
         # Aim remembers the list of runs for half a second, in which the run may have been born.
         repo._all_run_hashes.cache_clear()

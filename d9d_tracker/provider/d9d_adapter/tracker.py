@@ -8,9 +8,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 from pydantic import TypeAdapter
+from typing_extensions import override
 
+from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
-from d9d_tracker.provider.base import ProviderRun, ProviderTracker
 from d9d_tracker.record import Histogram, Record
 
 from .config import D9dConfig
@@ -19,7 +20,7 @@ _MOST_BINS = 2048
 d9d: Any = import_module("d9d.tracker")  # by name, because type checkers run where it is not installed
 
 
-class D9dRun(ProviderRun):
+class D9dRun(RecordRun):
     """A run of d9d, open for writing.
 
     A histogram of d9d is counts over the bins 0 to 1, 1 to 2 and so on. One with such edges, as the integer binning
@@ -36,7 +37,8 @@ class D9dRun(ProviderRun):
         self._d9d_context = context
         self._run = context.__enter__()
 
-    def _write(self, record: Record) -> None:
+    @override
+    def write_record(self, record: Record) -> None:
         if not isinstance(record.value, Histogram):
             self._send(record, record.name, d9d.Scalar(value=record.value))
             return
@@ -49,12 +51,13 @@ class D9dRun(ProviderRun):
     def _send(self, record: Record, name: str, value: Any) -> None:
         self._run.write(d9d.TrackerPoint(name=name, step=record.step, context=dict(record.context)), value)
 
-    def _release(self) -> None:
+    @override
+    def release(self) -> None:
         error = self._error
         self._d9d_context.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
 
-class D9dTracker(ProviderTracker[D9dConfig]):
+class D9dTracker(RecordTracker[D9dConfig]):
     """Opens runs of a tracker of d9d, and re-attaches to them as that tracker does.
 
     Args:
@@ -93,7 +96,8 @@ class D9dTracker(ProviderTracker[D9dConfig]):
         super().load_state_dict(state_dict)
         self._tracker.load_state_dict(state_dict["d9d"])
 
-    def _open_run(self, properties: RunConfig, run_id: str | None) -> D9dRun:
+    @override
+    def open_run(self, properties: RunConfig, run_id: str | None) -> D9dRun:
         context = self._tracker.open(d9d.RunConfig(**properties.model_dump()))
         return D9dRun(run_id or secrets.token_hex(8), context)
 

@@ -16,9 +16,10 @@ from mlflow.utils.validation import (
     MAX_PARAM_VAL_LENGTH,
     MAX_TAG_VAL_LENGTH,
 )
+from typing_extensions import override
 
+from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
-from d9d_tracker.provider.base import ProviderRun, ProviderTracker
 from d9d_tracker.provider.hparams import flat_hparams, plain_hparams
 from d9d_tracker.provider.lock import let_go, lock_on_this_machine
 from d9d_tracker.provider.names import encodable, flat_name
@@ -31,7 +32,7 @@ _LOGGER = logging.getLogger("d9d_tracker")
 _PARAMS_PER_BATCH = 20  # of 6000 escaped characters each, in a request of a megabyte at most
 
 
-class MLflowRun(ProviderRun):
+class MLflowRun(RecordRun):
     """An open run of MLflow.
 
     A series' key is its name followed by its context, as ``loss/rank:0/stage:train``; characters that MLflow refuses
@@ -69,7 +70,8 @@ class MLflowRun(ProviderRun):
         self._last = {}
         self._rewound = step
 
-    def _write(self, record: Record) -> None:
+    @override
+    def write_record(self, record: Record) -> None:
         value = record.value
         if isinstance(value, Histogram):
             for kind, number in value.summary().items():
@@ -94,7 +96,8 @@ class MLflowRun(ProviderRun):
             )
         self._pending[key, record.step] = Metric(key, value, round(time.time() * 1000), record.step)
 
-    def _sync(self) -> None:
+    @override
+    def sync(self) -> None:
         if self._rewound is not None:
             self._leave_out_what_is_kept(self._rewound)
         waiting = list(self._pending.items())
@@ -113,9 +116,10 @@ class MLflowRun(ProviderRun):
             if step in self._kept[key]:
                 del self._pending[key, step]
 
-    def _release(self) -> None:
+    @override
+    def release(self) -> None:
         try:
-            self._sync()
+            self.sync()
             status = "FINISHED"
             if self._error is not None:
                 status = "FAILED" if isinstance(self._error, Exception) else "KILLED"
@@ -124,7 +128,7 @@ class MLflowRun(ProviderRun):
             let_go(self._lock)
 
 
-class MLflowTracker(ProviderTracker[MLflowConfig]):
+class MLflowTracker(RecordTracker[MLflowConfig]):
     """Opens runs of an MLflow experiment, and re-attaches to them by their id, when they are marked as running again.
 
     A run that is gone is started anew under another id, with a warning. Two writers of one run on one machine are
@@ -132,7 +136,8 @@ class MLflowTracker(ProviderTracker[MLflowConfig]):
     runs elsewhere, is worth a warning.
     """
 
-    def _open_run(self, properties: RunConfig, run_id: str | None) -> MLflowRun:
+    @override
+    def open_run(self, properties: RunConfig, run_id: str | None) -> MLflowRun:
         client = MlflowClient(tracking_uri=self._config.tracking_uri)
         if run_id is not None:
             run_id = self._found(client, run_id)

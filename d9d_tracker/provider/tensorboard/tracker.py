@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
+from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
-from d9d_tracker.provider.base import ProviderRun, ProviderTracker
 from d9d_tracker.provider.files import append, sync_folder
 from d9d_tracker.provider.lock import hold, let_go
 from d9d_tracker.provider.names import encodable, flat_name
@@ -23,7 +25,7 @@ from .config import TensorBoardConfig
 _LOGGER = logging.getLogger("d9d_tracker")
 
 
-class TensorBoardRun(ProviderRun):
+class TensorBoardRun(RecordRun):
     """A run that is a folder of event files, one for every time it was opened.
 
     A series' tag is its name followed by its context, as ``loss/rank=0/stage=train``. Numbers are float32, all that
@@ -60,7 +62,7 @@ class TensorBoardRun(ProviderRun):
             self._path = _next_file(folder)
             if is_new:
                 self._pending[0] = dict(self._properties)
-                self._sync()
+                self.sync()
         except BaseException:
             self._let_go()
             raise
@@ -77,9 +79,10 @@ class TensorBoardRun(ProviderRun):
         if step <= 0:
             self._pending[0] = dict(self._properties)
         self._purge_from = step
-        self._sync()
+        self.sync()
 
-    def _write(self, record: Record) -> None:
+    @override
+    def write_record(self, record: Record) -> None:
         if not isinstance(record.value, Histogram):
             self._put(record, record.name, record.value)
             return
@@ -93,7 +96,8 @@ class TensorBoardRun(ProviderRun):
         tag = flat_name(name, record.context)
         self._pending.setdefault(record.step, {})[tag] = events.point(tag, value)
 
-    def _sync(self) -> None:
+    @override
+    def sync(self) -> None:
         for step, values in self._written.items():
             if self._pending.get(step, {}).keys() & values.keys():
                 self._pending[step] = {**values, **self._pending[step]}
@@ -139,9 +143,10 @@ class TensorBoardRun(ProviderRun):
         self._file, self._size = file, len(content)
         return file
 
-    def _release(self) -> None:
+    @override
+    def release(self) -> None:
         try:
-            self._sync()
+            self.sync()
         finally:
             self._let_go()
 
@@ -151,13 +156,14 @@ class TensorBoardRun(ProviderRun):
         let_go(self._lock)
 
 
-class TensorBoardTracker(ProviderTracker[TensorBoardConfig]):
+class TensorBoardTracker(RecordTracker[TensorBoardConfig]):
     """Opens runs that are one folder of event files each.
 
     Re-attaching to a run whose folder is gone starts it anew under the same id and logs a warning.
     """
 
-    def _open_run(self, properties: RunConfig, run_id: str | None) -> TensorBoardRun:
+    @override
+    def open_run(self, properties: RunConfig, run_id: str | None) -> TensorBoardRun:
         title = re.sub(r"[^\w.-]+", "-", encodable(properties.name)).strip(".-")[:64]
         new_id = f"{title}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}".lstrip("-")
         folder = self._config.log_dir.absolute() / (run_id or new_id)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+from typing_extensions import override
 
+from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
-from d9d_tracker.provider.base import ProviderRun, ProviderTracker
 from d9d_tracker.provider.hparams import plain_hparams
 from d9d_tracker.provider.lock import let_go, lock_on_this_machine
 from d9d_tracker.provider.names import encodable, flat_name
@@ -28,7 +29,7 @@ _WRITE_TIMEOUT = 20.0
 _FINISH_TIMEOUT = 60.0
 
 
-class WandbRun(ProviderRun):
+class WandbRun(RecordRun):
     """An open run of Weights & Biases.
 
     A series' key is its name followed by its context, as ``loss/rank=0/stage=train``; a step is one row. A histogram
@@ -77,7 +78,8 @@ class WandbRun(ProviderRun):
                 self._stored,
             )
 
-    def _write(self, record: Record) -> None:
+    @override
+    def write_record(self, record: Record) -> None:
         if record.step <= self._stored:
             if record.step < self._first:
                 return
@@ -95,7 +97,8 @@ class WandbRun(ProviderRun):
             if count:
                 row[flat_name(f"{record.name}/{kind}", record.context)] = count
 
-    def _sync(self) -> None:
+    @override
+    def sync(self) -> None:
         for step in list(self._rows):
             self._run.log(self._rows[step], step=step, commit=True)
             self._stored = self._unconfirmed = step
@@ -117,9 +120,10 @@ class WandbRun(ProviderRun):
         self._log.sync()
         self._unconfirmed = None
 
-    def _release(self) -> None:
+    @override
+    def release(self) -> None:
         try:
-            self._sync()
+            self.sync()
         finally:
             try:
                 self._run.finish(exit_code=0 if self._error is None else 1)
@@ -127,14 +131,15 @@ class WandbRun(ProviderRun):
                 let_go(self._lock)
 
 
-class WandbTracker(ProviderTracker[WandbConfig]):
+class WandbTracker(RecordTracker[WandbConfig]):
     """Opens runs of Weights & Biases, and re-attaches to them by their id.
 
     Offline, every life of a run has a folder of its own with the same id, which ``wandb sync`` uploads into one run in
     the order of their start. Two writers of one run on one machine are refused.
     """
 
-    def _open_run(self, properties: RunConfig, run_id: str | None) -> WandbRun:
+    @override
+    def open_run(self, properties: RunConfig, run_id: str | None) -> WandbRun:
         config = self._config
         offline = config.mode == "offline"
         folder = Path(config.dir or os.environ.get("WANDB_DIR") or ".").absolute()

@@ -58,8 +58,8 @@ def as_float(name: str, value: float | torch.Tensor) -> float:
         raise ValueError(f"scalar {name!r} got an integer outside the range of float64: scale it") from None
 
 
-class ProviderRun(BaseTrackerRun):
-    """An open run that hands every value to ``_write`` as a ``Record``.
+class RecordRun(BaseTrackerRun):
+    """An open run that hands every value to ``write_record`` as a ``Record``.
 
     Not thread safe: one thread logs at a time, but not always the one that opened the run. A process forked while the
     run is open has no part in it: there it is closed. Values logged before the
@@ -82,15 +82,15 @@ class ProviderRun(BaseTrackerRun):
         self._process = os.getpid()
 
     @abstractmethod
-    def _write(self, record: Record) -> None:
+    def write_record(self, record: Record) -> None:
         """Take one record; it need not be durable before ``flush``."""
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
         """Make everything written so far durable. Does nothing by default."""
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Make everything durable and let go of what the run holds. Called once. Only syncs by default."""
-        self._sync()
+        self.sync()
 
     def flush(self) -> None:
         """Block until everything logged so far is durable in the backend; closing the run did so before it let go.
@@ -99,7 +99,7 @@ class ProviderRun(BaseTrackerRun):
             OSError: If the backend cannot store it. What a failed flush leaves behind, the backend's run documents.
         """
         if self._is_open():
-            self._sync()
+            self.sync()
 
     def close(self, error: BaseException | None = None) -> None:
         """Close the run; what is logged afterwards is refused. Closing again does nothing.
@@ -109,7 +109,7 @@ class ProviderRun(BaseTrackerRun):
         """
         if self._is_open():
             self._closed, self._error = True, error
-            self._release()
+            self.release()
 
     def set_step(self, step: int) -> None:
         """Set the step that the following values belong to.
@@ -166,7 +166,7 @@ class ProviderRun(BaseTrackerRun):
             TypeError: If the value is no real number.
             ValueError: If the value has several elements, the name is empty or the run is closed.
         """
-        self._write(self._record(name, as_float(name, value), context))
+        self.write_record(self._record(name, as_float(name, value), context))
 
     def bins(self, name: str, values: torch.Tensor, context: dict[str, str] | None = None) -> None:
         """Log the distribution of a population, binned at once where it lies.
@@ -200,7 +200,7 @@ class ProviderRun(BaseTrackerRun):
         Raises:
             ValueError: If the name is empty or the run is closed.
         """
-        self._write(self._record(name, histogram, context))
+        self.write_record(self._record(name, histogram, context))
 
     def write(self, records: Iterable[Record]) -> None:
         """Log finished points.
@@ -221,7 +221,7 @@ class ProviderRun(BaseTrackerRun):
                 step = record.step
             if not record.name:
                 self._check_open(record.name)
-            self._write(record)
+            self.write_record(record)
 
     def _record(self, name: str, value: float | Histogram, context: dict[str, str] | None) -> Record:
         self._check_open(name)
@@ -241,7 +241,7 @@ class ProviderRun(BaseTrackerRun):
             )
 
 
-class ProviderTracker(BaseTracker[TConfig]):
+class RecordTracker(BaseTracker[TConfig]):
     """A tracker whose ``open`` closes its run on every way out.
 
     ``open`` starts a new run each time, except that the first ``open`` after ``load_state_dict`` re-attaches to the
@@ -280,7 +280,7 @@ class ProviderTracker(BaseTracker[TConfig]):
         self.run_id = self.resume_id = run_id
 
     @contextmanager
-    def open(self, properties: RunConfig) -> Iterator[ProviderRun]:
+    def open(self, properties: RunConfig) -> Iterator[RecordRun]:
         """Open a run, or re-attach to the one named by the loaded state; close it on leaving.
 
         An exception that leaves the block is the one that surfaces, also when closing the run fails as well: that
@@ -292,7 +292,7 @@ class ProviderTracker(BaseTracker[TConfig]):
         Yields:
             The open run.
         """
-        run = self._open_run(properties, self.resume_id)
+        run = self.open_run(properties, self.resume_id)
         self.run_id, self.resume_id = run.id, None
         try:
             yield run
@@ -306,5 +306,5 @@ class ProviderTracker(BaseTracker[TConfig]):
             run.close()
 
     @abstractmethod
-    def _open_run(self, properties: RunConfig, run_id: str | None) -> ProviderRun:
+    def open_run(self, properties: RunConfig, run_id: str | None) -> RecordRun:
         """Start a run, or re-attach to the one of that id."""

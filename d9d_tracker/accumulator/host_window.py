@@ -1,0 +1,239 @@
+"""The states of a window on the host, and how states merge: of later steps, of other ranks, of an unfinished step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from d9d_tracker_kernels import CALLS, CELLS, HEADER, LAST_STEP, MOMENTS
+from d9d_tracker_kernels import MAX as LARGEST
+from d9d_tracker_kernels import MIN as SMALLEST
+
+from .registry import AnySeries, HistogramSeries, ScalarSeries, label
+from .scalars import COUNT, LANES, MAX, NEGATED_MIN, merge_lanes
+
+_COLUMNS = HEADER + CELLS
+
+
+@dataclass
+class HostWindow:
+    """The states of a window, on the host.
+
+    Attributes:
+        index: How many windows of the run came before.
+        steps: The step of each row.
+        lanes: Scalar states, float64 of shape ``[rows, LANES, scalars]``.
+        counts: Histogram headers and cells, int64 of shape ``[histograms, HEADER + CELLS]``.
+        moments: Histogram moments, float64 of shape ``[histograms, 4]``.
+        scalars: The scalar series, in the order of the slots.
+        histograms: The histogram series, in the order of the slots.
+    """
+
+    index: int
+    steps: list[int]
+    lanes: np.ndarray
+    counts: np.ndarray
+    moments: np.ndarray
+    scalars: list[ScalarSeries]
+    histograms: list[HistogramSeries]
+
+
+@dataclass
+class Tail:
+    """What was written for a step that has not ended, because ``flush`` was called in its middle.
+
+    A value logged for that step later must merge with what was written, not stand beside it.
+
+    Attributes:
+        step: The step.
+        lanes: Lanes of each scalar series that was written, float64 of shape ``[LANES]``.
+        counts: Header and cells of each histogram series that was written, int64 of shape ``[HEADER + CELLS]``.
+        moments: Moments of each histogram series that was written, float64 of shape ``[4]``.
+    """
+
+    step: int
+    lanes: dict[ScalarSeries, np.ndarray] = field(default_factory=dict)
+    counts: dict[HistogramSeries, np.ndarray] = field(default_factory=dict)
+    moments: dict[HistogramSeries, np.ndarray] = field(default_factory=dict)
+
+    def merge_into(self, window: HostWindow) -> None:
+        """Merge what was written into the points of the same step of a later window, in place.
+
+        Args:
+            window: The window that follows.
+        """
+        for row, step in enumerate(window.steps):
+            for slot, series in enumerate(window.scalars if step == self.step else ()):
+                if series in self.lanes and window.lanes[row, COUNT, slot] > 0:
+                    older, newer = self.lanes[series][:, None], window.lanes[row, :, slot, None]
+                    window.lanes[row, :, slot] = merge_lanes(older, newer)[:, 0]
+        for slot, series in enumerate(window.histograms):
+            counts = window.counts[slot]
+            if series in self.counts and counts[CALLS] > 0 and counts[LAST_STEP] == self.step:
+                counts += self.counts[series]
+                counts[LAST_STEP] = self.step
+                window.moments[slot] = merge_moments(self.moments[series], window.moments[slot])
+
+    def as_window(self, index: int) -> HostWindow:
+        """Return what was written as a window of its own, to write it again.
+
+        Args:
+            index: Index of that window.
+        """
+        lanes, histograms = list(self.lanes.values()), list(self.counts)
+        return HostWindow(
+            index=index,
+            steps=[self.step],
+            lanes=np.array(lanes).reshape(1, len(lanes), LANES).transpose(0, 2, 1),
+            counts=np.array(list(self.counts.values()), dtype=np.int64).reshape(len(histograms), _COLUMNS),
+            moments=np.array([self.moments[series] for series in histograms]).reshape(len(histograms), MOMENTS),
+            scalars=list(self.lanes),
+            histograms=histograms,
+        )
+
+    @classmethod
+    def of(cls, window: HostWindow, before: "Tail | None") -> "Tail":
+        """Collect what a window has written for its last step.
+
+        Args:
+            window: The window, with ``before`` merged in.
+            before: What earlier windows have written for the same step, if any.
+        """
+        tail = cls(window.steps[-1])
+        if before is not None and before.step == tail.step:
+            tail.lanes, tail.counts, tail.moments = dict(before.lanes), dict(before.counts), dict(before.moments)
+        for slot in np.flatnonzero(window.lanes[-1, COUNT] > 0):
+            tail.lanes[window.scalars[slot]] = window.lanes[-1, :, slot].copy()
+        for slot in np.flatnonzero((window.counts[:, CALLS] > 0) & (window.counts[:, LAST_STEP] == tail.step)):
+            tail.counts[window.histograms[slot]] = window.counts[slot].copy()
+            tail.moments[window.histograms[slot]] = window.moments[slot].copy()
+        return tail
+
+
+def merge_moments(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
+    """Merge histogram moments.
+
+    Args:
+        older: Sum, sum of squares, minimum and maximum, float64 of shape ``[..., 4]``.
+        newer: The same of further values, of the same shape.
+
+    Returns:
+        The moments of all the values, of the same shape.
+    """
+    merged = older + newer
+    merged[..., SMALLEST] = np.minimum(older[..., SMALLEST], newer[..., SMALLEST])
+    merged[..., LARGEST] = np.maximum(older[..., LARGEST], newer[..., LARGEST])
+    return merged
+
+
+def merge_windows(older: HostWindow, newer: HostWindow) -> HostWindow:
+    """Merge the windows of two groups of ranks: rows by step, series by name and context.
+
+    Sums, weights and counts add up in float64, extremes take the larger or smaller (NaN runs through), last is the
+    value of ``newer`` where it has one, histograms add up in int64. A series or a step that one side lacks contributes
+    nothing. A series whose reduction or binning differs keeps the values of ``older`` alone: see ``contradictions``.
+
+    Args:
+        older: Window of the lower ranks.
+        newer: Window of the higher ranks.
+
+    Returns:
+        The window that all their values would have given, with the index of ``older``. It may share arrays with it.
+    """
+    if not newer.steps and not newer.histograms:
+        return older
+    steps = older.steps if older.steps == newer.steps else sorted({*older.steps, *newer.steps})
+    scalars = union_of_series(older.scalars, newer.scalars)
+    histograms = union_of_series(older.histograms, newer.histograms)
+    older, newer = _arranged(older, steps, scalars, histograms), _arranged(newer, steps, scalars, histograms)
+    lanes = merge_lanes(np.moveaxis(older.lanes, 1, 0), np.moveaxis(newer.lanes, 1, 0))
+    counts = older.counts + newer.counts
+    counts[:, LAST_STEP] = np.maximum(older.counts[:, LAST_STEP], newer.counts[:, LAST_STEP])
+    return HostWindow(
+        index=older.index,
+        steps=steps,
+        lanes=np.ascontiguousarray(np.moveaxis(lanes, 0, 1)),
+        counts=counts,
+        moments=merge_moments(older.moments, newer.moments),
+        scalars=scalars,
+        histograms=histograms,
+    )
+
+
+def empty_window(
+    index: int, steps: list[int], scalars: list[ScalarSeries], histograms: list[HistogramSeries]
+) -> HostWindow:
+    """Return a window in which nothing was logged: the identity of ``merge_windows``."""
+    lanes = np.zeros((len(steps), LANES, len(scalars)))
+    lanes[:, MAX : NEGATED_MIN + 1] = -math.inf
+    moments = np.zeros((len(histograms), MOMENTS))
+    moments[:, SMALLEST], moments[:, LARGEST] = math.inf, -math.inf
+    return HostWindow(
+        index=index,
+        steps=steps,
+        lanes=lanes,
+        counts=np.zeros((len(histograms), HEADER + CELLS), dtype=np.int64),
+        moments=moments,
+        scalars=scalars,
+        histograms=histograms,
+    )
+
+
+def union_of_series(older: list[AnySeries], newer: list[AnySeries]) -> list[AnySeries]:
+    """Return the series of both sides by name and context: those of ``older`` first, and the same list if they agree.
+
+    Args:
+        older: Series of one side; its definition holds where the sides differ.
+        newer: Series of the other side.
+    """
+    if older == newer:
+        return older
+    known = {(series.name, series.context) for series in older}
+    return [*older, *(series for series in newer if (series.name, series.context) not in known)]
+
+
+def contradictions(older: Sequence[AnySeries], newer: Sequence[AnySeries]) -> list[str]:
+    """Return, in words, the series whose reduction or binning differs between two sides.
+
+    Args:
+        older: Series of one side.
+        newer: Series of the other side.
+    """
+    if older == newer:
+        return []
+    known = {(series.name, series.context): series for series in older}
+    pairs = [(known.get((series.name, series.context), series), series) for series in newer]
+    return [
+        f"{label(one.name, one.context)} is logged with {one.describe()} on some ranks and with {other.describe()} on "
+        "others, whose values are left out; log it alike on all ranks"
+        for one, other in pairs
+        if one != other
+    ]
+
+
+def _arranged(
+    window: HostWindow, steps: list[int], scalars: list[ScalarSeries], histograms: list[HistogramSeries]
+) -> HostWindow:
+    if (window.steps, window.scalars, window.histograms) == (steps, scalars, histograms):
+        return window
+    wide = empty_window(window.index, steps, scalars, histograms)
+    row_of = {step: row for row, step in enumerate(steps)}
+    rows = [row_of[step] for step in window.steps]
+    slots, sources = _slots(window.scalars, scalars)
+    wide.lanes[np.ix_(rows, range(LANES), slots)] = window.lanes[:, :, sources]
+    slots, sources = _slots(window.histograms, histograms)
+    wide.counts[slots], wide.moments[slots] = window.counts[sources], window.moments[sources]
+    return wide
+
+
+def _slots(own: Sequence[AnySeries], wide: Sequence[AnySeries]) -> tuple[list[int], list[int]]:
+    """Return where the own series are in the union, and which of them: not those whose definition differs there."""
+    slot_of = {(series.name, series.context): slot for slot, series in enumerate(wide)}
+    slots, sources = [], []
+    for source, series in enumerate(own):
+        slot = slot_of[series.name, series.context]
+        if wide[slot] == series:
+            slots.append(slot)
+            sources.append(source)
+    return slots, sources
