@@ -9,8 +9,8 @@ about 13.4 bytes a clock at 3.0 TB/s and 1.7 GHz: below 13 instructions an eleme
 import torch
 import triton
 
+from bench.machine_code import CUOBJDUMP, compile_kernel, inner_loop
 from d9d_tracker_kernels import launch
-from d9d_tracker_kernels.machine_code import CUOBJDUMP, compile_kernel, inner_loop
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

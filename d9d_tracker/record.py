@@ -11,14 +11,11 @@ import torch
 from d9d_tracker_kernels import (
     EXPONENTIAL,
     HEADER,
-    MAX,
-    MIN,
     NAN,
     NEGINF,
     POSINF,
-    SUM,
-    SUM_SQUARES,
     ZEROS,
+    Moment,
     allocate,
     cell_edges,
     check_values,
@@ -134,7 +131,7 @@ class Histogram:
         kind, bins, low, high = binning.parameters()
         edges = np.asarray(cell_edges(kind, bins, low, high))
         cells, under, over = (np.asarray(part) for part in sorted_cells(counts[HEADER:], kind, bins))
-        minimum, maximum = float(moments[MIN]), float(moments[MAX])
+        minimum, maximum = float(moments[Moment.MIN]), float(moments[Moment.MAX])
         if under:
             edges, cells = np.concatenate(([minimum], edges)), np.concatenate(([under], cells))
         if over:
@@ -153,8 +150,8 @@ class Histogram:
         return cls(
             edges=edges,
             counts=cells,
-            sum=float(moments[SUM]),
-            sum_squares=float(moments[SUM_SQUARES]),
+            sum=float(moments[Moment.SUM]),
+            sum_squares=float(moments[Moment.SUM_SQUARES]),
             min=minimum,
             max=maximum,
             zeros=int(counts[ZEROS]),

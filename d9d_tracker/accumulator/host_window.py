@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from d9d_tracker_kernels import CALLS, CELLS, HEADER, LAST_STEP, MOMENTS
-from d9d_tracker_kernels import MAX as LARGEST
-from d9d_tracker_kernels import MIN as SMALLEST
+from d9d_tracker_kernels import CALLS, CELLS, HEADER, LAST_STEP, MOMENTS, Moment
 
 from .registry import AnySeries, HistogramSeries, ScalarSeries, label
 from .scalars import COUNT, LANES, MAX, NEGATED_MIN, merge_lanes
@@ -122,8 +120,8 @@ def merge_moments(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
         The moments of all the values, of the same shape.
     """
     merged = older + newer
-    merged[..., SMALLEST] = np.minimum(older[..., SMALLEST], newer[..., SMALLEST])
-    merged[..., LARGEST] = np.maximum(older[..., LARGEST], newer[..., LARGEST])
+    merged[..., Moment.MIN] = np.minimum(older[..., Moment.MIN], newer[..., Moment.MIN])
+    merged[..., Moment.MAX] = np.maximum(older[..., Moment.MAX], newer[..., Moment.MAX])
     return merged
 
 
@@ -168,7 +166,7 @@ def empty_window(
     lanes = np.zeros((len(steps), LANES, len(scalars)))
     lanes[:, MAX : NEGATED_MIN + 1] = -math.inf
     moments = np.zeros((len(histograms), MOMENTS))
-    moments[:, SMALLEST], moments[:, LARGEST] = math.inf, -math.inf
+    moments[:, Moment.MIN], moments[:, Moment.MAX] = math.inf, -math.inf
     return HostWindow(
         index=index,
         steps=steps,

@@ -3,6 +3,7 @@
 Importing it registers the operators `d9d_tracker::histogram_` and `d9d_tracker::histogram_many_`.
 """
 
+from d9d_tracker_kernels.bank import HistogramState, allocate
 from d9d_tracker_kernels.binning import (
     CALLS,
     CELLS,
@@ -11,22 +12,18 @@ from d9d_tracker_kernels.binning import (
     INTEGER,
     LAST_STEP,
     LINEAR,
-    MAX,
-    MIN,
     MOMENTS,
     NAN,
     NEGINF,
     POSINF,
-    SUM,
-    SUM_SQUARES,
     ZEROS,
+    Moment,
     SortedCells,
     cell_edges,
     sorted_cells,
     validate,
 )
 from d9d_tracker_kernels.ops import SUPPORTED_DTYPES, check_values, dense_move, histogram_, histogram_many_
-from d9d_tracker_kernels.state import HistogramState, allocate
 
 __all__ = [
     "CALLS",
@@ -36,17 +33,14 @@ __all__ = [
     "INTEGER",
     "LAST_STEP",
     "LINEAR",
-    "MAX",
-    "MIN",
     "MOMENTS",
     "NAN",
     "NEGINF",
     "POSINF",
-    "SUM",
-    "SUM_SQUARES",
     "SUPPORTED_DTYPES",
     "ZEROS",
     "HistogramState",
+    "Moment",
     "SortedCells",
     "allocate",
     "cell_edges",

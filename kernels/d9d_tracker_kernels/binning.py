@@ -12,6 +12,7 @@ Three kinds of binning, given as plain numbers so that they fit into an operator
 """
 
 import math
+from enum import IntEnum
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -32,12 +33,17 @@ POSINF: Final = 4
 NEGINF: Final = 5
 CELLS: Final = 2048
 
-# One row of moments (float64), over the finite values.
-MOMENTS: Final = 4
-SUM: Final = 0
-SUM_SQUARES: Final = 1
-MIN: Final = 2
-MAX: Final = 3
+
+class Moment(IntEnum):
+    """The columns of one row of moments (float64), over the finite values."""
+
+    SUM = 0
+    SUM_SQUARES = 1
+    MIN = 2
+    MAX = 3
+
+
+MOMENTS: Final = len(Moment)
 
 _EXPONENTIAL_BINS: Final = (512, 1024, 2048)
 _FLOAT32_SMALLEST_NORMAL: Final = 2.0**-126

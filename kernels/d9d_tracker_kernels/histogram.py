@@ -36,10 +36,10 @@ NAN = tl.constexpr(binning.NAN)
 POSINF = tl.constexpr(binning.POSINF)
 NEGINF = tl.constexpr(binning.NEGINF)
 MOMENTS = tl.constexpr(binning.MOMENTS)
-SUM = tl.constexpr(binning.SUM)
-SUM_SQUARES = tl.constexpr(binning.SUM_SQUARES)
-MIN = tl.constexpr(binning.MIN)
-MAX = tl.constexpr(binning.MAX)
+SUM = tl.constexpr(int(binning.Moment.SUM))
+SUM_SQUARES = tl.constexpr(int(binning.Moment.SUM_SQUARES))
+MIN = tl.constexpr(int(binning.Moment.MIN))
+MAX = tl.constexpr(int(binning.Moment.MAX))
 
 # One row of the multi-tensor table, int64: which tensor, how many elements it has, which row of the bank it goes to,
 # which of its tiles this program takes, and which of how many segments that is.

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 
 from d9d_tracker_kernels import histogram
+from d9d_tracker_kernels.bank import PROGRAMS_PER_MULTIPROCESSOR
 from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, linear_edges, linear_width, mantissa_bits
 from d9d_tracker_kernels.reference import in_storage_order
-from d9d_tracker_kernels.state import PROGRAMS_PER_MULTIPROCESSOR
 
 # From 3.8 on, tl.histogram adds in shared memory. Before, NVIDIA GPUs count by inline PTX, see shared_atomics.py.
 IS_HISTOGRAM_FAST = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from histogram_checks import adversarial_values, assert_same_histograms
 
 from d9d_tracker_kernels import (
     CALLS,
@@ -23,7 +24,6 @@ from d9d_tracker_kernels import (
     histogram_many_,
     reference,
 )
-from d9d_tracker_kernels.testing import adversarial_values, assert_same_histograms
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from histogram_checks import adversarial_values, assert_same_histograms
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
@@ -30,7 +31,6 @@ from d9d_tracker_kernels import (
     launch,
     reference,
 )
-from d9d_tracker_kernels.testing import adversarial_values, assert_same_histograms
 
 # numpy, which interprets, warns of what kernels do on purpose: NaN in minima, squares beyond float32.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

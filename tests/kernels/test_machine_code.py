@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 
+from bench.machine_code import TARGETS, compile_kernel, inner_loop
 from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, histogram, launch
-from d9d_tracker_kernels.machine_code import TARGETS, compile_kernel, inner_loop
-from d9d_tracker_kernels.state import PROGRAMS_PER_MULTIPROCESSOR
+from d9d_tracker_kernels.bank import PROGRAMS_PER_MULTIPROCESSOR
 
 MOST_INSTRUCTIONS = 13
 NVIDIA = [target for target, gpu in TARGETS.items() if gpu.backend == "cuda"]

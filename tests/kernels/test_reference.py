@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from histogram_checks import adversarial_values
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
@@ -20,22 +21,18 @@ from d9d_tracker_kernels import (
     INTEGER,
     LAST_STEP,
     LINEAR,
-    MAX,
-    MIN,
     NAN,
     NEGINF,
     POSINF,
-    SUM,
-    SUM_SQUARES,
     SUPPORTED_DTYPES,
     ZEROS,
+    Moment,
     allocate,
     cell_edges,
     reference,
     sorted_cells,
     validate,
 )
-from d9d_tracker_kernels.testing import adversarial_values
 
 BINNINGS = {
     "512 exponential": (EXPONENTIAL, 512, 0.0, 0.0),
@@ -89,13 +86,14 @@ def test_counts_and_statistics_are_exact(dtype, binning):
         assert header[NAN] == sum(math.isnan(number) for number in numbers)
         assert header[POSINF] == numbers.count(math.inf)
         assert header[NEGINF] == numbers.count(-math.inf)
-        assert moments[MIN].item() == float(min(finite, default=math.inf))  # int64 beyond 2**53 is rounded to nearest
-        assert moments[MAX].item() == float(max(finite, default=-math.inf))
+        # int64 beyond 2**53 is rounded to nearest.
+        assert moments[Moment.MIN].item() == float(min(finite, default=math.inf))
+        assert moments[Moment.MAX].item() == float(max(finite, default=-math.inf))
         magnitude = float(sum(abs(Fraction(number)) for number in finite))
-        assert abs(moments[SUM].item() - float(sum(map(Fraction, finite)))) <= 1e-13 * magnitude, name
+        assert abs(moments[Moment.SUM].item() - float(sum(map(Fraction, finite)))) <= 1e-13 * magnitude, name
         if name != "outside float32":  # 1e300 squared leaves float64
             squares = float(sum(Fraction(number) ** 2 for number in finite))
-            assert moments[SUM_SQUARES].item() == pytest.approx(squares, rel=1e-13), name
+            assert moments[Moment.SUM_SQUARES].item() == pytest.approx(squares, rel=1e-13), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -211,7 +209,7 @@ def test_many_chunks_add_up():
     state = count(values, BINNINGS["dyadic"])
     finite = values[values.isfinite()].double()
     assert reported_cells(state, BINNINGS["dyadic"])[1:-1] == torch.histc(finite, 64, -4, 4).tolist()
-    assert state.moments[0, MAX] == finite.max()
+    assert state.moments[0, Moment.MAX] == finite.max()
     assert state.counts[0, NAN] == 1
 
 

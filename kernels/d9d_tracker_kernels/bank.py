@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from d9d_tracker_kernels.binning import CELLS, HEADER, MAX, MIN, MOMENTS
+from d9d_tracker_kernels.binning import CELLS, HEADER, MOMENTS, Moment
 
 # A GPU program (thread block) leaves sum, sum of squares, min and max in a place of its own.
 PARTIAL_WIDTH = 4
@@ -19,7 +19,7 @@ class HistogramState:
 
     Attributes:
         counts: int64 [rows, HEADER + CELLS], see the column names in `binning`.
-        moments: float64 [rows, MOMENTS]: SUM, SUM_SQUARES, MIN and MAX of the finite values.
+        moments: float64 [rows, MOMENTS], see `binning.Moment`.
         partials: float64 [rows, 1 + programs, PARTIAL_WIDTH], the kernels' scratch. The first place of a row is its
             ticket counter, zero between launches; [rows, 0, PARTIAL_WIDTH] on the CPU, where nothing needs it.
     """
@@ -37,8 +37,8 @@ class HistogramState:
         self.counts[:rows].zero_()
         moments = self.moments[:rows]
         moments.zero_()
-        moments[:, MIN].fill_(math.inf)
-        moments[:, MAX].fill_(-math.inf)
+        moments[:, Moment.MIN].fill_(math.inf)
+        moments[:, Moment.MAX].fill_(-math.inf)
 
 
 def allocate(rows: int, device: torch.device | str) -> HistogramState:

@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from d9d_tracker_kernels.binning import LAST_STEP, MAX, MIN, SUM, SUM_SQUARES
-from d9d_tracker_kernels.state import HistogramState
+from d9d_tracker_kernels.bank import HistogramState
+from d9d_tracker_kernels.binning import LAST_STEP, Moment
 
 # Sums in kernels run over a few elements in float32 before they go on in float64.
 SUM_TOLERANCE = 2.0**-20
@@ -85,17 +85,17 @@ def assert_same_histograms(actual: HistogramState, expected: HistogramState) -> 
     counts, moments = actual.counts.cpu(), actual.moments.cpu()
     differing = (counts != expected.counts).nonzero().tolist()
     assert not differing, f"counts differ at [row, column] {differing[:5]}"
-    for column in (MIN, MAX):
+    for column in (Moment.MIN, Moment.MAX):
         assert torch.equal(moments[:, column], expected.moments[:, column]), (
-            f"column {column}: {moments[:, column].tolist()} instead of {expected.moments[:, column].tolist()}"
+            f"{column.name}: {moments[:, column].tolist()} instead of {expected.moments[:, column].tolist()}"
         )
-    squares = expected.moments[:, SUM_SQUARES]
+    squares = expected.moments[:, Moment.SUM_SQUARES]
     numbers = expected.counts[:, LAST_STEP + 1 :].sum(1)
     # Cauchy and Schwarz: the sum of magnitudes is at most sqrt(count * sum of squares).
     magnitudes = (numbers * squares).sqrt()
-    for column, scale in ((SUM, magnitudes), (SUM_SQUARES, squares)):
+    for column, scale in ((Moment.SUM, magnitudes), (Moment.SUM_SQUARES, squares)):
         difference = (moments[:, column] - expected.moments[:, column]).abs()
         is_equal = moments[:, column] == expected.moments[:, column]
         assert (is_equal | (difference <= SUM_TOLERANCE * scale)).all(), (
-            f"column {column}: {moments[:, column].tolist()} instead of {expected.moments[:, column].tolist()}"
+            f"{column.name}: {moments[:, column].tolist()} instead of {expected.moments[:, column].tolist()}"
         )
