@@ -1,14 +1,14 @@
 """The contract between a training loop and a backend."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch.distributed.checkpoint.stateful import Stateful
 
+from . import at_exit
 from .config import TrackerConfig
 from .errors import TrackerTypeError
 from .record import Histogram, Record
@@ -36,6 +36,8 @@ class BaseTrackerRun(ABC):
     A backend implements the four abstract methods. The others have defaults that lose nothing.
     """
 
+    _leave: Callable[..., Any] | None = None  # what `finish` calls, for a run that `BaseTracker.start` has opened
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return the run itself: a copy of a module that logs, of its weights' average for example, logs to it too."""
         return self
@@ -62,6 +64,46 @@ class BaseTrackerRun(ABC):
         Args:
             context: Tag names and values, for example ``{"stage": "train"}``.
         """
+
+    def get_context(self) -> dict[str, str]:
+        """Return the persistent context. A run that does not remember it returns an empty one."""
+        return {}
+
+    @contextmanager
+    def context(self, **tags: str) -> Iterator[None]:
+        """Add tags to the persistent context within a block; what was set before is restored after it.
+
+        Args:
+            **tags: Tag names and values, for example ``stage="eval"``.
+        """
+        before = self.get_context()
+        self.set_context({**before, **tags})
+        try:
+            yield
+        finally:
+            self.set_context(before)
+
+    def add_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Add hyperparameters to those that the run was opened with, as far as the backend can.
+
+        Args:
+            hparams: Hyperparameters, nested as deep as you like.
+
+        Raises:
+            NotImplementedError: If the backend takes them on opening only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes hyperparameters on opening only")
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Close a run that ``BaseTracker.start`` has opened. Closing again does nothing.
+
+        Args:
+            error: What ended the run, if it failed.
+        """
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            at_exit.remove(self)
+            leave(type(error) if error else None, error, error.__traceback__ if error else None)
 
     @abstractmethod
     def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
@@ -104,7 +146,12 @@ class BaseTrackerRun(ABC):
 
         Args:
             records: The points, in the order of their steps. One counts as accepted once the next is asked for, and
-                what is raised is put down to the last one.
+                what is raised is put down to the last one. A point may come again with the same step and value, after
+                a failure of any point of its window: the last one holds.
+
+        Raises:
+            TypeError: If the last point cannot be stored, ever: it is refused, and the others go on. ``ValueError``
+                says the same. Anything else means that the backend is down, and is tried again.
         """
         for record in records:
             self.set_step(record.step)
@@ -130,17 +177,26 @@ class BaseTrackerRun(ABC):
 TConfig = TypeVar("TConfig", bound=TrackerConfig)
 
 
-class BaseTracker(ABC, Stateful, Generic[TConfig]):
-    """Creates runs in one backend; lives as long as the application.
+class BaseTracker(ABC, Generic[TConfig]):
+    """Creates runs in one backend; lives as long as the application. A ``Stateful`` of torch.distributed.checkpoint.
 
     Attributes:
+        config: What it was made from by ``tracker_from_config``, if it was.
+        amends: Whether the backend can take more values of a step that it was given before. If not, a step that has
+            not ended is held back until it has.
         run_id: The backend's identity of the current or the last run; ``open`` sets it.
         resume_id: Identity of the run that the next ``open`` re-attaches to. ``load_state_dict`` sets it and ``open``
             clears it, so that opening once more starts another run.
     """
 
+    config: TrackerConfig | None = None
+    amends: bool = True
     run_id: str | None = None
     resume_id: str | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the tracker itself: a copy of a module that holds it logs to the same run."""
+        return self
 
     @classmethod
     @abstractmethod
@@ -161,6 +217,24 @@ class BaseTracker(ABC, Stateful, Generic[TConfig]):
         Returns:
             A context manager that yields the open run.
         """
+
+    def start(self, properties: RunConfig) -> BaseTrackerRun:
+        """Open a run as ``open`` does, for whoever cannot use a ``with`` block; ``run.finish()`` closes it.
+
+        A run that is not finished is closed when the interpreter exits.
+
+        Args:
+            properties: Name, description and hyperparameters of the run.
+        """
+        context = self.open(properties)
+        run = context.__enter__()
+        run._leave = context.__exit__
+        at_exit.add(run, run.finish)
+        return run
+
+    def backends(self) -> "dict[str, BaseTracker[Any]]":
+        """Return the trackers of the backends behind this one by name: itself, unless it stands for several."""
+        return {"": self}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later process needs to re-attach to the run, as plain JSON values."""

@@ -65,10 +65,10 @@ def check_step(function: Callable[..., Any], *args: Any, run: AccumulatingRun, *
     report = StepReport()
 
     def call(step: Callable[..., Any]) -> None:
-        run.set_step(run.buffers.step + 1)
+        run.set_step(run.buffers.clock.step + 1)
         step(*args, **kwargs)
 
-    run.set_step(run.buffers.step + 1)
+    run.set_step(run.buffers.clock.step + 1)
     torch._dynamo.reset()
     explanation = torch._dynamo.explain(function)(*args, **kwargs)
     report.graphs = explanation.graph_count

@@ -1,6 +1,5 @@
 """Configuration shared by every backend: the accumulator and the binnings."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,10 +92,10 @@ class AccumulatorConfig(_Frozen):
         bins_every: Cadence of histogram series that name none: count on steps divisible by this.
         flush_timeout: Seconds that ``flush``, ``state_dict`` and the end of a run wait for the backend, at most.
         distributed: Which processes share a run. ``"auto"``: all ranks of an initialised torch.distributed job, over a
-            gloo group of their own; ``"off"``: none, every process has a run of its own; or a function without
-            arguments that returns the gloo process group of those that do. Rank 0 of the group writes to the backend.
-        distributed_timeout: Seconds that ``open``, and each window, waits for other ranks, at most. Training never
-            waits.
+            gloo group of their own; ``"off"``: none, every process has a run of its own. Rank 0 writes to the backend.
+            Other groups are an argument of the tracker.
+        distributed_timeout: Seconds that ``open``, and each window, waits for other ranks, at most. Training itself
+            never waits. Half an hour by default, as NCCL does.
         backlog_dir: Folder for what a backend has not accepted yet; created when it is first needed.
         backlog_bytes: Size of that backlog, per run; the oldest windows are dropped, and reported, beyond it.
     """
@@ -109,8 +108,8 @@ class AccumulatorConfig(_Frozen):
     binning: Annotated[Binning, Field(discriminator="kind")] = ExponentialBinning()
     bins_every: PositiveInt = 1
     flush_timeout: PositiveFloat = 30.0
-    distributed: Literal["auto", "off"] | Callable[[], Any] = "auto"
-    distributed_timeout: PositiveFloat = 60.0
+    distributed: Literal["auto", "off"] = "auto"
+    distributed_timeout: PositiveFloat = 1800.0
     backlog_dir: Path = Path(".d9d_tracker")
     backlog_bytes: PositiveInt = 256 * 2**20
 

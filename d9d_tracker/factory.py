@@ -1,11 +1,12 @@
 """From a configuration to a tracker."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Annotated, Any
 
 from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
 
+from .accumulator import AccumulatingTracker
 from .base import BaseTracker
 from .config import TrackerConfig
 from .provider.aim.config import AimConfig
@@ -97,11 +98,13 @@ def register_backend(config: type[TrackerConfig], tracker: type[BaseTracker[Any]
     _MAP[config] = tracker
 
 
-def tracker_from_config(config: TrackerConfig) -> BaseTracker[Any]:
+def tracker_from_config(config: TrackerConfig, group: Callable[[], Any] | None = None) -> BaseTracker[Any]:
     """Create the tracker that a configuration describes.
 
     Args:
         config: Configuration of one of the backends; ``pydantic.TypeAdapter(AnyTrackerConfig)`` makes one from data.
+        group: Returns the gloo process group of the ranks that share a run; by default, as the accumulator's
+            ``distributed`` says.
 
     Returns:
         The backend's tracker, behind device-side accumulation unless ``config.accumulator`` is None.
@@ -119,12 +122,12 @@ def tracker_from_config(config: TrackerConfig) -> BaseTracker[Any]:
         raise TypeError(f"no backend for a configuration of type {type(config).__name__}: known are {known}")
     if isinstance(tracker_type, str):
         tracker_type = _load(tracker_type, name)
-    tracker = tracker_type.from_config(config)
-    if config.accumulator is None:
-        return tracker
-    from .accumulator import AccumulatingTracker
-
-    return AccumulatingTracker(tracker, config.accumulator)
+    if isinstance(config, MultiConfig):
+        tracker = MultiTracker({name: tracker_from_config(child) for name, child in config.by_name().items()})
+    else:
+        tracker = tracker_type.from_config(config)
+    tracker.config = config
+    return tracker if config.accumulator is None else AccumulatingTracker(tracker, config.accumulator, group)
 
 
 def _third_party_tracker(name: str, config: type[TrackerConfig]) -> type[BaseTracker[Any]] | str | None:

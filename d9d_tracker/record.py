@@ -1,5 +1,6 @@
 """What a backend is handed: host values, finished and named."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ class Histogram:
             binning: The binning that the row was counted with.
         """
         kind, bins, low, high = binning.parameters()
-        edges = np.asarray(cell_edges(kind, bins, low, high))
+        edges = _edges(kind, bins, low, high)
         cells, under, over = (np.asarray(part) for part in sorted_cells(counts[HEADER:], kind, bins))
         minimum, maximum = float(moments[Moment.MIN]), float(moments[Moment.MAX])
         if under:
@@ -144,7 +145,8 @@ class Histogram:
             edges = np.concatenate(([minimum], edges[1:]))
         used = np.flatnonzero(cells)
         if used.size:
-            edges, cells = edges[used[0] : used[-1] + 2], cells[used[0] : used[-1] + 1]
+            # A view of the cells would keep the whole window's buffer alive.
+            edges, cells = edges[used[0] : used[-1] + 2], cells[used[0] : used[-1] + 1].copy()
         else:
             edges, cells, minimum, maximum = np.zeros(1), cells[:0], math.nan, math.nan
         return cls(
@@ -177,6 +179,13 @@ class Histogram:
         step = torch.zeros(1, dtype=torch.int64, device=values.device)
         histogram_(values.detach(), state.counts, state.moments, state.partials, step, 0, 1, *binning.parameters())
         return cls.from_cells(state.counts[0].cpu(), state.moments[0].cpu(), binning)
+
+
+@functools.lru_cache(maxsize=64)
+def _edges(kind: int, bins: int, low: float, high: float) -> np.ndarray:
+    edges = cell_edges(kind, bins, low, high).numpy().copy()
+    edges.flags.writeable = False  # histograms share it
+    return edges
 
 
 class Record(NamedTuple):

@@ -1,8 +1,8 @@
 """For tests of code that logs: a backend that remembers what it was handed, and `check_step`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from uuid import uuid4
 
 import torch
@@ -61,6 +61,10 @@ class RecordingRun(BaseTrackerRun):
     @override
     def histogram(self, name: str, histogram: Histogram, context: dict[str, str] | None = None) -> None:
         self.records.append(Record(name, self._step, {**self._context, **(context or {})}, histogram))
+
+    @override
+    def add_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self.properties = self.properties.model_copy(update={"hparams": {**self.properties.hparams, **hparams}})
 
     @override
     def flush(self) -> None:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
 
-from .distributed.placement import local_scalar, local_share
+from .placement import local_scalar, local_share
 from .registry import ContextItems, label
 
 Number = torch.Tensor | float

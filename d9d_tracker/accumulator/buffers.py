@@ -1,17 +1,45 @@
 """The device side of a tracker: every buffer that logging touches, and the clock of its windows."""
 
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from d9d_tracker.config import AccumulatorConfig
-from d9d_tracker_kernels import allocate
+from d9d_tracker_kernels import CELLS, HEADER, MOMENTS, allocate
 
+from .host_window import HostWindow
 from .registry import HistogramSeries, Registry, ScalarSeries
-from .scalars import ScalarBank
-from .window import Window, copy_to_host
+from .scalars import LANES, ScalarBank
+from .window import Staging, Window
+
+
+class Clock(NamedTuple):
+    """Where a run stands. Replaced as a whole, so that it is never seen half changed.
+
+    Attributes:
+        step: The current step.
+        began: When it began on the host, in seconds since the epoch.
+        first: The step that the window began with.
+        filed: Steps of the rows that the window holds.
+        times: When each of these began.
+        passed: How many steps of the window have ended.
+        windows: Index of the next window.
+        copies: How many copies to the host this run took.
+    """
+
+    step: int = 0
+    began: float = 0.0
+    first: int = 0
+    filed: tuple[int, ...] = ()
+    times: tuple[float, ...] = ()
+    passed: int = 0
+    windows: int = 0
+    copies: int = 0
 
 
 class Buffers:
@@ -26,18 +54,15 @@ class Buffers:
         histogram_series: Slots of the histogram series.
         resolution: Whether scalars have one point per ``"step"`` or per ``"window"``.
         sync_every: Number of steps in a window.
-        step: The current step.
-        first: The step that the window began with.
-        filed: Steps of the rows that the window holds.
-        passed: How many steps of the window have ended.
-        windows: Index of the next window.
-        copies: How many copies to the host this run took.
+        clock: Where the run stands.
+        staging: Where windows lie on their way to the host.
+        lock: Held by whoever changes the bank in eager code: several threads may log.
         outbox: Windows that were swapped and not yet taken over, oldest first.
     """
 
     def __init__(self, config: AccumulatorConfig):
         device = _device(config.device)
-        self.resolution = config.scalar_resolution
+        self.resolution: Literal["step", "window"] = config.scalar_resolution
         self.sync_every = config.sync_every
         self._per_step = self.resolution == "step"
         rows = config.sync_every if self._per_step else 1
@@ -46,30 +71,29 @@ class Buffers:
             self.scalars = ScalarBank(rows, config.max_scalars, device)
             self.histograms = allocate(config.max_histograms, device)
             self.device_step = torch.zeros(1, dtype=torch.int64, device=device)
-        self.device = self.device_step.device
+            self.device = self.device_step.device
+            numbers = rows * LANES * config.max_scalars + config.max_histograms * (MOMENTS + HEADER + CELLS)
+            self.staging = Staging(numbers, self.device)
         state = (self.histograms.counts, self.histograms.moments, self.histograms.partials, self.device_step)
         for tensor in state:
             torch._dynamo.mark_static_address(tensor, guard=True)
         self.scalar_series: Registry[ScalarSeries] = Registry(config.max_scalars, "max_scalars")
         self.histogram_series: Registry[HistogramSeries] = Registry(config.max_histograms, "max_histograms")
-        self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self.step = 0
-        self.first = 0
-        self.filed: list[int] = []
-        self.passed = 0
-        self.windows = 0
-        self.copies = 0
+        self.clock = Clock(began=time.time())
         self.outbox: deque[Window] = deque()
-        self._changes: deque[Callable[[], object]] = deque()
+        self.lock = threading.RLock()  # reentrant, because a signal handler may log while set_step holds it
+        self._changes: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 
     def start(self) -> None:
-        """Empty everything for a new run. The slots stay: compiled code knows them."""
+        """Empty everything for a new run. The slots that compiled code knows stay."""
+        self._changes.clear()
+        self.outbox.clear()
+        self.scalar_series.forget()
+        self.histogram_series.forget()
         self.scalars.reset()
         self.histograms.reset_()
-        self.step, self.first, self.filed, self.passed, self.windows, self.copies = 0, 0, [], 0, 0, 0
+        self.clock = Clock(began=time.time())
         self.device_step.fill_(0)
-        self.outbox.clear()
-        self._changes.clear()
 
     def count(self, populations: list[torch.Tensor], rows: list[int], *parameters: Any) -> None:
         """Count populations into histograms; may be traced.
@@ -96,25 +120,31 @@ class Buffers:
             Whether this completed a window, which is then in the outbox.
         """
         self.finish()
-        passed = self.passed + 1
-        completes = passed == self.sync_every
-        self.finish(
-            [
-                *(self._filing() if self._per_step or completes else []),
-                lambda: setattr(self, "passed", passed),
-                *(self._swapping(step) if completes else []),
-                lambda: setattr(self, "step", step),
-                lambda: self.device_step.fill_(step),
-            ]
-        )
+        clock = self.clock
+        completes = clock.passed + 1 == self.sync_every
+        after = clock._replace(step=step, began=time.time(), passed=clock.passed + 1)
+        changes: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        if self._per_step or completes:
+            after = self._file(after, changes)
+        if completes:
+            after = self._swap(after, changes, unfinished=None)
+        changes += [(self.device_step.fill_, (step,)), (self._set_clock, (after,))]
+        self.finish(changes)
         return completes
 
-    def close_window(self) -> None:
-        """End the window early, with the current step as far as it got. It is then in the outbox."""
-        self.finish()
-        self.finish([*self._filing(), *self._swapping(self.step)])
+    def close_window(self, is_last: bool = False) -> None:
+        """End the window early, with the current step as far as it got. It is then in the outbox.
 
-    def finish(self, changes: Sequence[Callable[[], object]] = ()) -> None:
+        Args:
+            is_last: Whether nothing follows in this run.
+        """
+        self.finish()
+        changes: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        after = self._file(self.clock, changes)
+        after = self._swap(after, changes, unfinished=None if is_last else after.step, is_last=is_last)
+        self.finish([*changes, (self._set_clock, (after,))])
+
+    def finish(self, changes: list[tuple[Callable[..., object], tuple[Any, ...]]] | None = None) -> None:
         """Make changes, after those still due. An exception from a signal handler finds none or all of them made.
 
         SIGINT and SIGTERM may raise between any two lines of ``advance``, and what is then sent on the way out must
@@ -122,59 +152,118 @@ class Buffers:
         none is forgotten before it was made.
 
         Args:
-            changes: What to do, in this order.
+            changes: Functions and their arguments, in this order.
         """
         try:
-            self._changes.extend(changes)
+            self._changes.extend(changes or ())
             self._make_changes()
         except BaseException:
             self._make_changes()
             raise
 
+    def snapshot(self, timeout: float) -> HostWindow:
+        """Copy what has not left the device to the host: the filed rows and, as the last row, the current step.
+
+        Args:
+            timeout: Seconds to wait for the device, at most.
+
+        Raises:
+            RuntimeError: If the device does not answer, or has failed.
+        """
+        self.finish()
+        clock, scalars, histograms = self.clock, self.scalar_series.series[:], self.histogram_series.series[:]
+        host, ready = self.staging.copy(
+            (
+                self.scalars.window[: len(clock.filed), :, : len(scalars)],
+                self.scalars.current[:, : len(scalars)],
+                self.histograms.moments[: len(histograms)],
+                self.histograms.counts[: len(histograms)].view(torch.float64),
+            )
+        )
+        deadline = time.monotonic() + timeout
+        while ready is not None and not ready.query():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the device has not answered for {timeout:g} s")
+            time.sleep(1e-3)
+        steps, times = [*clock.filed, clock.step], [*clock.times, clock.began]
+        views = Window(0, steps, times, host, None, None, scalars, histograms).wait()
+        copied = replace(views, lanes=views.lanes.copy(), counts=views.counts.copy(), moments=views.moments.copy())
+        self.staging.give_back(host)
+        return copied
+
+    def take_index(self) -> int:
+        """Take the index of the next window."""
+        self.clock = self.clock._replace(windows=self.clock.windows + 1)
+        return self.clock.windows - 1
+
     def _make_changes(self) -> None:
         while self._changes:
-            self._changes[0]()
+            change, arguments = self._changes[0]
+            change(*arguments)
             self._changes.popleft()
 
-    def _filing(self) -> list[Callable[[], object]]:
+    def _set_clock(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def _file(self, after: Clock, changes: list[Any]) -> Clock:
         """Put the current step away as a row of the window."""
-        row = len(self.filed) if self._per_step else 0
-        filed = [*self.filed[:row], self.step]
-        return [
-            lambda: self.scalars.file(row),
-            lambda: setattr(self, "filed", filed),
-            self.scalars.reset,
-        ]
+        clock = self.clock
+        row = len(clock.filed) if self._per_step else 0
+        changes += [(self.scalars.file, (row,)), (self.scalars.reset, ())]
+        return after._replace(filed=(*clock.filed[:row], clock.step), times=(*clock.times[:row], clock.began))
 
-    def _swapping(self, first: int) -> list[Callable[[], object]]:
-        """Send the window off, and begin the next one at step ``first``."""
-        index, copies = self.windows, self.copies + 1
+    def _swap(self, after: Clock, changes: list[Any], unfinished: int | None, is_last: bool = False) -> Clock:
+        """Send the window off, and begin the next one at the step of ``after``."""
         scalars, histograms = self.scalar_series.series[:], self.histogram_series.series[:]
-        return [
-            lambda: self._send(index, first, scalars, histograms),
-            lambda: self.histograms.reset_(len(histograms)),
-            lambda: setattr(self, "filed", []),
-            lambda: setattr(self, "passed", 0),
-            lambda: setattr(self, "first", first),
-            lambda: setattr(self, "windows", index + 1),
-            lambda: setattr(self, "copies", copies),
+        changes += [
+            (self._send, (after, unfinished, is_last, scalars, histograms)),
+            (self.histograms.reset_, (len(histograms),)),
         ]
+        return Clock(after.step, after.began, after.step, windows=after.windows + 1, copies=after.copies + 1)
 
-    def _send(self, index: int, first: int, scalars: list[ScalarSeries], histograms: list[HistogramSeries]) -> None:
-        if self.outbox and self.outbox[-1].index == index:
+    def _send(
+        self,
+        clock: Clock,
+        unfinished: int | None,
+        is_last: bool,
+        scalars: list[ScalarSeries],
+        histograms: list[HistogramSeries],
+    ) -> None:
+        if self.outbox and self.outbox[-1].index == clock.windows:
             return
-        host, ready = copy_to_host(
-            self.scalars.window[: len(self.filed), :, : len(scalars)],
-            self.histograms.moments[: len(histograms)],
-            self.histograms.counts[: len(histograms)],
-            self._copy_stream,
+        host, ready, error = None, None, None
+        try:
+            host, ready = copy_to_host(
+                self.scalars.window[: len(clock.filed), :, : len(scalars)],
+                self.histograms.moments[: len(histograms)],
+                self.histograms.counts[: len(histograms)],
+                self.staging,
+            )
+        except Exception as failure:  # out of memory, for one: the window is lost, and training goes on
+            error = failure
+        steps, times = list(clock.filed), list(clock.times)
+        self.outbox.append(
+            Window(
+                clock.windows, steps, times, host, ready, unfinished, scalars, histograms, is_last=is_last, error=error
+            )
         )
-        self.outbox.append(Window(index, self.filed, host, ready, self.filed[-1] == first, scalars, histograms))
 
-    def next_window(self) -> int:
-        """Take the index of the next window."""
-        self.windows += 1
-        return self.windows - 1
+
+def copy_to_host(
+    lanes: torch.Tensor, moments: torch.Tensor, counts: torch.Tensor, staging: Staging
+) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Start the one copy of a window.
+
+    Args:
+        lanes: Scalar states, float64 of shape ``[rows, LANES, scalars]``.
+        moments: Histogram moments, float64 of shape ``[histograms, 4]``.
+        counts: Histogram headers and cells, int64 of shape ``[histograms, HEADER + CELLS]``.
+        staging: Where it is packed and lies on the host.
+
+    Returns:
+        See ``Staging.copy``.
+    """
+    return staging.copy((lanes, moments, counts.view(torch.float64)))
 
 
 def _device(device: str) -> torch.device:

@@ -1,30 +1,36 @@
-"""The thread between the device and the backend: waits for copies, finishes values, passes records on."""
+"""The thread between the device and the backends: waits for copies, finishes values, passes records on."""
 
 import logging
 import queue
 import threading
+import time
 from collections import deque
+from collections.abc import Sequence
 
-from .distributed.node import Node
-from .fanout import AnyDelivery
-from .finish import records
+from d9d_tracker.delivery.delivery import Delivery
+from d9d_tracker.delivery.report import RunReport
+from d9d_tracker.ranks.ranks import Ranks
+
+from .buffers import Buffers
 from .host_window import HostWindow, Tail
+from .records import records
 from .scalars import COUNT
 from .window import Window
 
 logger = logging.getLogger("d9d_tracker")
 
-_MOST_QUEUED_BYTES = 256 * 2**20
+_GLANCE_SECONDS = 0.2
 
 
 class Collector:
     """Turns windows into records, in order, off the training thread.
 
     Args:
-        delivery: Where the records go.
-        outbox: Where the buffers put the windows that were swapped.
+        deliveries: Where the records go; none on a rank that does not write.
+        buffers: Whose outbox has the windows that were swapped.
         tail: What an earlier life of the run wrote for its last, unfinished step.
-        node: This rank among those that share the run; None if there are no others.
+        ranks: The ranks that share the run; None if there are no others.
+        report: Counts the windows that are lost.
 
     Attributes:
         tail: What was written for the last, unfinished step; steady after ``drain``.
@@ -33,85 +39,146 @@ class Collector:
 
     def __init__(
         self,
-        delivery: AnyDelivery,
-        outbox: deque[Window],
+        deliveries: Sequence[Delivery],
+        buffers: Buffers,
         tail: Tail | None,
-        node: Node | None = None,
+        ranks: Ranks | None,
+        report: RunReport,
     ):
         self.tail = tail
         self.has_merged = False
-        self._node = node
-        self._delivery = delivery
-        self._outbox = outbox
+        self._ranks = ranks
+        self._deliveries = deliveries
+        self._outbox = buffers.outbox
+        self._staging = buffers.staging
+        self._report = report
         self._newest = -1
+        self._pending: deque[Window] = deque()  # put, and not yet turned into records
+        self._abandoned = False
         # SIGINT and SIGTERM may raise between any two lines of Python: of queue.Queue too, but not of this one, in C.
         self._windows: queue.SimpleQueue[Window | threading.Event | None] = queue.SimpleQueue()
-        self._bytes_put = self._bytes_taken = 0
         self._thread = threading.Thread(target=self._work, name="d9d_tracker collector", daemon=True)
         self._thread.start()
 
     def put(self) -> None:
         """Queue the windows of the outbox, also those that a signal handler kept from being queued. Never waits."""
         while self._outbox:
-            self._bytes_put += self._outbox[0].packed.nbytes
+            self._pending.append(self._outbox[0])
             self._windows.put(self._outbox[0])
             self._outbox.popleft()
 
-    def drain(self) -> None:
-        """Wait until every window of the outbox and of the queue has become records."""
+    def drain(self, timeout: float) -> bool:
+        """Wait until every window of the outbox and of the queue has become records.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether they have; if not, what is missing is said.
+        """
         self.put()
         reached = threading.Event()
         self._windows.put(reached)
-        reached.wait()
+        if _wait(reached.is_set, self._thread, timeout, reached.wait):
+            return True
+        logger.error("after %g s, still not read from the device or from other ranks: %s", timeout, self._words())
+        return False
 
-    def close(self) -> None:
-        """End the thread, after what was put and what other ranks still send."""
+    def close(self, timeout: float) -> bool:
+        """End the thread, after what was put and what other ranks still send.
+
+        Args:
+            timeout: Seconds to wait at most. What was not read by then is lost, counted and named.
+
+        Returns:
+            Whether it ended.
+        """
         self._windows.put(None)
-        self._thread.join()
+        self._thread.join(timeout)
+        if not self._thread.is_alive():
+            return True
+        self._abandoned = True
+        unread = {window.index for window in self._pending}
+        if unread:
+            self._report.unread += len(unread)
+            logger.error("lost, because not read in time: %s", self._words())
+        return False
+
+    def _words(self) -> str:
+        windows = {window.index: window for window in list(self._pending)}
+        if not windows:
+            return "what other ranks still send" if self._thread.is_alive() else "nothing, but the collector has died"
+        steps = [step for window in windows.values() for step in window.steps]
+        return f"{len(windows)} windows of steps {min(steps)} to {max(steps)}"
 
     def _work(self) -> None:
         while (item := self._windows.get()) is not None:
             if isinstance(item, threading.Event):
                 item.set()
                 continue
-            self._bytes_taken += item.packed.nbytes
             try:
                 self._collect(item)
             except Exception:  # the thread must live on for the windows behind
-                self._delivery.report.unread += 1
+                self._report.unread += 1
                 logger.exception("window %d (steps %s) is lost", item.index, item.steps)
-        if self._node is not None:
-            self._finish(self._node)
+            finally:
+                if self._pending:
+                    self._pending.popleft()
+                if item.packed is not None:
+                    self._staging.give_back(item.packed)
+        if self._ranks is not None:
+            self._finish(self._ranks)
 
     def _collect(self, window: Window) -> None:
         if window.index <= self._newest:  # put twice, because a signal handler raised in between
+            window.packed = None
             return
         self._newest = window.index
-        host = window.wait()
+        try:
+            host = window.wait()
+        except Exception as error:
+            self._report.unread += 1
+            logger.error("window %d (steps %s) is lost: %r", window.index, window.steps, error)
+            host = window.without_values()  # the other ranks wait for this one's part
         self.has_merged = self.has_merged or bool((host.lanes[:, COUNT] > 1).any())
-        if self._node is not None:
-            host = self._node.reduce(host, not window.mid_step, self._piles_up)
-        if host is not None:
-            self._deliver(host)
-            self.tail = Tail.of(host, self.tail) if window.mid_step else None
+        if self._ranks is not None:
+            host = self._ranks.reduce(host, ended=window.unfinished is None, is_last=window.is_last)
+        if host is None:
+            self._report.unread += self._ranks is not None and self._ranks.is_lost
+        else:
+            self._deliver(host, window.unfinished)
+            self.tail = None if window.unfinished is None else Tail.of(host, self.tail)
 
-    def _deliver(self, host: HostWindow) -> None:
+    def _deliver(self, host: HostWindow, unfinished: int | None) -> None:
+        if self._abandoned:
+            return
         if self.tail is not None:
             self.tail.merge_into(host)
         finished = records(host)
-        if finished:
+        first = finished[0].step if finished else 0
+        if self.tail is not None:
             # Of a step that the window before has written a part of, it must not be the one to take anything back.
-            first = finished[0].step if self.tail is None else max(finished[0].step, self.tail.step + 1)
-            self._delivery.put(host.index, finished, first)
+            first = max(first, self.tail.step + 1)
+        for delivery in self._deliveries:
+            # A delivery reorders its list, and drops from it what its backend refuses.
+            delivery.put(host.index, list(finished), first, unfinished)
 
-    def _finish(self, node: Node) -> None:
+    def _finish(self, ranks: Ranks) -> None:
         try:
-            for host in node.finish():
-                self._deliver(host)
+            for host in ranks.finish():
+                self._deliver(host, None)
         except Exception:
             logger.exception("what other ranks logged last is lost")
         finally:
-            node.close()
+            ranks.close()
 
-    def _piles_up(self) -> bool:
-        return self._bytes_put - self._bytes_taken > _MOST_QUEUED_BYTES
+
+def _wait(is_done, thread: threading.Thread, timeout: float, wait) -> bool:
+    """Wait in glances, because a thread that has died sets no event."""
+    deadline = time.monotonic() + timeout
+    while not is_done():
+        left = deadline - time.monotonic()
+        if left <= 0 or not thread.is_alive():
+            return is_done()
+        wait(min(left, _GLANCE_SECONDS))
+    return True

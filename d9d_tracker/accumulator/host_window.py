@@ -21,6 +21,7 @@ class HostWindow:
     Attributes:
         index: How many windows of the run came before.
         steps: The step of each row.
+        times: When each of these steps began on the host, in seconds since the epoch.
         lanes: Scalar states, float64 of shape ``[rows, LANES, scalars]``.
         counts: Histogram headers and cells, int64 of shape ``[histograms, HEADER + CELLS]``.
         moments: Histogram moments, float64 of shape ``[histograms, 4]``.
@@ -30,6 +31,7 @@ class HostWindow:
 
     index: int
     steps: list[int]
+    times: list[float]
     lanes: np.ndarray
     counts: np.ndarray
     moments: np.ndarray
@@ -45,12 +47,14 @@ class Tail:
 
     Attributes:
         step: The step.
+        time: When it began on the host, in seconds since the epoch.
         lanes: Lanes of each scalar series that was written, float64 of shape ``[LANES]``.
         counts: Header and cells of each histogram series that was written, int64 of shape ``[HEADER + CELLS]``.
         moments: Moments of each histogram series that was written, float64 of shape ``[4]``.
     """
 
     step: int
+    time: float
     lanes: dict[ScalarSeries, np.ndarray] = field(default_factory=dict)
     counts: dict[HistogramSeries, np.ndarray] = field(default_factory=dict)
     moments: dict[HistogramSeries, np.ndarray] = field(default_factory=dict)
@@ -83,6 +87,7 @@ class Tail:
         return HostWindow(
             index=index,
             steps=[self.step],
+            times=[self.time],
             lanes=np.array(lanes).reshape(1, len(lanes), LANES).transpose(0, 2, 1),
             counts=np.array(list(self.counts.values()), dtype=np.int64).reshape(len(histograms), _COLUMNS),
             moments=np.array([self.moments[series] for series in histograms]).reshape(len(histograms), MOMENTS),
@@ -98,7 +103,7 @@ class Tail:
             window: The window, with ``before`` merged in.
             before: What earlier windows have written for the same step, if any.
         """
-        tail = cls(window.steps[-1])
+        tail = cls(window.steps[-1], window.times[-1])
         if before is not None and before.step == tail.step:
             tail.lanes, tail.counts, tail.moments = dict(before.lanes), dict(before.counts), dict(before.moments)
         for slot in np.flatnonzero(window.lanes[-1, COUNT] > 0):
@@ -141,16 +146,21 @@ def merge_windows(older: HostWindow, newer: HostWindow) -> HostWindow:
     """
     if not newer.steps and not newer.histograms:
         return older
-    steps = older.steps if older.steps == newer.steps else sorted({*older.steps, *newer.steps})
+    steps, times = older.steps, older.times
+    if steps != newer.steps:
+        began = dict(zip(newer.steps, newer.times, strict=True)) | dict(zip(older.steps, older.times, strict=True))
+        steps, times = sorted(began), [began[step] for step in sorted(began)]
     scalars = union_of_series(older.scalars, newer.scalars)
     histograms = union_of_series(older.histograms, newer.histograms)
-    older, newer = _arranged(older, steps, scalars, histograms), _arranged(newer, steps, scalars, histograms)
+    rows_and_slots = (steps, times, scalars, histograms)
+    older, newer = arranged(older, *rows_and_slots), arranged(newer, *rows_and_slots)
     lanes = merge_lanes(np.moveaxis(older.lanes, 1, 0), np.moveaxis(newer.lanes, 1, 0))
     counts = older.counts + newer.counts
     counts[:, LAST_STEP] = np.maximum(older.counts[:, LAST_STEP], newer.counts[:, LAST_STEP])
     return HostWindow(
         index=older.index,
         steps=steps,
+        times=times,
         lanes=np.ascontiguousarray(np.moveaxis(lanes, 0, 1)),
         counts=counts,
         moments=merge_moments(older.moments, newer.moments),
@@ -160,7 +170,11 @@ def merge_windows(older: HostWindow, newer: HostWindow) -> HostWindow:
 
 
 def empty_window(
-    index: int, steps: list[int], scalars: list[ScalarSeries], histograms: list[HistogramSeries]
+    index: int,
+    steps: list[int],
+    times: list[float],
+    scalars: list[ScalarSeries],
+    histograms: list[HistogramSeries],
 ) -> HostWindow:
     """Return a window in which nothing was logged: the identity of ``merge_windows``."""
     lanes = np.zeros((len(steps), LANES, len(scalars)))
@@ -170,6 +184,7 @@ def empty_window(
     return HostWindow(
         index=index,
         steps=steps,
+        times=times,
         lanes=lanes,
         counts=np.zeros((len(histograms), HEADER + CELLS), dtype=np.int64),
         moments=moments,
@@ -210,12 +225,17 @@ def contradictions(older: Sequence[AnySeries], newer: Sequence[AnySeries]) -> li
     ]
 
 
-def _arranged(
-    window: HostWindow, steps: list[int], scalars: list[ScalarSeries], histograms: list[HistogramSeries]
+def arranged(
+    window: HostWindow,
+    steps: list[int],
+    times: list[float],
+    scalars: list[ScalarSeries],
+    histograms: list[HistogramSeries],
 ) -> HostWindow:
+    """Return a window with more rows and slots, in which nothing was logged: those of ``merge_windows``."""
     if (window.steps, window.scalars, window.histograms) == (steps, scalars, histograms):
         return window
-    wide = empty_window(window.index, steps, scalars, histograms)
+    wide = empty_window(window.index, steps, times, scalars, histograms)
     row_of = {step: row for row, step in enumerate(steps)}
     rows = [row_of[step] for step in window.steps]
     slots, sources = _slots(window.scalars, scalars)

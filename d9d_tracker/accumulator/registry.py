@@ -42,7 +42,7 @@ AnySeries = TypeVar("AnySeries", ScalarSeries, HistogramSeries)
 
 
 class Registry(Generic[AnySeries]):
-    """Gives every series a slot and never takes it back, so that slots baked into compiled code stay right.
+    """Gives every series a slot. Slots baked into compiled code stay right for ever; the others end with their run.
 
     Attributes:
         series: The series, in the order of their slots.
@@ -54,12 +54,25 @@ class Registry(Generic[AnySeries]):
         self.capacity = capacity
         self._capacity_field = capacity_field
         self._slots: dict[tuple[str, ContextItems], int] = {}
+        self._compiled = 0  # compiled code knows no slot from this one on
 
-    def slot(self, series: AnySeries) -> int:
+    @property
+    def held(self) -> list[AnySeries]:
+        """The series whose slots the next run finds taken: compiled code knows them, or one behind them."""
+        return self.series[: self._compiled]
+
+    def forget(self) -> None:
+        """Free the slots that no compiled code knows, for a new run."""
+        for series in self.series[self._compiled :]:
+            del self._slots[series.name, series.context]
+        del self.series[self._compiled :]
+
+    def slot(self, series: AnySeries, compiled: bool = False) -> int:
         """Return the slot of a series, giving it one when it is new.
 
         Args:
             series: The series that is being logged.
+            compiled: Whether compiled code will know the slot.
 
         Raises:
             TrackerValueError: If it was logged differently before, or the slots ran out.
@@ -67,7 +80,9 @@ class Registry(Generic[AnySeries]):
         key = (series.name, series.context)
         known = self._slots.get(key)
         if known is None:
-            return self._add(key, series)
+            known = self._add(key, series)
+        if compiled:
+            self._compiled = max(self._compiled, known + 1)
         if self.series[known] != series:
             raise TrackerValueError(
                 f"{label(series.name, series.context)} was logged with {self.series[known].describe()} before and now "

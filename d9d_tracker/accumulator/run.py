@@ -2,11 +2,13 @@
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.config import AccumulatorConfig, Binning
@@ -15,13 +17,12 @@ from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 from .arguments import Number, check_context, check_mapping, check_names, check_number, check_population
 from .backward import is_backward_traced
 from .buffers import Buffers
-from .collector import Collector
-from .fanout import AnyDelivery
 from .inputs import begin_inputs, end_inputs
 from .recompute import check_place, check_traced_place, is_recomputing
 from .registry import ContextItems, Reduction, label
 from .runs import runs
-from .slots import CLOSED, histogram_slot, scalar_slot
+from .session import Session
+from .slots import histogram_slot, say_closed, scalar_slot
 from .watch import Watch
 
 Scope = Literal["global", "rank"]
@@ -35,7 +36,7 @@ class AccumulatingRun(BaseTrackerRun):
     """Accumulates what is logged on the device and sends it to a backend once per window.
 
     A tracker has one such object and opens it again for each of its runs, so that compiled code that refers to it
-    needs no recompilation.
+    needs no recompilation. While none of them is open, logging does nothing: a model that logs can still serve.
 
     Args:
         buffers: The device state.
@@ -55,8 +56,7 @@ class AccumulatingRun(BaseTrackerRun):
         self._context: ContextItems = ()
         self._token = f"run {next(_tokens)}"
         runs[self._token] = self
-        self._collector: Collector | None = None
-        self._delivery: AnyDelivery | None = None
+        self._session: Session | None = None
         self._rank = "0"
         self._stepped = False
         self.watches: list[Watch] = []
@@ -73,21 +73,23 @@ class AccumulatingRun(BaseTrackerRun):
                 being captured.
         """
         self._refuse_inside_graphs("set_step")
-        self._refuse_if_closed("set_step")
+        session = self._open_session("set_step")
         if isinstance(step, bool) or not isinstance(step, int):
             raise TrackerTypeError(f"set_step({step!r}): a step is an int, not {type(step).__name__}; pass int(step)")
         if not 0 <= step < 2**63:
             raise TrackerValueError(f"set_step({step}): a step is between 0 and 2**63 - 1; count steps from the start")
         self._stepped = True
-        if step < self.buffers.step:
+        current = self.buffers.clock.step
+        if step < current:
             raise TrackerValueError(
-                f"set_step({step}): the run is at step {self.buffers.step} and steps never go back; to repeat steps, "
+                f"set_step({step}): the run is at step {current} and steps never go back; to repeat steps, "
                 "resume from a checkpoint of that step or open another run"
             )
-        if step > self.buffers.step:
-            completed = self.buffers.advance(step)
+        if step > current:
+            with self.buffers.lock:
+                completed = self.buffers.advance(step)
             if completed:
-                self._open_collector().put()
+                session.send()
 
     def set_context(self, context: dict[str, str]) -> None:
         """Replace the persistent context.
@@ -97,11 +99,32 @@ class AccumulatingRun(BaseTrackerRun):
 
         Raises:
             TrackerTypeError: If it is not a ``dict[str, str]``.
-            TrackerValueError: If the run is closed.
         """
-        self._refuse_if_closed("set_context")
         check_context("set_context", context)
         self._context = tuple(sorted(context.items()))
+
+    @override
+    def get_context(self) -> dict[str, str]:
+        return dict(self._context)
+
+    @override
+    def add_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self.backend(lambda run: run.add_hparams(hparams))
+
+    def backend(self, action: Callable[[BaseTrackerRun], Any], name: str | None = None) -> dict[str, Future[Any]]:
+        """Have the backend do what is not wrapped here: a table or an image, for example. Does not wait.
+
+        Args:
+            action: Gets the backend's run, between two windows, on the thread that owns it.
+            name: Which of several backends; all of them if None.
+
+        Returns:
+            What it returned or raised, as a future, by the name of the backend; empty on ranks that do not write.
+
+        Raises:
+            TrackerValueError: If the run is closed.
+        """
+        return self._open_session("backend").call(name, action)
 
     def scalar(
         self,
@@ -129,7 +152,7 @@ class AccumulatingRun(BaseTrackerRun):
         Raises:
             TrackerTypeError: If the value is neither a real number nor a real tensor.
             TrackerValueError: If the tensor has not exactly one element, lies on a device other than the buffers', the
-                name is empty, the reduction is not that of the series, the slots ran out, or the run is closed.
+                name is empty, the reduction is not that of the series, or the slots ran out.
         """
         self._merge([name], [value], context, reduce, weight, scope)
 
@@ -186,7 +209,7 @@ class AccumulatingRun(BaseTrackerRun):
         Raises:
             TrackerTypeError: If it is not a tensor, or one that cannot be binned (complex, quantized, sparse, partial).
             TrackerValueError: If it lies on another device, ``every`` is not positive, the name is empty, the binning
-                is not that of the series, the slots ran out, or the run is closed.
+                is not that of the series, or the slots ran out.
         """
         self._count([name], [values], context, binning, every, scope)
 
@@ -244,7 +267,7 @@ class AccumulatingRun(BaseTrackerRun):
             TrackerValueError: If the run is closed, the cadence is no positive int, there is nothing to log, or one of
                 the series is watched already.
         """
-        self._refuse_if_closed("watch")
+        self._open_session("watch")
         watch = Watch(
             self,
             module,
@@ -261,57 +284,44 @@ class AccumulatingRun(BaseTrackerRun):
         """Block until everything logged so far, the current step included, is with the backend.
 
         Waits ``flush_timeout`` seconds at most; what the backend has not accepted by then is reported and stays queued.
+        A backend that cannot amend a step gets the current one when it has ended.
 
         Raises:
             TrackerValueError: If the run is closed or a CUDA graph is being captured.
         """
         self._refuse_inside_graphs("flush")
-        self._refuse_if_closed("flush")
-        self._send_rest()
-        assert self._delivery is not None
-        self._delivery.flush(self.config.flush_timeout)
+        self._open_session("flush").flush()
 
-    def attach(self, collector: Collector, delivery: AnyDelivery, rank: int) -> None:
-        """Open the run: what is logged goes to a backend from now on.
+    def attach(self, session: Session, end: Callable[[BaseException | None], None]) -> None:
+        """Open the run: what is logged goes to a session from now on.
 
         Args:
-            collector: Takes the windows.
-            delivery: Takes the records of the windows.
-            rank: This process among those that share the run.
+            session: Takes the windows.
+            end: Closes the run.
         """
-        self._collector, self._delivery, self._rank = collector, delivery, str(rank)
+        self._session, self._rank = session, str(session.rank)
         self._context = ()
-        self._stepped = self.buffers.step > 0
+        self._stepped = self.buffers.clock.step > 0
+        self._leave = lambda kind, error, traceback: end(error)
         self.is_open = True
 
-    def detach(self) -> bool:
-        """Close the run: send the partial window, deliver what can be delivered in time, and end the threads.
+    def detach(self) -> None:
+        """Take nothing more: the run is closed."""
+        self.is_open, self._session, self._leave = False, None, None
 
-        Returns:
-            Whether the backend let go of its thread.
-        """
-        assert self._collector is not None
-        assert self._delivery is not None
+    def end_watches(self) -> None:
+        """Remove the hooks of everything that is watched."""
         while self.watches:
             self.watches.pop().remove()
-        try:
-            self._send_rest()
-            if self._collector.has_merged and not self._stepped:
-                logger.warning("set_step was never called, so all of the run is at step 0; call it at every step")
-        finally:
-            self.is_open = False
-            self._collector.close()
-            ended = self._delivery.close(self.config.flush_timeout)
-        return ended
 
-    def _send_rest(self) -> None:
-        assert self._collector is not None
-        self.buffers.close_window()
-        self._collector.drain()
+    def warn_of_no_steps(self, has_merged: bool) -> None:
+        """Warn if ``set_step`` was forgotten.
 
-    def _open_collector(self) -> Collector:
-        assert self._collector is not None
-        return self._collector
+        Args:
+            has_merged: Whether some point is made of several values.
+        """
+        if has_merged and not self._stepped:
+            logger.warning("set_step was never called, so all of the run is at step 0; call it at every step")
 
     def _merge(
         self,
@@ -328,7 +338,7 @@ class AccumulatingRun(BaseTrackerRun):
                 isinstance(value, torch.Tensor)
             end_inputs()
         check_names(names)
-        if not names or self._is_repeated(names[0]):
+        if not names or self._is_silent(names[0]) or self._is_repeated(names[0]):
             return
         items = self._merged(names[0], context, scope)
         if weight is not None and reduce != "mean":
@@ -336,11 +346,14 @@ class AccumulatingRun(BaseTrackerRun):
         device = self.buffers.device
         numbers = [check_number(name, items, value, device) for name, value in zip(names, values, strict=True)]
         factor = None if weight is None else check_number(f"{names[0]} (weight)", items, weight, device)
-        slots = [scalar_slot(self._token, self.is_open, name, items, reduce) for name in names]
+        slots = [scalar_slot(self._token, name, items, reduce) for name in names]
         if torch.compiler.is_compiling() and is_backward_traced():
             self.buffers.scalars.write_in_backward(self._token, slots, numbers, reduce, factor)
-        else:
+        elif torch.compiler.is_compiling():
             self.buffers.scalars.write(slots, numbers, reduce, factor)
+        else:
+            with self.buffers.lock:
+                self.buffers.scalars.write(slots, numbers, reduce, factor)
 
     def _count(
         self,
@@ -352,7 +365,7 @@ class AccumulatingRun(BaseTrackerRun):
         scope: Scope,
     ) -> None:
         check_names(names)
-        if not names or self._is_repeated(names[0]):
+        if not names or self._is_silent(names[0]) or self._is_repeated(names[0]):
             return
         items = self._merged(names[0], context, scope)
         device = self.buffers.device
@@ -361,7 +374,7 @@ class AccumulatingRun(BaseTrackerRun):
         parameters: list[Any] = []
         for name, value in zip(names, values, strict=True):
             population, counts = check_population(name, items, value, device)
-            row, *parameters = histogram_slot(self._token, self.is_open, name, items, binning, every)
+            row, *parameters = histogram_slot(self._token, name, items, binning, every)
             if counts:
                 # In inference mode, compiled code cannot view what was made outside, not even to detach it.
                 populations.append(population.detach() if torch.is_grad_enabled() else population)
@@ -370,8 +383,19 @@ class AccumulatingRun(BaseTrackerRun):
             return
         if torch.compiler.is_compiling() and is_backward_traced():
             torch.ops.d9d_tracker.histogram_in_backward(self._token, populations, rows, *parameters)
-        else:
+        elif torch.compiler.is_compiling():
             self.buffers.count(populations, rows, *parameters)
+        else:
+            with self.buffers.lock:
+                self.buffers.count(populations, rows, *parameters)
+
+    def _is_silent(self, name: str) -> bool:
+        """Whether nothing is to be logged: the run is closed, or a program is made that others will run."""
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+            return True
+        if not self.is_open:
+            say_closed(self._token, name)
+        return not self.is_open
 
     def _is_repeated(self, name: str) -> bool:
         if torch.compiler.is_compiling():
@@ -402,6 +426,10 @@ class AccumulatingRun(BaseTrackerRun):
                 "between replays"
             )
 
-    def _refuse_if_closed(self, method: str) -> None:
-        if not self.is_open:
-            raise TrackerValueError(f"{method}: {CLOSED}")
+    def _open_session(self, method: str) -> Session:
+        if not self.is_open or self._session is None:
+            raise TrackerValueError(
+                f"{method}: the run is closed; call it inside `with tracker.open(...) as run`, and not in a forked "
+                "process"
+            )
+        return self._session

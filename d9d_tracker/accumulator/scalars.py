@@ -132,7 +132,7 @@ class ScalarBank:
     ) -> None:
         # A CPU would work through the whole bank for each write; an indexed write touches its own cells only.
         for first, last in _spans(slots):
-            at = torch.arange(first, last + 1)
+            at = torch.arange(first, last + 1, device=self.current.device)
             value = _spread(at, slots, values)
             added = self._added_low
             if weight is not None:

@@ -4,6 +4,7 @@ What these functions return is compiled into the graph. A run is no argument for
 as the object of a method; the token of a run is guarded.
 """
 
+import logging
 from typing import Any, get_args
 
 import torch
@@ -15,7 +16,9 @@ from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from .registry import REDUCTIONS, ContextItems, HistogramSeries, Reduction, Registry, ScalarSeries, label
 from .runs import runs
 
-CLOSED = "the run is closed; log inside `with tracker.open(...) as run`, and not in a forked process"
+logger = logging.getLogger("d9d_tracker")
+
+_said_closed: set[str] = set()
 
 # Lets a binning be such an argument; guarded by equality.
 for _binning in get_args(Binning):
@@ -23,37 +26,51 @@ for _binning in get_args(Binning):
 
 
 @torch.compiler.assume_constant_result
-def scalar_slot(token: str, is_open: bool, name: str, items: ContextItems, reduce: Reduction) -> int:
+def say_closed(token: str, name: str) -> None:
+    """Say, once a process and run object, that something was logged while no run was open.
+
+    Args:
+        token: Token of the run.
+        name: Name of the series.
+    """
+    if token not in _said_closed:
+        _said_closed.add(token)
+        logger.warning(
+            "%s was logged while no run was open, or in a forked process, and is dropped, as is all that follows until "
+            "one is; log inside `with tracker.open(...) as run`",
+            name,
+        )
+
+
+@torch.compiler.assume_constant_result
+def scalar_slot(token: str, name: str, items: ContextItems, reduce: Reduction) -> int:
     """Return the slot of a scalar series, giving it one when it is new.
 
     Args:
         token: Token of the run.
-        is_open: Whether the run is open.
         name: Name of the series.
         items: Its context.
         reduce: Its reduction.
 
     Raises:
-        TrackerValueError: If the run is closed, the reduction is unknown or not that of the series, the series is one
+        TrackerValueError: If the reduction is unknown or not that of the series, the series is one
             of histograms, or the slots ran out.
     """
-    _refuse_if_closed(is_open, name, items)
     if reduce not in REDUCTIONS:
         raise TrackerValueError(f"{label(name, items)}: reduce={reduce!r} is not one of {', '.join(REDUCTIONS)}")
     buffers = runs[token].buffers
     _refuse_other_kind(buffers.histogram_series, "bins", name, items)
-    return buffers.scalar_series.slot(ScalarSeries(name, items, reduce))
+    return buffers.scalar_series.slot(ScalarSeries(name, items, reduce), torch.compiler.is_compiling())
 
 
 @torch.compiler.assume_constant_result
 def histogram_slot(
-    token: str, is_open: bool, name: str, items: ContextItems, binning: Binning | None, every: int | None
+    token: str, name: str, items: ContextItems, binning: Binning | None, every: int | None
 ) -> tuple[int, int, int, int, float, float]:
     """Return the slot of a histogram series and what the operators are told about it: cadence and binning.
 
     Args:
         token: Token of the run.
-        is_open: Whether the run is open.
         name: Name of the series.
         items: Its context.
         binning: Its binning, or None for the one of the configuration.
@@ -61,16 +78,15 @@ def histogram_slot(
 
     Raises:
         TrackerTypeError: If the binning is none.
-        TrackerValueError: If the run is closed, the cadence is no positive int, the binning is not that of the series,
+        TrackerValueError: If the cadence is no positive int, the binning is not that of the series,
             the series is one of scalars, or the slots ran out.
     """
-    _refuse_if_closed(is_open, name, items)
     buffers, config = runs[token].buffers, runs[token].config
     cadence = config.bins_every if every is None else every
     chosen = config.binning if binning is None else binning
     check_settings(label(name, items), chosen, cadence)
     _refuse_other_kind(buffers.scalar_series, "scalar", name, items)
-    slot = buffers.histogram_series.slot(HistogramSeries(name, items, chosen))
+    slot = buffers.histogram_series.slot(HistogramSeries(name, items, chosen), torch.compiler.is_compiling())
     return (slot, cadence, *chosen.parameters())
 
 
@@ -93,11 +109,6 @@ def check_settings(what: str, binning: object, every: object) -> None:
         raise TrackerTypeError(
             f"{what}: a binning is an ExponentialBinning, LinearBinning or IntegerBinning, not {kind}"
         )
-
-
-def _refuse_if_closed(is_open: bool, name: str, items: ContextItems) -> None:
-    if not is_open:
-        raise TrackerValueError(f"{label(name, items)}: {CLOSED}")
 
 
 def _refuse_other_kind(others: Registry[Any], method: str, name: str, items: ContextItems) -> None:

@@ -1,32 +1,28 @@
-"""The tracker a user gets: a backend's tracker behind device-side accumulation."""
+"""The tracker a user gets: a backend's tracker behind device-side accumulation. It keeps configuration and state."""
 
-import copy
-import json
+import functools
 import logging
 import os
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import secrets
+import time
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Self
 
-from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
-from d9d_tracker.config import AccumulatorConfig, TrackerConfig
-from d9d_tracker.errors import TrackerValueError
+from typing_extensions import override
 
-from .backlog import Backlog
+from d9d_tracker import at_exit
+from d9d_tracker.base import BaseTracker, RunConfig
+from d9d_tracker.config import AccumulatorConfig, TrackerConfig
+from d9d_tracker.delivery.report import RunReport
+from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.ranks.job import Job, warn_of_a_job_unknown
+
+from . import checkpoint
 from .buffers import Buffers
-from .collector import Collector
-from .delivery import Delivery, DeliveryReport
-from .distributed.elsewhere import DeliveryElsewhere
-from .distributed.job import Job, warn_of_a_job_unknown
-from .distributed.node import Node
-from .distributed.state import own_state, wrap
-from .fanout import AnyDelivery, Fanout, HasParts
-from .finish import records
-from .host_window import Tail
+from .checkpoint import BackendState, Snapshot
 from .run import AccumulatingRun
-from .state import LoadedState, save
+from .session import Beginning, Session, open_deliveries
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -37,32 +33,27 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
     Args:
         tracker: The backend's tracker.
         config: How to accumulate.
+        group: Returns the gloo process group of the ranks that share a run; by default, as ``config.distributed`` says.
 
     Attributes:
         report: What became of the records of the current or the last run.
     """
 
-    def __init__(self, tracker: BaseTracker[Any], config: AccumulatorConfig):
-        self.report = DeliveryReport()
+    def __init__(self, tracker: BaseTracker[Any], config: AccumulatorConfig, group: Callable[[], Any] | None = None):
+        self.report = RunReport()
+        self.config = tracker.config
         self._tracker = tracker
         self._config = config
-        self._buffers: Buffers | None = None
-        self._run: AccumulatingRun | None = None
-        self._tail: Tail | None = None
-        self._resume: dict[str, Any] | None = None  # the backend's part of a loaded state, until it is opened
-        self._left: dict[str, Any] | None = None  # the state in which the last run was left
-        self._kept: list[int] = []  # windows that were in the backlog when the last state was taken
-        self._collector: Collector | None = None
-        self._delivery: AnyDelivery | None = None
+        self._group = group
         self._job: Job | None = None
+        self._session: Session | None = None
+        self._beginning: Beginning | None = None  # of the current run, or of the one that a loaded state goes on with
+        self._loaded: Snapshot | None = None  # until the run that it goes on with has begun
+        self._left: Snapshot | None = None  # as the last run was left
 
     @classmethod
+    @override
     def from_config(cls, config: TrackerConfig) -> Self:
-        """Create the tracker its configuration describes, with accumulation as configured or by default.
-
-        Args:
-            config: The configuration of a backend.
-        """
         from d9d_tracker.factory import tracker_from_config  # the factory imports this module
 
         backend = tracker_from_config(config.model_copy(update={"accumulator": None}))
@@ -83,93 +74,130 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
     @property
     def copies(self) -> int:
         """How many copies to the host the current or the last run took."""
-        return 0 if self._buffers is None else self._buffers.copies
+        return self._run.buffers.clock.copies
 
-    @contextmanager
-    def open(self, properties: RunConfig) -> Iterator[AccumulatingRun]:
-        """Open a run, or go on with the one that a loaded state belongs to.
+    @override
+    def open(self, properties: RunConfig) -> "OpenRun":
+        """Open a run, or go on with the one that a loaded state belongs to, for a ``with`` block.
 
         In a torch.distributed job every rank opens it, leaves it and flushes it; rank 0 alone opens the backend. What
-        fails on one rank is raised on all.
+        fails on one rank is raised on all. A backend that is down, or has not opened within half a minute,
+        does not stop the run: what is logged is kept on disk until it is back.
 
-        On leaving, also by an exception, the partial window is sent and delivered within ``flush_timeout`` seconds;
-        what the backend has not accepted by then is kept on disk. Closing the backend may take as long again; after
-        that it is left to a thread in the background. Its failures are logged, never raised here.
+        On leaving, also by an exception or when the interpreter exits, the partial window is sent and delivered within
+        ``flush_timeout`` seconds; what a backend has not accepted by then is kept on disk. Closing the backend may take
+        as long again; after that it is left to its thread in the background. Its failures are logged, never raised.
 
         Args:
             properties: Name, description and hyperparameters of the run.
 
-        Yields:
-            The open run.
+        Returns:
+            A context manager that yields the open run.
 
         Raises:
             TrackerValueError: If a run of this tracker is open already; if the ranks of a job differ in what they must
-                agree on, are not all here in time, or rank 0 could not open the backend.
-            RuntimeError: If another job writes to this run.
+                agree on, are not all here in time, or rank 0 could not open the backend. On entering.
+            RuntimeError: If another job writes to this run. On entering.
         """
-        if self._collector is not None:
-            raise TrackerValueError(f"open({properties.name!r}): a run of this tracker is open; leave it first")
-        buffers, run = self._allocate()
-        job = self._find_job()
+        return OpenRun(self, properties)
+
+    def begin(self, properties: RunConfig) -> AccumulatingRun:
+        """Open a run; see ``open``, which calls this, as ``start`` does.
+
+        Args:
+            properties: Name, description and hyperparameters of the run.
+        """
+        if self._session is not None and self._session.process == os.getpid():
+            raise TrackerValueError(
+                f"open({properties.name!r}): a run of this tracker is open; leave its `with` block, or call "
+                "run.finish(), first"
+            )
+        run, job = self._run, self._find_job()
         if job is None:
             warn_of_a_job_unknown(self._config)
         else:
-            job.agree(
-                {
-                    "accumulator.sync_every": self._config.sync_every,
-                    "accumulator.scalar_resolution": self._config.scalar_resolution,
-                    "the run of the loaded state": None if self._resume is None else self.run_id,
-                }
-            )
-        if self._resume is None:
-            buffers.start()
-            self._tail = None
-        context = self._tracker.open(properties) if job is None else job.open(self._tracker, properties)
-        process = os.getpid()
+            self._agree(job)
+        if self._loaded is None:
+            run.buffers.start()
+            name = f"{type(self._tracker).__name__}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
+            self._beginning = Beginning(name)
         try:
-            backend = context.__enter__()
-            try:
-                self._connect_and_begin(job, backend, buffers, run)
-                yield run
-            finally:
-                if os.getpid() == process:  # a forked child has none of the threads to wait for
-                    hanging = self._delivery
-                    try:
-                        hanging = self._end(run)
-                    finally:
-                        self._close_backend(context, properties.name, hanging)
+            self._session = self._open_session(properties, job)
         except BaseException:
-            if self._resume is not None:  # not begun: what went wrong may be mended, and the state opened again
-                self._tracker.load_state_dict(self._resume["state"])
+            if self._loaded is not None:  # what went wrong may be mended, and the state opened again
+                self._tracker.load_state_dict(self._loaded.backend.state)
             raise
+        self.run_id, self.resume_id = self._tracker.run_id or self._beginning_name(), None
+        self.report = self._session.report
+        self._loaded = self._left = None
+        run.attach(self._session, self.end)
+        at_exit.add(self, self.end)
+        return run
 
+    def end(self, error: BaseException | None = None) -> None:
+        """Close the open run; see ``open``. Does nothing if none is open.
+
+        Args:
+            error: What ended the run, if it failed.
+        """
+        session, run = self._session, self._run
+        if session is None:
+            return
+        at_exit.remove(self)
+        if session.process != os.getpid():  # a forked child has none of the threads to wait for
+            self._session = None
+            return
+        deadline = time.monotonic() + self._config.flush_timeout
+        try:
+            run.end_watches()
+            snapshot = self._snapshot_to_leave(session)
+            windows = run.buffers.clock.windows
+            session.close(deadline, error)
+            run.warn_of_no_steps(session.has_merged)
+            if snapshot is not None:
+                for name, kept in session.kept().items():
+                    snapshot.backend.kept[name] = [window for window in kept if window < windows]
+                self._left = snapshot
+        except BaseException:  # a second interruption: keep what is in memory, and leave
+            session.abandon()
+            raise
+        finally:
+            self.run_id = self._tracker.run_id or self._beginning_name()
+            run.detach()
+            self._session = None
+
+    def resume_last(self) -> None:
+        """Have the next ``open`` go on with the run that has just ended: a test after the training, for example.
+
+        Raises:
+            TrackerValueError: If a run is open.
+        """
+        self.load_state_dict(self.state_dict())
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Return everything a later process needs to go on as if it had never stopped.
 
-        Take it between steps, together with the state of the training. Waits at most as long as a flush would for
-        windows on their way; does not end the current window. After a run closed, it is the state in which the run was
+        Take it between steps, together with the state of the training. Waits ``flush_timeout`` seconds at most for
+        windows on their way from the device, and about a second for the backend, after which what it has not accepted
+        is kept on disk; does not end the current window. After a run closed, it is the state in which the run was
         left: who resumes from it goes on with the window that leaving sent early.
 
         In a job of several ranks the state holds what this rank has to save. ``torch.distributed.checkpoint`` keeps the
         states of all ranks. It may be called on some ranks only; it does not communicate.
 
         Returns:
-            Tensors on the device of the buffers and plain values; loads with ``torch.load(..., weights_only=True)``.
+            Plain values, as large as what is in use; loads with ``torch.load(..., weights_only=True)``.
+
+        Raises:
+            TrackerValueError: If the run was opened by the parent of this forked process.
+            RuntimeError: If the device does not answer.
         """
-        state = self._own_state()
+        state = checkpoint.save(self._snapshot())
         job = self._find_job()
-        return state if job is None else wrap(state, job.rank, job.size)
+        return state if job is None else checkpoint.wrap(state, job.rank, job.size)
 
-    def _own_state(self) -> dict[str, Any]:
-        buffers, _ = self._allocate()
-        if self._left is not None:
-            return copy.deepcopy(self._left)
-        if self._collector is not None and self._delivery is not None:
-            self._collector.drain()
-            self._kept = self._delivery.settle(self._config.flush_timeout)
-            self._tail = self._collector.tail
-        return self._save(buffers)
-
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state, before ``open``, which then goes on with that run.
 
@@ -181,166 +209,127 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             TrackerValueError: If a run is open.
             ValueError: If the state is foreign, of another version, damaged, or does not fit; nothing has changed then.
         """
-        if self._collector is not None:
+        if self._session is not None:
             raise TrackerValueError("load_state_dict: a run of this tracker is open; load before `open`")
-        buffers, _ = self._allocate()
-        loaded = LoadedState(own_state(state_dict, self.rank, self.world_size), buffers)
-        if loaded.backend["type"] != type(self._tracker).__name__:
+        buffers = self._run.buffers
+        snapshot = checkpoint.read_own(state_dict, self.rank, self.world_size)
+        backend = snapshot.backend
+        if backend.type != type(self._tracker).__name__:
             raise ValueError(
-                f"the state belongs to a {loaded.backend['type']} and this is a {type(self._tracker).__name__}; resume "
-                "with the provider that the run was started with"
+                f"the state belongs to a {backend.type} and this is a {type(self._tracker).__name__}; resume with the "
+                "provider that the run was started with"
             )
-        self._tracker.load_state_dict(loaded.backend["state"])
-        self._tail, self._kept, self._left = loaded.apply(buffers), loaded.kept, None
-        self.run_id = self.resume_id = self._tracker.run_id
-        # A state taken before any run was opened has nothing to go on with.
-        self._resume = None if self.run_id is None else loaded.backend
+        checkpoint.check_fit(snapshot, buffers)
+        self._tracker.load_state_dict(backend.state)
+        checkpoint.apply(snapshot, buffers)
+        run_id = self._tracker.run_id
+        # In version 0.1.0 the backlog was called after the backend and its run.
+        backlog = backend.backlog or (None if run_id is None else f"{backend.type}-{run_id}")
+        self.run_id = self.resume_id = run_id or backlog
+        if backlog is None:  # taken before any run was opened: there is nothing to go on with
+            self._loaded = self._left = self._beginning = None
+            return
+        self._beginning = Beginning(backlog, snapshot.first, snapshot.tail, backend.kept)
+        self._loaded, self._left = snapshot, None
 
-    def _allocate(self) -> tuple[Buffers, AccumulatingRun]:
-        if self._buffers is None or self._run is None:
-            self._buffers = Buffers(self._config)
-            self._run = AccumulatingRun(self._buffers, self._config)
-        return self._buffers, self._run
+    @functools.cached_property
+    def _run(self) -> AccumulatingRun:
+        return AccumulatingRun(Buffers(self._config), self._config)
 
-    def _save(self, buffers: Buffers) -> dict[str, Any]:
-        backend = {"type": type(self._tracker).__name__, "state": self._tracker.state_dict()}
-        return save(buffers, self._tail, self._kept, backend)
+    def _agree(self, job: Job) -> None:
+        job.agree(
+            {
+                "accumulator.sync_every": self._config.sync_every,
+                "accumulator.scalar_resolution": self._config.scalar_resolution,
+                "the run of the loaded state": None if self._loaded is None else self._beginning_name(),
+            }
+        )
 
-    def _find_job(self) -> Job | None:
-        if self._collector is None and (self._job is None or self._job.is_stale):
-            self._job = Job.of(self._config)
-        return self._job
+    def _beginning_name(self) -> str | None:
+        return None if self._beginning is None else self._beginning.backlog
 
-    def _connect_and_begin(
-        self, job: Job | None, backend: BaseTrackerRun | None, buffers: Buffers, run: AccumulatingRun
-    ) -> None:
-        node = None if job is None else job.connect()
+    def _open_session(self, properties: RunConfig, job: Job | None) -> Session:
+        beginning = self._beginning
+        assert beginning is not None  # `begin` has set it, or `load_state_dict`
+        buffers = self._run.buffers
+        if job is None:
+            deliveries = open_deliveries(self._tracker, properties, self._config, beginning)
+            return Session(deliveries, buffers, self._config, beginning.tail, None, 0)
+        deliveries = {}
 
-        def begin() -> None:
-            if backend is not None:
-                self._begin(backend, buffers, run, node)
+        def open_here() -> dict[str, str | None]:
+            if job.rank == 0:
+                deliveries.update(open_deliveries(self._tracker, properties, self._config, beginning))
+            return {"run_id": self._tracker.run_id, "backlog": beginning.backlog}
 
         try:
-            if job is None:
-                begin()
-            else:
-                job.on_all_ranks(begin)
-        except BaseException:
-            if node is not None and self._collector is None:
-                node.close()
-            raise
-        if node is not None and backend is None:
-            self._begin_elsewhere(buffers, run, node)
-
-    def _begin_elsewhere(self, buffers: Buffers, run: AccumulatingRun, node: Node) -> None:
-        """Begin a run on a rank that does not write."""
-        self.run_id = self._tracker.run_id
-        self._delivery = DeliveryElsewhere()
-        self.report = self._delivery.report
-        self._collector = Collector(self._delivery, buffers.outbox, None, node)
-        self._resume = self.resume_id = self._left = None
-        self._kept = []
-        run.attach(self._collector, self._delivery, self.rank)
-
-    def _begin(self, backend: BaseTrackerRun, buffers: Buffers, run: AccumulatingRun, node: Node | None) -> None:
-        self.run_id = self._tracker.run_id
-        name = f"{type(self._tracker).__name__}-{self.run_id}"
-        if isinstance(backend, HasParts):
-            parts: dict[str, Delivery] = {}
-            try:
-                for part, part_run in backend.parts().items():
-                    parts[part] = self._deliver(part_run, f"{name}-{part}", buffers)
-            except BaseException:
-                for started in parts.values():
-                    started.close(0)
-                raise
-            self._delivery = Fanout(parts)
-        else:
-            self._delivery = self._deliver(backend, name, buffers)
-        self.report = self._delivery.report
-        if self._tail is not None:
-            written = records(self._tail.as_window(buffers.next_window()))
-            if written:
-                self._delivery.put(buffers.windows - 1, written, self._tail.step)
-        self._collector = Collector(self._delivery, buffers.outbox, self._tail, node)
-        self._resume = self.resume_id = self._left = None
-        self._kept = []
-        run.attach(self._collector, self._delivery, self.rank)
-
-    def _deliver(self, backend: BaseTrackerRun, name: str, buffers: Buffers) -> Delivery:
-        """Start the delivery to a backend, which first takes back what the loaded state does not hold."""
-        backlog = Backlog(self._config.backlog_dir, name, self._config.backlog_bytes)
-        try:
-            if self._resume is not None:
-                self._take_back(backend, backlog, buffers.first)
-            return Delivery(backend, backlog, self._config.flush_timeout)
-        except BaseException:
-            backlog.close()
+            opened = job.on_all_ranks(open_here)[0]
+            if job.rank > 0:
+                self._tracker.run_id, self._tracker.resume_id = opened["run_id"], None
+                beginning.backlog = opened["backlog"]
+            return Session(deliveries, buffers, self._config, beginning.tail, job.connect(), job.rank)
+        except BaseException as error:
+            for delivery in deliveries.values():
+                delivery.close(0, error)
             raise
 
-    def _take_back(self, backend: BaseTrackerRun, backlog: Backlog, first: int) -> None:
-        """Have backend and backlog hold what the loaded state does not: everything before ``first``, and only that."""
-        backlog.forget_from(first)
-        kept = backlog.contents()
-        if not backlog.path.exists() and self._kept:
-            logger.error(
-                "run %r: %d windows were not with the backend when the state was saved, and their backlog %s is not "
-                "here; they are missing unless a later process has delivered them",
-                self.run_id,
-                len(self._kept),
-                backlog.path,
+    def _snapshot(self) -> Snapshot:
+        session = self._session
+        if session is None:
+            if self._left is not None:
+                return self._left
+            tail = None if self._beginning is None else self._beginning.tail
+            return self._make_snapshot(tail, {} if self._beginning is None else self._beginning.kept)
+        if session.process != os.getpid():
+            raise TrackerValueError(
+                "state_dict: the run was opened by the parent of this forked process, which has no part in it; take "
+                "the state there"
             )
-        # A kill may have come between the delivery of a kept window and its removal from the backlog.
-        backend.rewind(next(iter(kept.values())).first if kept else first)
+        session.settle()
+        return self._make_snapshot(session.tail, session.kept())
 
-    def _end(self, run: AccumulatingRun) -> AnyDelivery | None:
-        """Send and deliver what is left; return the delivery if the backend does not let go of its thread."""
-        collector, delivery = self._collector, self._delivery
-        if delivery is None:
+    def _snapshot_to_leave(self, session: Session) -> Snapshot | None:
+        if not session.drain():
             return None
         try:
-            if collector is None:  # not begun
-                return None if delivery.close(0) else delivery
-            buffers, _ = self._allocate()
-            collector.drain()
-            self._tail, windows = collector.tail, buffers.windows
-            try:
-                self._left = self._save(buffers)
-            except Exception as error:
-                logger.error("the state cannot be taken as the run is left: %r", error)
-            ended = run.detach()
-            self._kept = [window for window in delivery.kept() if window < windows]
-            if self._left is not None:
-                self._left["kept"] = json.dumps(self._kept)
-            else:
-                self._tail = collector.tail
-            return None if ended else delivery
-        except BaseException:  # a second interruption: keep what is in memory, and leave
-            delivery.close(0)
-            raise
-        finally:
-            self._collector = self._delivery = None
+            return self._make_snapshot(session.tail, {})
+        except Exception as error:
+            logger.error("the state cannot be taken as the run is left: %r", error)
+            return None
 
-    def _close_backend(
-        self,
-        context: AbstractContextManager[BaseTrackerRun | None],
-        name: str,
-        hanging: AnyDelivery | None,
+    def _make_snapshot(self, tail: Any, kept: dict[str, list[int]]) -> Snapshot:
+        buffers = self._run.buffers
+        window = buffers.snapshot(self._config.flush_timeout)
+        backend = BackendState(
+            type(self._tracker).__name__, self._tracker.state_dict(), self._beginning_name(), dict(kept)
+        )
+        clock = buffers.clock
+        return Snapshot(buffers.resolution, clock.first, clock.passed, clock.windows, window, tail, backend)
+
+    def _find_job(self) -> Job | None:
+        if self._session is None and (self._job is None or self._job.is_stale):
+            self._job = Job.of(self._config, self._group)
+        return self._job
+
+
+class OpenRun:
+    """What ``AccumulatingTracker.open`` returns: opens the run on entering and closes it on leaving.
+
+    Unlike a generator's, its run stays open when it is forgotten: until then, or until the interpreter exits.
+
+    Args:
+        tracker: The tracker.
+        properties: Name, description and hyperparameters of the run.
+    """
+
+    def __init__(self, tracker: AccumulatingTracker, properties: RunConfig):
+        self._tracker = tracker
+        self._properties = properties
+
+    def __enter__(self) -> AccumulatingRun:
+        return self._tracker.begin(self._properties)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        raised = sys.exc_info()
-
-        def close() -> None:
-            if hanging is not None:
-                hanging.join()
-            try:
-                context.__exit__(*raised)
-            except BaseException as error:
-                if error is not raised[1]:
-                    logger.error("the backend failed to close: %r", error)
-
-        closer = threading.Thread(target=close, name="d9d_tracker closer", daemon=True)
-        closer.start()
-        if hanging is None:
-            closer.join(self._config.flush_timeout)
-        if closer.is_alive():
-            logger.error("run %r: the backend hangs; it is left to close in the background", name)
+        self._tracker.end(error)

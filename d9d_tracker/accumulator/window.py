@@ -1,7 +1,9 @@
-"""One window's way from the device to the host: packed, copied once, unpacked."""
+"""One window's way from the device to the host: packed, copied once, unpacked. The only room with streams."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import contextlib
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,11 +11,107 @@ import torch
 from d9d_tracker_kernels import CELLS, HEADER, MOMENTS
 
 from .event_wait import wait_for
-from .host_window import HostWindow
+from .host_window import HostWindow, empty_window
 from .registry import HistogramSeries, ScalarSeries
 from .scalars import LANES
 
 _COLUMNS = HEADER + CELLS
+_HOST_BUFFERS = 2
+_MOST_HOST_BYTES = 256 * 2**20
+_LONGEST_WAIT_SECONDS = 1.0
+
+
+class Staging:
+    """Where windows are packed on the device, and where they lie on the host until they have become records.
+
+    All of it is there from the beginning, so that no memory needs to be had in the midst of training. Should windows
+    pile up on the host, more is asked for, up to 256 MiB; after that the next window waits for at most a second.
+
+    Args:
+        numbers: How many float64 a window has at most.
+        device: Where the bank lies.
+    """
+
+    def __init__(self, numbers: int, device: torch.device):
+        self._numbers = numbers
+        self._is_cuda = device.type == "cuda"
+        self._has_waited = False
+        self._stream = torch.cuda.Stream(device) if self._is_cuda else None
+        self._packed = torch.empty(numbers, dtype=torch.float64, device=device) if self._is_cuda else None
+        self._ready: torch.cuda.Event | None = None
+        self._buffers = 0
+        # Unlike a lock of threading's, it is not left locked by a signal handler that raises: it is in C.
+        self._free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
+        for _ in range(_HOST_BUFFERS):
+            self._free.put(self._allocate())
+
+    def copy(self, parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """Pack tensors and start their one copy to the host. Nothing is allocated on the device.
+
+        What is packed is a snapshot, so the caller may reset the bank at once.
+
+        Args:
+            parts: Float64 of any shape and stride.
+
+        Returns:
+            The host buffer, float64 of one dimension and perhaps longer than the parts, to be given back; and the event
+            behind the copy (None on the CPU).
+
+        Raises:
+            RuntimeError: If there is no host buffer to be had.
+        """
+        host = self._take()
+        try:
+            if self._stream is None or self._packed is None:
+                _pack(parts, host)
+                return host, None
+            current = torch.cuda.current_stream(self._packed.device)
+            if self._ready is not None:
+                current.wait_event(self._ready)  # the copy before, on the device; the host does not wait
+            numbers = _pack(parts, self._packed)
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                host[:numbers].copy_(self._packed[:numbers], non_blocking=True)
+                self._ready = torch.cuda.Event(blocking=True)  # whoever waits for it sleeps
+                self._ready.record(self._stream)
+        except BaseException:
+            self.give_back(host)
+            raise
+        return host, self._ready
+
+    def give_back(self, host: torch.Tensor) -> None:
+        """Take a host buffer back that has been read.
+
+        Args:
+            host: What ``copy`` returned.
+        """
+        self._has_waited = False
+        self._free.put(host)
+
+    def _take(self) -> torch.Tensor:
+        with contextlib.suppress(queue.Empty):
+            return self._free.get_nowait()
+        if (self._buffers + 1) * self._numbers * 8 <= _MOST_HOST_BYTES:
+            with contextlib.suppress(RuntimeError, MemoryError):  # then one must come back
+                return self._allocate()
+        if not self._has_waited:
+            self._has_waited = True  # training waits once, not in every window
+            with contextlib.suppress(queue.Empty):
+                return self._free.get(timeout=_LONGEST_WAIT_SECONDS)
+        raise RuntimeError(f"all {self._buffers} host buffers are full of windows that were not read yet")
+
+    def _allocate(self) -> torch.Tensor:
+        buffer = torch.empty(self._numbers, dtype=torch.float64, device="cpu", pin_memory=self._is_cuda)
+        self._buffers += 1
+        return buffer
+
+
+def _pack(parts: Sequence[torch.Tensor], into: torch.Tensor) -> int:
+    numbers = 0
+    for part in parts:
+        into[numbers : numbers + part.numel()].view(part.shape).copy_(part)
+        numbers += part.numel()
+    return numbers
 
 
 @dataclass
@@ -23,63 +121,52 @@ class Window:
     Attributes:
         index: How many windows of the run came before.
         steps: The step of each row.
-        packed: The one buffer that travels, float64 of shape ``[numbers]``, on the host.
-        ready: Recorded behind the copy, or None when the buffers are on the CPU.
-        mid_step: Whether more may be logged for the last step.
+        times: When each of these steps began on the host, in seconds since the epoch.
+        packed: The host buffer, float64 of one dimension; None if the copy could not even be started.
+        ready: Recorded behind the copy, or None when the bank is on the CPU.
+        unfinished: The last step, if more may be logged for it in this run.
+        is_last: Whether nothing follows in this run.
         scalars: The scalar series at the time of the swap.
         histograms: The histogram series at the time of the swap.
+        error: Why the copy could not be started.
     """
 
     index: int
     steps: list[int]
-    packed: torch.Tensor
+    times: list[float]
+    packed: torch.Tensor | None
     ready: torch.cuda.Event | None
-    mid_step: bool
-    scalars: list[ScalarSeries] = field(default_factory=list)
-    histograms: list[HistogramSeries] = field(default_factory=list)
+    unfinished: int | None
+    scalars: list[ScalarSeries]
+    histograms: list[HistogramSeries]
+    is_last: bool = False
+    error: Exception | None = None
 
     def wait(self) -> HostWindow:
-        """Wait for the copy and unpack it. Not for the training thread."""
+        """Wait for the copy and unpack it, as views of the host buffer. Not for the training thread.
+
+        Raises:
+            RuntimeError: If the device failed, or the copy could not be started.
+        """
+        if self.packed is None:
+            raise RuntimeError(f"the window could not leave the device: {self.error!r}") from self.error
         if self.ready is not None:
             wait_for(self.ready)
         packed = self.packed.numpy()
         lanes = len(self.steps) * LANES * len(self.scalars)
         moments = lanes + len(self.histograms) * MOMENTS
+        counts = moments + len(self.histograms) * _COLUMNS
         return HostWindow(
             index=self.index,
             steps=self.steps,
+            times=self.times,
             lanes=packed[:lanes].reshape(len(self.steps), LANES, len(self.scalars)),
             moments=packed[lanes:moments].reshape(len(self.histograms), MOMENTS),
-            counts=packed[moments:].view(np.int64).reshape(len(self.histograms), _COLUMNS),
+            counts=packed[moments:counts].view(np.int64).reshape(len(self.histograms), _COLUMNS),
             scalars=self.scalars,
             histograms=self.histograms,
         )
 
-
-def copy_to_host(
-    lanes: torch.Tensor, moments: torch.Tensor, counts: torch.Tensor, stream: Any
-) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Pack the state of a window and start its one copy to the host.
-
-    The packed tensor is a snapshot, so the caller may reset the buffers at once.
-
-    Args:
-        lanes: Scalar states, float64 of shape ``[rows, LANES, scalars]``.
-        moments: Histogram moments, float64 of shape ``[histograms, 4]``.
-        counts: Histogram headers and cells, int64 of shape ``[histograms, HEADER + CELLS]``.
-        stream: The CUDA stream that copies beside the training, or None on the CPU.
-
-    Returns:
-        The buffer on the host, float64 of one dimension, and the event behind the copy (None on the CPU).
-    """
-    packed = torch.cat((lanes.reshape(-1), moments.reshape(-1), counts.view(torch.float64).reshape(-1)))
-    if stream is None:
-        return packed, None
-    host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
-    stream.wait_stream(torch.cuda.current_stream(packed.device))
-    with torch.cuda.stream(stream):
-        host.copy_(packed, non_blocking=True)
-        ready = torch.cuda.Event(blocking=True)  # whoever waits for it sleeps
-        ready.record(stream)
-    packed.record_stream(stream)
-    return host, ready
+    def without_values(self) -> HostWindow:
+        """Return the window of the same steps in which nothing was logged."""
+        return empty_window(self.index, self.steps, self.times, [], [])

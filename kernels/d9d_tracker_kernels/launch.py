@@ -242,7 +242,7 @@ def _make_plan(
 ) -> _Plan:
     with torch.cuda.stream(stream):
         # From pinned memory, so that the host need not wait for the copy, nor for what the stream does before it.
-        table = torch.tensor(segments, dtype=torch.int64, pin_memory=stream is not None)
+        table = torch.tensor(segments, dtype=torch.int64, device="cpu", pin_memory=stream is not None)
         return _Plan(table.to(device, non_blocking=True), torch.empty(tensors, dtype=torch.int64, device=device))
 
 

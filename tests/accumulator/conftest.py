@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from d9d_tracker.accumulator import delivery
+from d9d_tracker.delivery import delivery
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -76,7 +76,8 @@ def test_waits_on_the_device_of_the_event(driver: Driver) -> None:
 
 def test_windows_wait_this_way(driver: Driver) -> None:
     event: Any = Event(driver)
-    window = Window(index=0, steps=[7], packed=torch.zeros(0, dtype=torch.float64), ready=event, mid_step=False)
+    packed = torch.zeros(0, dtype=torch.float64)
+    window = Window(0, steps=[7], times=[0.0], packed=packed, ready=event, unfinished=None, scalars=[], histograms=[])
     assert window.wait().steps == [7]
     assert event.mode_of_wait == RELAXED
 

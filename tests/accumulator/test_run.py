@@ -63,11 +63,23 @@ def test_scalars_and_bins_do_not_share_a_series(recorded):
     assert len(tracker.run.records) == 3
 
 
-def test_a_closed_run_takes_no_context(recorded):
-    with recorded().open() as run:
-        pass
-    with pytest.raises(TrackerValueError, match="set_context: the run is closed"):
-        run.set_context({})
+def test_a_closed_run_takes_nothing_and_says_so_once(recorded, caplog):
+    tracker = recorded()
+    with tracker.open() as run:
+        run.scalar("loss", 1.0)
+    run.set_context({"stage": "serving"})
+    for _ in range(3):
+        run.scalar("loss", 2.0)
+        run.scalars({"loss": 2.0})
+        run.bins("values", torch.ones(2))
+    assert caplog.text.count("while no run was open") == 1
+    assert "loss was logged" in caplog.text
+    for method in (run.flush, lambda: run.set_step(1), lambda: run.watch(nn.Linear(1, 1))):
+        with pytest.raises(TrackerValueError, match="the run is closed"):
+            method()
+    with tracker.open() as run:
+        run.scalar("loss", 3.0)
+    assert [record.value for kept in tracker.backend.runs.values() for record in kept.records] == [1.0, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -144,8 +156,11 @@ def test_in_a_forked_process_the_run_is_closed(recorded):
     tracker = recorded()
     with tracker.open() as run:
         run.scalar("loss", 1.0)
-        for call in (lambda: run.scalar("loss", 2.0), run.flush, lambda: run.bins("values", torch.ones(2))):
+        for call in (run.flush, lambda: run.set_step(1)):
             assert "the run is closed" in in_child(call)
+        for call in (lambda: run.scalar("loss", 2.0), lambda: run.bins("values", torch.ones(2))):
+            assert in_child(call) == ""
+        assert "forked process" in in_child(tracker.tracker.state_dict)
         assert run.is_open
     assert tracker.run.points("loss") == {0: 1.0}
 

@@ -61,7 +61,7 @@ def test_finished_points_are_what_calls_for_each_would_be(storage: Storage) -> N
     ours = storage.scalars(tracker.run_id), storage.distributions(tracker.run_id)
     with tracker.open(PROPERTIES) as run:
         run.set_context({"stage": "train"})
-        for name, step, _, value in points:
+        for name, step, _, value, _ in points:
             run.set_step(step)
             assert isinstance(value, float)
             run.scalar(name, value)

@@ -114,9 +114,10 @@ def test_one_that_raises_holds_up_no_other_and_gets_its_backlog_later(
         while len(lines(tmp_path)) < 8 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert lines(tmp_path) == {step: float(step) for step in range(8)}  # the last window is still on the device
-        assert tracker.state_dict()["kept"] == "[0, 1, 2, 3]"
+        state = json.loads(tracker.state_dict()["backend"])
+        assert state["kept"] == {"1-other": [0, 1, 2, 3]}
         assert [path.name for path in (tmp_path / "backlog").glob("*.sqlite3")] == [
-            f"MultiTracker-{tracker.run_id}-1-other.sqlite3"
+            f"{state['backlog']}-1-other.sqlite3"
         ]
         down = False
     assert recorded(tracker).points("loss") == EXPECTED
@@ -154,7 +155,7 @@ def test_one_that_cannot_be_opened_is_opened_later(
     monkeypatch.setattr(OtherTracker, "trouble", staticmethod(trouble))
     tracker = make(tmp_path)
     with tracker.open(RunConfig(name="late")) as run:
-        assert "1-other is down: ConnectionError('nobody there')" in caplog.text
+        assert "the backend failed: ConnectionError('nobody there') (1-other)" in caplog.text
         log(run, range(8))
         down = False
         log(run, range(8, 10))
@@ -220,7 +221,7 @@ def test_the_state_carries_every_run(tmp_path: Path, other: type[OtherTracker]) 
 
 
 def test_states_of_other_trackers_are_refused(tmp_path: Path, other: type[OtherTracker]) -> None:
-    tracker = MultiTracker(MultiConfig(trackers=[OtherConfig(), OtherConfig()]))
+    tracker = MultiTracker({"0-other": OtherTracker(), "1-other": OtherTracker()})
     before = tracker.state_dict()
     with pytest.raises(ValueError, match=r"belongs to the trackers 0-jsonl.*0-other, 1-other"):
         tracker.load_state_dict({"run_id": "a", "trackers": {"0-jsonl": {"run_id": "b"}}})

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from d9d_tracker.accumulator.delivery import Delivery
+from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.provider.aim.tracker import AimRun
 from d9d_tracker.provider.jsonl import JsonlRun
 

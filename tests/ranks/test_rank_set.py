@@ -1,4 +1,4 @@
-from d9d_tracker.accumulator.distributed.rank_set import members, rank_set, spell, union
+from d9d_tracker.ranks.rank_set import members, rank_set, spell, union
 
 
 def test_neighbours_become_ranges():

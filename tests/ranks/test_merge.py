@@ -8,8 +8,8 @@ import pytest
 from windows import same, window_of
 
 from d9d_tracker import IntegerBinning
-from d9d_tracker.accumulator.finish import records
 from d9d_tracker.accumulator.host_window import contradictions, empty_window, merge_windows
+from d9d_tracker.accumulator.records import records
 from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries
 from d9d_tracker_kernels import CALLS, LAST_STEP
 
@@ -75,11 +75,11 @@ def test_merging_is_associative():
 
 def test_a_window_without_values_changes_nothing():
     window = window_of(*[random_values(3, range(4), ["a", "b"])] * 2)
-    nothing = empty_window(0, list(window.steps), list(window.scalars), list(window.histograms))
+    nothing = empty_window(0, list(window.steps), list(window.times), list(window.scalars), list(window.histograms))
     assert same(merge_windows(window, nothing), window)
     assert same(merge_windows(nothing, window), window)
-    assert same(merge_windows(window, empty_window(0, [], [], [])), window)
-    assert same(merge_windows(empty_window(0, [], [], []), window), window)
+    assert same(merge_windows(window, empty_window(0, [], [], [], [])), window)
+    assert same(merge_windows(empty_window(0, [], [], [], []), window), window)
 
 
 def test_last_is_that_of_the_higher_rank_where_it_has_one():

@@ -1,5 +1,6 @@
 """What a backend accepts arrives once and in order; what it does not is kept, counted and named, whatever it does."""
 
+import contextlib
 import logging
 import threading
 from collections import Counter
@@ -7,8 +8,8 @@ from collections import Counter
 import pytest
 
 from d9d_tracker import RunConfig
-from d9d_tracker.accumulator.backlog import Backlog
-from d9d_tracker.accumulator.delivery import Delivery
+from d9d_tracker.delivery.backlog import Backlog
+from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.record import Record
 from d9d_tracker.testing import RecordingRun
 
@@ -56,6 +57,10 @@ def expected(*windows, names=("a", "b"), without=()):
     return [(r.name, r.step) for w in windows for r in window(w, names)[1] if r.name not in without]
 
 
+def over(run, backlog, patience, **options):
+    return Delivery("recording", lambda: contextlib.nullcontext(run), backlog, patience, **options)
+
+
 @pytest.fixture
 def backend():
     backend = Backend()
@@ -65,7 +70,7 @@ def backend():
 
 @pytest.fixture
 def delivery(backend, tmp_path):
-    delivery = Delivery(backend, Backlog(tmp_path, "run", 10**6), patience=30.0)
+    delivery = over(backend, Backlog(tmp_path, "run", 10**6), patience=30.0)
     yield delivery
     backend.released.set()
     backend.down = None
@@ -193,7 +198,7 @@ def test_settling_puts_on_disk_what_a_held_backend_has_not_taken(delivery, backe
 
 
 def test_a_hanging_backend_counts_as_down(backend, tmp_path, caplog):
-    delivery = Delivery(backend, Backlog(tmp_path, "run", 10**6), patience=0.0)
+    delivery = over(backend, Backlog(tmp_path, "run", 10**6), patience=0.0)
     backend.released.clear()
     delivery.put(*window(0))
     assert backend.inside.wait(10)
@@ -208,7 +213,7 @@ def test_a_hanging_backend_counts_as_down(backend, tmp_path, caplog):
 
 
 def test_closing_a_hanging_backend_is_bounded_and_the_next_process_delivers(backend, tmp_path, caplog):
-    delivery = Delivery(backend, Backlog(tmp_path, "run", 10**6), patience=30.0)
+    delivery = over(backend, Backlog(tmp_path, "run", 10**6), patience=30.0)
     backend.released.clear()
     for index in range(3):
         delivery.put(*window(index))
@@ -220,9 +225,9 @@ def test_closing_a_hanging_backend_is_bounded_and_the_next_process_delivers(back
     delivery.join()
     assert backend.points_in_order() == [("a", 0)]  # what it was inside of; nothing after
 
-    delivery._backlog.close()  # as the death of the process would
+    delivery.backlog.close()  # as the death of the process would
     again = Backend()
-    successor = Delivery(again, Backlog(tmp_path, "run", 10**6), patience=30.0)
+    successor = over(again, Backlog(tmp_path, "run", 10**6), patience=30.0)
     assert successor.flush(10)
     assert again.points_in_order() == expected(0, 1, 2)
     assert successor.close(10)
@@ -230,7 +235,7 @@ def test_closing_a_hanging_backend_is_bounded_and_the_next_process_delivers(back
 
 
 def test_a_window_that_was_half_delivered_is_kept_whole(backend, tmp_path):
-    delivery = Delivery(backend, Backlog(tmp_path, "run", 10**6), patience=30.0)
+    delivery = over(backend, Backlog(tmp_path, "run", 10**6), patience=30.0)
     written = []
 
     def scalar(name, value, context=None):
@@ -249,7 +254,7 @@ def test_a_window_that_was_half_delivered_is_kept_whole(backend, tmp_path):
 
 
 def test_the_bound_drops_the_oldest_loudly(backend, tmp_path, caplog):
-    delivery = Delivery(backend, Backlog(tmp_path, "run", 600), patience=30.0)
+    delivery = over(backend, Backlog(tmp_path, "run", 600), patience=30.0)
     backend.down = ConnectionError("gone")
     for index in range(10):
         delivery.put(*window(index))
@@ -266,7 +271,7 @@ def test_the_bound_drops_the_oldest_loudly(backend, tmp_path, caplog):
 
 def test_with_the_disk_full_as_well_memory_holds_what_is_left(backend, tmp_path, caplog, monkeypatch):
     backlog = Backlog(tmp_path, "run", 10**6)
-    delivery = Delivery(backend, backlog, patience=30.0)
+    delivery = over(backend, backlog, patience=30.0)
     full = OSError(28, "No space left on device")
 
     def fail(*_):

@@ -11,7 +11,7 @@ import torch
 from lives import content
 
 from d9d_tracker import Histogram
-from d9d_tracker.accumulator.backlog import Backlog, Contents
+from d9d_tracker.delivery.backlog import Backlog, Contents
 from d9d_tracker.record import Record
 
 

@@ -5,7 +5,7 @@ import torch
 from jobs import Job, content_of, run_job
 from programs import life, refuses_to_load, saves_alone
 
-from d9d_tracker.accumulator.distributed.state import saved_ranks
+from d9d_tracker.accumulator.checkpoint import saved_ranks
 from d9d_tracker.provider.jsonl import read_run
 
 STEPS = 38

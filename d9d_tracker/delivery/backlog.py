@@ -1,7 +1,9 @@
 """What a backend has not accepted, kept on local disk until it does."""
 
+import ctypes
 import json
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
+from weakref import WeakSet
 
 import numpy as np
 
@@ -16,11 +19,12 @@ from d9d_tracker.record import Histogram, Record
 
 logger = logging.getLogger("d9d_tracker")
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS windows (
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS windows (
     window INTEGER PRIMARY KEY, first INTEGER, last INTEGER, records INTEGER, names TEXT, bytes INTEGER, payload TEXT
+)""",
+    "CREATE TABLE IF NOT EXISTS run (id INTEGER PRIMARY KEY, description TEXT)",
 )
-"""
 
 
 @dataclass(frozen=True)
@@ -50,22 +54,37 @@ class Backlog:
     """A durable queue of windows, one sqlite3 file per run, created when the first window needs it.
 
     Safe to use from several threads; every change is committed and synced to disk before the call returns. One process
-    at a time: the file is locked from its first use until ``close``, or until the process dies.
+    at a time: the file is locked from its first use until ``close``, or until the process dies. A forked child has no
+    part in it.
 
     Args:
         folder: Where the file lies; created when it is needed.
-        run_id: Identity of the run, unique among all that share the folder.
+        name: Name of the file without its suffix, unique among all that share the folder.
         max_bytes: Size of what is kept, at most.
+        description: What a process that knows nothing of the run needs to deliver it, plain JSON values.
 
     Attributes:
         path: The file.
     """
 
-    def __init__(self, folder: Path, run_id: str, max_bytes: int):
-        self.path = folder.absolute() / f"{quote(run_id, safe='')}.sqlite3"
+    def __init__(self, folder: Path, name: str, max_bytes: int, description: dict[str, Any] | None = None):
+        self.path = folder.expanduser().absolute() / f"{quote(name, safe='')}.sqlite3"
         self._max_bytes = max_bytes
+        self._description = description or {}
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
+        _backlogs.add(self)
+
+    def describe(self, **changes: Any) -> None:
+        """Change the description, also in the file if there is one.
+
+        Args:
+            **changes: Keys and plain JSON values.
+        """
+        with self._lock:
+            self._description |= changes
+            if self._database is not None:
+                _write_description(self._database, self._description)
 
     def put(self, index: int, records: Sequence[Record], contents: Contents) -> list[int]:
         """Keep a window, or replace it.
@@ -125,6 +144,13 @@ class Backlog:
             rows = self._open().execute("SELECT window, first, last, records, names FROM windows ORDER BY window")
             return {index: Contents(first, last, n, tuple(json.loads(names))) for index, first, last, n, names in rows}
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the file says about its run; empty if it was written by version 0.1.0."""
+        with self._lock:
+            row = self._open().execute("SELECT description FROM run").fetchone() if self._exists() else None
+        return {} if row is None else json.loads(row[0])
+
     def close(self) -> None:
         """Close the file, and delete it when nothing is left in it."""
         with self._lock:
@@ -152,6 +178,12 @@ class Backlog:
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        database = self._connect_to_file()
+        if self._description:
+            _write_description(database, self._description)
+        return database
+
+    def _connect_to_file(self) -> sqlite3.Connection:
         try:
             return _connect(self.path)
         except sqlite3.OperationalError as error:
@@ -189,11 +221,33 @@ def _connect(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         with database:
-            database.execute(_TABLE)
+            for table in _TABLES:
+                database.execute(table)
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _write_description(database: sqlite3.Connection, description: dict[str, Any]) -> None:
+    with database:
+        database.execute("INSERT OR REPLACE INTO run VALUES (0, ?)", (json.dumps(description, default=repr),))
+
+
+_backlogs: "WeakSet[Backlog]" = WeakSet()
+
+
+def _let_go_in_child() -> None:
+    for backlog in _backlogs:
+        if backlog._database is not None:
+            # Closing the connection would delete the write-ahead log that the parent goes on with: it is never closed.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(backlog._database))
+            backlog._database = None
+        backlog._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def _encode(record: Record) -> dict[str, Any]:
@@ -201,7 +255,8 @@ def _encode(record: Record) -> dict[str, Any]:
     if isinstance(value, Histogram):
         value = {field: getattr(value, field) for field in Histogram.__slots__}
         value |= {"edges": value["edges"].tolist(), "counts": value["counts"].tolist()}
-    return {"name": record.name, "step": record.step, "context": dict(record.context), "value": value}
+    fields = {"name": record.name, "step": record.step, "context": dict(record.context), "value": value}
+    return fields if record.time is None else fields | {"time": record.time}
 
 
 def _decode(item: dict[str, Any]) -> Record:
@@ -210,4 +265,4 @@ def _decode(item: dict[str, Any]) -> Record:
         edges = np.array(value.pop("edges"), dtype=np.float64)
         counts = np.array(value.pop("counts"), dtype=np.int64)
         value = Histogram(edges=edges, counts=counts, **value)
-    return Record(item["name"], item["step"], item["context"], value)
+    return Record(item["name"], item["step"], item["context"], value, item.get("time"))

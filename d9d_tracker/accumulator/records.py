@@ -39,13 +39,14 @@ def _scalars(window: HostWindow) -> list[Record]:
     for row, step in enumerate(window.steps):
         slots = np.flatnonzero(window.lanes[row, COUNT] > 0)
         numbers = values[row, slots].tolist()
-        finished += map(
-            _make_record, zip(names[slots], itertools.repeat(step), contexts[slots], numbers, itertools.repeat(None))
-        )
+        steps, times = itertools.repeat(step), itertools.repeat(window.times[row] or None)
+        fields = zip(names[slots], steps, contexts[slots], numbers, times, strict=False)  # three of them have no end
+        finished += map(_make_record, fields)
     return finished
 
 
 def _histograms(window: HostWindow) -> list[Record]:
+    began = dict(zip(window.steps, window.times, strict=True))
     return [
         Record(
             series.name,
@@ -54,6 +55,7 @@ def _histograms(window: HostWindow) -> list[Record]:
             Histogram.from_cells(
                 torch.from_numpy(window.counts[slot]), torch.from_numpy(window.moments[slot]), series.binning
             ),
+            began.get(int(window.counts[slot, LAST_STEP])) or None,
         )
         for slot, series in enumerate(window.histograms)
         if window.counts[slot, CALLS] > 0

@@ -26,9 +26,9 @@ def window_of(
     buffers = Buffers(AccumulatorConfig(device="cpu", sync_every=1 + len(steps), max_scalars=32, max_histograms=8))
     binning = ExponentialBinning()
     for step in steps:
-        if step > buffers.step:
+        if step > buffers.clock.step:
             if step == steps[0]:
-                buffers.step = step
+                buffers.clock = buffers.clock._replace(step=step)
                 buffers.device_step.fill_(step)
             else:
                 buffers.advance(step)

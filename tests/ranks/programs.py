@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from d9d_tracker import (
     JsonlTrackerConfig,
     TrackerValueError,
     distributed,
+    tracker_from_config,
 )
 
 REDUCTIONS = ("mean", "sum", "min", "max", "last")
@@ -83,11 +85,11 @@ def differing(rank: int, folder: Path) -> dict:
 def refused(rank: int, folder: Path, configs: list[dict], fail: str = "") -> str:
     one = tracker(folder, **configs[rank])
     if fail:
-        one._tracker.open = lambda properties: (_ for _ in ()).throw(OSError(fail))
+        one._tracker.open = lambda properties: (_ for _ in ()).throw(ValueError(fail))
     try:
         with one.open(NAME):
             return "opened"
-    except (TrackerValueError, OSError) as error:
+    except ValueError as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -108,7 +110,8 @@ def opens_late(rank: int, folder: Path) -> str:
 def groups(rank: int, folder: Path, how: str) -> dict:
     """Every pair of ranks shares a run, or none does."""
     pairs = [dist.new_group([first, first + 1], backend="gloo") for first in range(0, dist.get_world_size(), 2)]
-    one = tracker(folder / str(rank), distributed="off" if how == "off" else lambda: pairs[rank // 2])
+    one = tracker(folder / str(rank), distributed="off") if how == "off" else None
+    one = one or tracker(folder / str(rank), lambda: pairs[rank // 2])
     with one.open(NAME) as run:
         run.scalar("sum", 2.0**rank, reduce="sum")
         run.scalar("own", 2.0**rank, scope="rank")
@@ -133,9 +136,13 @@ def no_collectives(rank: int, folder: Path) -> tuple[int, int]:
     calls = []
     for name in ("all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier", "gather", "reduce", "send"):
         original = getattr(dist, name)
-        setattr(
-            dist, name, lambda *a, _original=original, _name=name, **k: (calls.append(_name), _original(*a, **k))[1]
-        )
+
+        def counted(*arguments, _original=original, _name=name, **options):
+            if threading.current_thread() is threading.main_thread():
+                calls.append(_name)
+            return _original(*arguments, **options)
+
+        setattr(dist, name, counted)
     one = tracker(folder, sync_every=2)
     with one.open(NAME) as run:
         at_open = len(calls)
@@ -186,7 +193,7 @@ def disturbed(rank: int, folder: Path, config: dict) -> dict:
                 while not (folder / "go").exists():
                     time.sleep(0.01)
         (folder / f"trained-{rank}").touch()
-    return content(one)
+    return {**content(one), "unread": one.report.unread}
 
 
 def exits_in_the_middle(rank: int, folder: Path) -> dict:
@@ -279,7 +286,7 @@ def jsonl_tracker(folder: Path) -> AccumulatingTracker:
         max_histograms=8,
         distributed_timeout=20.0,
     )
-    return AccumulatingTracker.from_config(JsonlTrackerConfig(path=folder / "runs", accumulator=config))
+    return tracker_from_config(JsonlTrackerConfig(path=folder / "runs", accumulator=config))
 
 
 def saves_alone(rank: int, folder: Path) -> dict:

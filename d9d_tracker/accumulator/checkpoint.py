@@ -1,0 +1,404 @@
+"""The state of a tracker: what a checkpoint holds, how it is read back, divided among ranks, and refused.
+
+Nothing else knows the format. A state is four plain values, so that it is as large as what is in use, and a fresh
+tracker's state is a template that ``torch.distributed.checkpoint`` loads into: ``version``; ``backend`` and ``table``,
+JSON text; ``arrays``, the numbers, an ``.npz`` file in base64.
+"""
+
+import base64
+import functools
+import io
+import json
+import logging
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, TypeAdapter
+
+from d9d_tracker_kernels import CELLS, HEADER, MOMENTS
+
+from .buffers import Buffers, Clock
+from .host_window import HostWindow, Tail, contradictions, empty_window, merge_windows
+from .registry import HistogramSeries, Registry, ScalarSeries
+from .scalars import LANES
+
+logger = logging.getLogger("d9d_tracker")
+
+VERSION = 2
+_KEYS = ("version", "backend", "table", "arrays")
+
+
+@dataclass
+class BackendState:
+    """What belongs to the backend.
+
+    Attributes:
+        type: Name of the tracker's type.
+        state: The tracker's own state, plain JSON values.
+        backlog: Name of the run's backlogs; None if no run was opened, or in a state of version 0.1.0.
+        kept: Windows that a backend had not accepted, which its backlog held, by the backend's name.
+    """
+
+    type: str
+    state: dict[str, Any]
+    backlog: str | None = None
+    kept: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass
+class _Steps:
+    """Series, and the rows of their values."""
+
+    scalars: list[ScalarSeries]
+    histograms: list[HistogramSeries]
+    steps: list[NonNegativeInt]
+    times: list[float]
+
+
+@dataclass
+class _Table(_Steps):
+    """The structured part of a state. The last of the steps is the current one; the others are filed."""
+
+    resolution: Literal["step", "window"]
+    first: NonNegativeInt
+    passed: NonNegativeInt
+    windows: NonNegativeInt
+    tail: _Steps | None = None
+
+
+_BACKEND = TypeAdapter(BackendState)
+_TABLE = TypeAdapter(_Table)
+
+
+@dataclass
+class Snapshot:
+    """Everything that a tracker needs to go on.
+
+    Attributes:
+        resolution: Whether scalars have one point per ``"step"`` or per ``"window"``.
+        first: The step that the window began with.
+        passed: How many steps of the window have ended.
+        windows: Index of the next window.
+        window: The filed rows and, last, the current step; the histograms of the window.
+        tail: What was written for the current step already, if anything.
+        backend: What belongs to the backend.
+    """
+
+    resolution: Literal["step", "window"]
+    first: int
+    passed: int
+    windows: int
+    window: HostWindow
+    tail: Tail | None
+    backend: BackendState
+
+    @property
+    def clock(self) -> Clock:
+        """Where the run stands."""
+        steps, times = self.window.steps, self.window.times
+        return Clock(
+            steps[-1], times[-1], self.first, tuple(steps[:-1]), tuple(times[:-1]), self.passed, self.windows, 0
+        )
+
+
+def save(snapshot: Snapshot) -> dict[str, Any]:
+    """Return a state: plain values that load with ``torch.load(..., weights_only=True)``."""
+    window, tail = snapshot.window, None if snapshot.tail is None else snapshot.tail.as_window(0)
+    table = _Table(
+        window.scalars,
+        window.histograms,
+        window.steps,
+        window.times,
+        snapshot.resolution,
+        snapshot.first,
+        snapshot.passed,
+        snapshot.windows,
+        None if tail is None else _Steps(tail.scalars, tail.histograms, tail.steps, tail.times),
+    )
+    arrays = _arrays_of(window, "") | ({} if tail is None else _arrays_of(tail, "tail_"))
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    return {
+        "version": VERSION,
+        "backend": _BACKEND.dump_json(snapshot.backend).decode(),
+        "table": _TABLE.dump_json(table).decode(),
+        "arrays": base64.b64encode(zlib.compress(file.getvalue(), 1)).decode(),
+    }
+
+
+def read(state: Any) -> Snapshot:
+    """Read a state of a single process, or of one rank, of this version or of 0.1.0.
+
+    Raises:
+        ValueError: If it is foreign, of another version, or damaged.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the state of a d9d_tracker is a dict, not {type(state).__name__}")
+    version = state.get("version")
+    if version not in (None, 1, VERSION):
+        raise ValueError(
+            f"the state has version {version!r} and this d9d_tracker reads versions 1 and {VERSION}; load it with the "
+            "d9d_tracker that wrote it, or a newer one"
+        )
+    keys = _KEYS if version == VERSION else _FIRST_KEYS
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(f"this is not the state of a d9d_tracker: it has no {', '.join(missing)}")
+    try:
+        backend, table, arrays = _parse(state) if version == VERSION else _parse_first(state)
+        _check(table)
+        tail = None if table.tail is None else Tail.of(_window(table.tail, arrays, "tail_"), None)
+        return Snapshot(
+            table.resolution,
+            table.first,
+            table.passed,
+            table.windows,
+            _window(table, arrays, ""),
+            tail,
+            backend,
+        )
+    except (TypeError, ValueError, KeyError, AttributeError, OSError, zlib.error) as error:
+        raise ValueError(f"the state of the tracker is damaged: {error}") from error
+
+
+def check_fit(snapshot: Snapshot, buffers: Buffers) -> None:
+    """Refuse a state that does not fit into buffers, which are not touched.
+
+    Raises:
+        ValueError: If the resolution, the length of the window, the number of series or a series itself differs.
+    """
+    if snapshot.resolution != buffers.resolution:
+        raise ValueError(
+            f"the state was saved with accumulator.scalar_resolution={snapshot.resolution!r}; set it to resume"
+        )
+    if snapshot.passed >= buffers.sync_every:
+        raise ValueError(
+            f"the state holds {snapshot.passed} steps of a window and accumulator.sync_every is now "
+            f"{buffers.sync_every}; set it to more than {snapshot.passed} to resume"
+        )
+    _check_series(snapshot.window.scalars, buffers.scalar_series, "max_scalars")
+    _check_series(snapshot.window.histograms, buffers.histogram_series, "max_histograms")
+
+
+def apply(snapshot: Snapshot, buffers: Buffers) -> None:
+    """Put a state that fits into buffers; a series that has a slot there keeps it."""
+    buffers.start()
+    window, rows = snapshot.window, len(snapshot.window.steps) - 1
+    scalars = [buffers.scalar_series.slot(series) for series in window.scalars]
+    histograms = [buffers.histogram_series.slot(series) for series in window.histograms]
+    lanes, counts, moments = (
+        torch.from_numpy(array).to(buffers.device) for array in (window.lanes, window.counts, window.moments)
+    )
+    buffers.scalars.clear_rows(rows)  # a series that the state does not know has nothing in them
+    for saved, slot in enumerate(scalars):
+        buffers.scalars.current[:, slot] = lanes[-1, :, saved]
+        buffers.scalars.window[:rows, :, slot] = lanes[:rows, :, saved]
+    for saved, slot in enumerate(histograms):
+        buffers.histograms.counts[slot] = counts[saved]
+        buffers.histograms.moments[slot] = moments[saved]
+    buffers.clock = snapshot.clock
+    buffers.device_step.fill_(buffers.clock.step)
+
+
+def wrap(state: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
+    """Return the state of one rank under a key of its own.
+
+    ``torch.distributed.checkpoint`` keeps one copy of what several ranks save under the same key; with a key per rank
+    it keeps all of them.
+
+    Args:
+        state: What this rank is to find again.
+        rank: This rank.
+        size: Number of ranks.
+    """
+    return {"world_size": size, "ranks": {str(rank): state}}
+
+
+def saved_ranks(rank: int, size: int, saved_size: int) -> range:
+    """Return which saved ranks' values a rank goes on with, so that each is taken once and their order stays.
+
+    Args:
+        rank: This rank.
+        size: Number of ranks now.
+        saved_size: Number of ranks that saved.
+    """
+    if size >= saved_size:
+        return range(rank, min(rank + 1, saved_size))
+    return range(rank * saved_size // size, (rank + 1) * saved_size // size)
+
+
+def read_own(state: Any, rank: int, size: int) -> Snapshot:
+    """Read what a rank goes on with, from a state that any number of ranks saved.
+
+    Args:
+        state: A state of a single process, which rank 0 takes over, or of a job.
+        rank: This rank.
+        size: Number of ranks now.
+
+    Raises:
+        ValueError: If the states of the saved ranks that this one needs are not in it, or it is damaged.
+    """
+    if not isinstance(state, Mapping) or "ranks" not in state:
+        return read(state) if rank == 0 else _emptied(read(state))
+    ranks, saved_size = state["ranks"], state.get("world_size")
+    if not isinstance(ranks, Mapping) or not isinstance(saved_size, int):
+        raise ValueError("the state of the tracker is damaged: it names no ranks")
+    wanted = [str(saved) for saved in saved_ranks(rank, size, saved_size)]
+    if set(wanted) <= set(ranks) and (wanted or "0" in ranks):
+        return _merged([read(ranks[saved]) for saved in wanted]) if wanted else _emptied(read(ranks["0"]))
+    if saved_size == size and set(ranks) == {"0"}:
+        logger.warning(
+            "the state holds the values of rank 0 alone: what rank %d logged in the unfinished window is not in it. "
+            "Save with torch.distributed.checkpoint to keep the values of all ranks",
+            rank,
+        )
+        return _emptied(read(ranks["0"]))
+    raise ValueError(
+        f"the state was saved by {saved_size} ranks, this is rank {rank} of {size}, and the values it is to go on with "
+        f"(saved ranks {', '.join(wanted) or '0'}) are not all here; load the checkpoint with "
+        "d9d_tracker.distributed.load(tracker, checkpoint_id), which divides the saved ranks among the new ones"
+    )
+
+
+def _merged(snapshots: list[Snapshot]) -> Snapshot:
+    first = snapshots[0]
+    windows = [snapshot.window for snapshot in snapshots]
+    if first.resolution == "window":  # there is one row, and it is that of the current step
+        now = max(window.steps[-1] for window in windows)
+        windows = [replace(window, steps=[*window.steps[:-1], now]) for window in windows]
+    for window in windows[1:]:
+        words = contradictions(windows[0].scalars, window.scalars)
+        for contradiction in words + contradictions(windows[0].histograms, window.histograms):
+            logger.error("%s", contradiction)
+    merged = functools.reduce(merge_windows, windows)
+    return replace(
+        first,
+        window=merged,
+        first=min(snapshot.first for snapshot in snapshots),
+        passed=max(len(merged.steps) - 1, *(snapshot.passed for snapshot in snapshots)),
+        windows=max(snapshot.windows for snapshot in snapshots),
+    )
+
+
+def _emptied(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot at the same point of the run, without values."""
+    window = snapshot.window
+    nothing = empty_window(0, window.steps, window.times, window.scalars, window.histograms)
+    return replace(snapshot, window=nothing, tail=None, backend=replace(snapshot.backend, kept={}))
+
+
+def _arrays_of(window: HostWindow, prefix: str) -> dict[str, np.ndarray]:
+    return {f"{prefix}{name}": getattr(window, name) for name in ("lanes", "counts", "moments")}
+
+
+def _parse(state: Mapping[str, Any]) -> tuple[BackendState, _Table, Mapping[str, np.ndarray]]:
+    file = io.BytesIO(zlib.decompress(base64.b64decode(state["arrays"], validate=True)))
+    arrays = np.load(file, allow_pickle=False)
+    return _BACKEND.validate_json(state["backend"]), _TABLE.validate_json(state["table"]), dict(arrays)
+
+
+def _window(table: _Steps, arrays: Mapping[str, np.ndarray], prefix: str) -> HostWindow:
+    rows, scalars, histograms = len(table.steps), len(table.scalars), len(table.histograms)
+    expected = {
+        "lanes": ((rows, LANES, scalars), np.float64),
+        "counts": ((histograms, HEADER + CELLS), np.int64),
+        "moments": ((histograms, MOMENTS), np.float64),
+    }
+    for name, (shape, dtype) in expected.items():
+        array = arrays[f"{prefix}{name}"]
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(f"{prefix}{name} is {array.dtype} of shape {array.shape}, not {dtype} of shape {shape}")
+    if len(table.times) != rows:
+        raise ValueError(f"there are {len(table.times)} times for {rows} steps")
+    return HostWindow(
+        index=0,
+        steps=table.steps,
+        times=table.times,
+        lanes=arrays[f"{prefix}lanes"],
+        counts=arrays[f"{prefix}counts"],
+        moments=arrays[f"{prefix}moments"],
+        scalars=table.scalars,
+        histograms=table.histograms,
+    )
+
+
+def _check(table: _Table) -> None:
+    filed, step = table.steps[:-1], table.steps[-1]
+    names = [[(series.name, series.context) for series in part] for part in (table.scalars, table.histograms)]
+    checks = {
+        "two series have the same name and context": all(len(set(part)) == len(part) for part in names),
+        "a series has no name": all(name for part in names for name, _ in part),
+        "the steps of the window do not rise": filed == sorted(set(filed)),
+        "the window is ahead of the step": table.first <= min([*filed, step]) and max(filed, default=0) <= step,
+        "the window has more rows than steps": len(filed) <= table.passed,
+    }
+    for fault, holds in checks.items():
+        if not holds:
+            raise ValueError(fault)
+
+
+def _check_series(saved: list[Any], registry: Registry[Any], capacity_field: str) -> None:
+    known = {(series.name, series.context): series for series in registry.held}
+    new = 0
+    for series in saved:
+        before = known.get((series.name, series.context))
+        new += before is None
+        if before is not None and before != series:
+            raise ValueError(
+                f"series {series.name!r} was saved with {series.describe()} and is logged with {before.describe()} here"
+            )
+    if len(known) + new > registry.capacity:
+        raise ValueError(
+            f"the state holds {len(saved)} series and accumulator.{capacity_field} is {registry.capacity}; set it to "
+            f"{len(known) + new} or more to resume"
+        )
+
+
+_FIRST_KEYS = ("version", "backend", "kept", "table", "current", "window", "counts", "moments")
+
+
+def _parse_first(state: Mapping[str, Any]) -> tuple[BackendState, _Table, Mapping[str, np.ndarray]]:
+    """Read a state of version 0.1.0, whose arrays were tensors as large as the buffers."""
+    backend, table = json.loads(state["backend"]), json.loads(state["table"])
+    scalars = [_first_series(series, "reduce") for series in table["scalars"]]
+    histograms = [_first_series(series, "binning") for series in table["histograms"]]
+    current, window, counts, moments = (state[key].cpu().numpy() for key in _FIRST_KEYS[4:])
+    rows = len(table["filed"])
+    lanes = np.concatenate((window[:rows, :, : len(scalars)], current[None, :, : len(scalars)]))
+    arrays = {"lanes": lanes, "counts": counts[: len(histograms)], "moments": moments[: len(histograms)]}
+    steps = [*table["filed"], table["step"]]
+    tail = None
+    if table.get("tail_step") is not None:
+        written, counted = table["tail_scalars"], table["tail_histograms"]
+        tail_counts = np.zeros((len(counted), HEADER + CELLS), dtype=np.int64)
+        for row, histogram in enumerate(counted):
+            tail_counts[row, [int(column) for column in histogram["counts"]]] = list(histogram["counts"].values())
+        arrays |= {
+            "tail_lanes": np.array([one["lanes"] for one in written]).reshape(1, -1, LANES).transpose(0, 2, 1),
+            "tail_counts": tail_counts,
+            "tail_moments": np.array([one["moments"] for one in counted]).reshape(-1, MOMENTS),
+        }
+        tail = {
+            "scalars": [_first_series(one["series"], "reduce") for one in written],
+            "histograms": [_first_series(one["series"], "binning") for one in counted],
+            "steps": [table["tail_step"]],
+            "times": [0.0],
+        }
+    fields = {key: table[key] for key in ("resolution", "first", "passed", "windows")}
+    times = [0.0] * len(steps)
+    return (
+        _BACKEND.validate_python(backend | {"kept": {"": json.loads(state["kept"])}}),
+        _TABLE.validate_python(
+            {"scalars": scalars, "histograms": histograms, "steps": steps, "times": times, "tail": tail} | fields
+        ),
+        arrays,
+    )
+
+
+def _first_series(series: Any, key: str) -> dict[str, Any]:
+    name, context, definition = series
+    return {"name": name, "context": sorted(context.items()), key: definition}

@@ -1,1 +1,0 @@
-"""Merging the values of many ranks into one run."""

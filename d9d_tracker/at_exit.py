@@ -1,0 +1,52 @@
+"""What must still be done when the interpreter exits, in time: a run that nobody closed."""
+
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+logger = logging.getLogger("d9d_tracker")
+
+_due: dict[int, Callable[[], Any]] = {}
+_is_registered = False
+
+
+def add(key: object, close: Callable[[], Any]) -> None:
+    """Have something closed at exit, unless it is removed before.
+
+    Args:
+        key: What it is known by; kept alive by ``close`` or by the caller.
+        close: Closes it, within a bound of its own. Called on the main thread, the latest first.
+    """
+    global _is_registered
+    if not _is_registered:
+        _is_registered = True
+        # Before the other threads are joined or frozen, and while a backend's SDK may still start threads of its own;
+        # concurrent.futures does the same.
+        register = getattr(threading, "_register_atexit", atexit.register)
+        register(_close_all)
+    _due[id(key)] = close
+
+
+def remove(key: object) -> None:
+    """Forget what is closed already.
+
+    Args:
+        key: What it was added by.
+    """
+    _due.pop(id(key), None)
+
+
+def _close_all() -> None:
+    while _due:
+        _, close = _due.popitem()
+        try:
+            close()
+        except Exception:
+            logger.exception("a run could not be closed at exit")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_due.clear)  # what the parent opened, the parent closes

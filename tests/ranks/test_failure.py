@@ -1,0 +1,88 @@
+"""Ranks that die, hang or leave: the others train on, the writer keeps what it has and names who is missing."""
+
+import signal
+
+import pytest
+from jobs import Job, run_job
+from programs import disturbed, exits_in_the_middle, stops_itself
+
+SIZE = 4
+
+
+def disturb(tmp_path, victim: int, number: int, config: dict):
+    """Have all ranks train to the middle of the third window, disturb one, and have the others train to the end."""
+    with Job(disturbed, SIZE, tmp_path, config) as job:
+        job.wait_for("ready")
+        job.signal(victim, number)
+        if number == signal.SIGKILL:
+            job.processes[victim].join()
+        (tmp_path / "go").touch()
+        for rank in set(range(SIZE)) - {victim}:
+            job.wait_for(f"trained-{rank}")
+        if number == signal.SIGSTOP:
+            for rank in set(range(SIZE)) - {victim}:
+                job.processes[rank].join(60)
+            job.signal(victim, signal.SIGKILL)
+        return job.outcomes()
+
+
+def check(found: dict):
+    """Eight steps hold the values of all ranks; those behind them hold rank 0's own."""
+    assert found.pop("unread") == 0
+    for step in range(24):
+        assert found["sum", (), step] == (2.0**SIZE - 1 if step < 8 else 1.0), step
+    for step in range(3, 24, 4):
+        assert sum(found["h", (), step][1]) == 4 * (SIZE if step < 8 else 1)
+
+
+def check_survivors(outcomes, victim: int):
+    for rank in set(range(SIZE)) - {victim}:
+        assert outcomes[rank].error is None
+        assert outcomes[rank].exit_code == 0
+    for rank in set(range(1, SIZE)) - {victim}:
+        said = [line for line in outcomes[rank].log if "is not in the run" in line]
+        assert len(said) == 1
+        assert said[0].startswith("ranks are gone (")
+        assert "from step 8 on" in said[0]
+        assert outcomes[rank].result["unread"] == 4
+
+
+@pytest.mark.parametrize("victim", [1, 2, 3])
+def test_a_rank_killed_in_the_middle_of_a_window(tmp_path, victim):
+    outcomes = disturb(tmp_path, victim, signal.SIGKILL, {})
+    assert outcomes[victim].exit_code == -signal.SIGKILL
+    check(outcomes[0].result)
+    check_survivors(outcomes, victim)
+    said = [line for line in outcomes[0].log if line.startswith(f"no values from rank {victim} (")]
+    assert len(said) == 1
+    assert "from step 8 on, the run holds rank 0 alone" in said[0]
+
+
+@pytest.mark.parametrize("victim", [1, 2])
+def test_a_rank_that_hangs(tmp_path, victim):
+    outcomes = disturb(tmp_path, victim, signal.SIGSTOP, {"distributed_timeout": 2.0})
+    check(outcomes[0].result)
+    check_survivors(outcomes, victim)
+    said = [line for line in outcomes[0].log if "no values from" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"no values from rank {victim} (")
+
+
+def test_the_writer_killed_in_the_middle_of_a_window(tmp_path):
+    outcomes = disturb(tmp_path, 0, signal.SIGKILL, {})
+    check_survivors(outcomes, 0)
+
+
+def test_a_rank_that_leaves_by_an_exception(tmp_path):
+    outcomes = run_job(exits_in_the_middle, SIZE, tmp_path)
+    found = outcomes[0].result
+    assert found == {("sum", (), step): 15.0 if step <= 5 else 13.0 for step in range(12)}
+    assert outcomes[0].said("rank 1 left the run before step 7")
+    assert not outcomes[0].said("no values from")
+
+
+def test_a_process_that_is_gone_without_a_word_after_its_windows(tmp_path):
+    with Job(stops_itself, 2, tmp_path) as job:
+        outcomes = job.outcomes()
+    assert outcomes[0].error is None
+    assert outcomes[0].said("no values from rank 1 (")
