@@ -86,7 +86,8 @@ class Delivery:
         self.backlog = backlog
         self._open_backend = open_backend
         self._context: AbstractContextManager[BaseTrackerRun] | None = None
-        self._run: BaseTrackerRun | None = None
+        self._entered: BaseTrackerRun | None = None
+        self._run: BaseTrackerRun | None = None  # once it is rewound as well
         self._patience = patience
         self._rewind_to = rewind_to
         self._changed = threading.Condition()
@@ -290,27 +291,25 @@ class Delivery:
         with self._changed:
             self._called_at = None
             self.report.failures += 1
-            if not is_final:
+            if is_final:
+                self._error = self._error or error
+            else:
                 self._go_down(repr(error))
         if first_opening:
             self.opened.set_exception(error)
         return is_final
 
     def _open(self) -> None:
-        """Open the backend and take back what the loaded state does not hold."""
+        """Open the backend and take back what the loaded state does not hold; after a failure, go on where it was."""
         self._called_at = time.monotonic()
-        context = self._open_backend()
-        run = context.__enter__()
-        try:
-            if self._rewind_to is not None:
-                run.rewind(self._rewind_to)
-        except BaseException as error:
+        if self._context is None:
+            context = self._open_backend()
+            self._entered = context.__enter__()
             self._context = context
-            self._error = self._error or error
-            self._leave_backend()
-            self._error = None
-            raise
-        self._context, self._run, self._called_at = context, run, None
+        assert self._entered is not None
+        if self._rewind_to is not None:
+            self._entered.rewind(self._rewind_to)
+        self._run, self._called_at = self._entered, None
         if not self.opened.done():
             self.opened.set_result(None)
         if self._down_since is not None:

@@ -1,7 +1,12 @@
 """Files that survive the machine: writes that are whole or not there at all."""
 
+import errno
+import logging
 import os
 from pathlib import Path
+
+_LOGGER = logging.getLogger("d9d_tracker")
+_warned: set[Path] = set()
 
 
 def append(file: int, size: int, data: bytes) -> None:
@@ -26,7 +31,7 @@ def append(file: int, size: int, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable.
+    """Make the names in a folder durable, where the file system can; where it cannot, warn once.
 
     Args:
         folder: The folder.
@@ -34,5 +39,15 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        _warn_once(folder, error)
     finally:
         os.close(descriptor)
+
+
+def _warn_once(folder: Path, error: OSError) -> None:
+    if folder not in _warned:
+        _warned.add(folder)
+        _LOGGER.warning("%s: names cannot be synced here (%s), so new files may be lost in a power cut", folder, error)

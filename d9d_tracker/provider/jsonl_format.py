@@ -70,8 +70,9 @@ def record_line(record: Record) -> bytes:
         value = repr(float(record.value)) if math.isfinite(record.value) else f'"{record.value}"'
         context = json.dumps(dict(record.context)) if record.context else "{}"
         name = _quoted(record.name)
-        line = f'{{"type":"scalar","name":{name},"step":{record.step},"value":{value},"context":{context}}}\n'
-        return line.encode("ascii")
+        line = f'{{"type":"scalar","name":{name},"step":{record.step},"value":{value},"context":{context}'
+        time = "" if record.time is None else f',"time":{record.time!r}'
+        return f"{line}{time}}}\n".encode("ascii")
     histogram = record.value
     return _line(
         {
@@ -83,6 +84,7 @@ def record_line(record: Record) -> bytes:
             "counts": histogram.counts.tolist(),
             "count": histogram.count,
             **{key: getattr(histogram, key) for key in (*_HISTOGRAM_NUMBERS, *_HISTOGRAM_COUNTS)},
+            **({} if record.time is None else {"time": record.time}),
         }
     )
 
@@ -98,7 +100,7 @@ def _read_record(fields: dict[str, Any]) -> Record:
             **{key: float(fields[key]) for key in _HISTOGRAM_NUMBERS},
             **{key: int(fields[key]) for key in _HISTOGRAM_COUNTS},
         )
-    return Record(name=fields["name"], step=fields["step"], context=fields["context"], value=value)
+    return Record(fields["name"], fields["step"], fields["context"], value, fields.get("time"))
 
 
 def whole_lines(data: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,20 +1,28 @@
 """One writer a run: an exclusive lock that the system lifts when its holder dies, however it dies."""
 
+import errno
+import hashlib
+import logging
 import os
 import tempfile
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from urllib.parse import quote
 
-_HELD: set[int] = set()
+_LOGGER = logging.getLogger("d9d_tracker")
+_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_HELD: dict[int, Path | None] = {}  # descriptors, and what is removed when the lock is lifted
+_warned = False
 
 
-def hold(file: int, what: str) -> None:
+def hold(file: int, what: str, remove: Path | None = None) -> None:
     """Lock an open file for this run alone, without waiting.
+
+    On a file system without locks, as some network file systems are mounted, there is a warning instead, once.
 
     Args:
         file: Descriptor of the file; ``let_go`` closes it and so lifts the lock.
         what: What is locked, for the error.
+        remove: The file's path, if ``let_go`` is to remove it.
 
     Raises:
         RuntimeError: If another process, or another descriptor of this one, holds the lock.
@@ -26,7 +34,11 @@ def hold(file: int, what: str) -> None:
             f"{what} is being written by another job: stop that job, or do not load the state of its run, to start a "
             "new one"
         ) from None
-    _HELD.add(file)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _warn_once(f"{what}: the file system has no locks ({error.strerror}), so that two jobs could write to one run")
+    _HELD[file] = remove
 
 
 def lock_on_this_machine(run_id: str, what: str) -> int:
@@ -37,19 +49,24 @@ def lock_on_this_machine(run_id: str, what: str) -> int:
         what: What is locked, for the error.
 
     Returns:
-        Descriptor of the lock, for ``let_go``.
+        Descriptor of the lock, for ``let_go``, which removes the file.
 
     Raises:
         RuntimeError: If another process, or another run of this one, holds the lock.
     """
-    path = Path(tempfile.gettempdir(), f"d9d_tracker-{os.getuid()}-{quote(run_id, safe='')}.lock")
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        hold(file, what)
-    except BaseException:
+    digest = hashlib.blake2b(run_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    path = Path(tempfile.gettempdir(), f"d9d_tracker-{os.getuid()}-{digest}.lock")
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            hold(file, what, remove=path)
+            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+                return file
+        except BaseException:
+            let_go(file)
+            raise
+        _HELD[file] = None  # its last holder has removed it meanwhile, and another may lie in its place
         let_go(file)
-        raise
-    return file
 
 
 def let_go(file: int) -> None:
@@ -58,13 +75,23 @@ def let_go(file: int) -> None:
     Args:
         file: Its descriptor.
     """
-    _HELD.discard(file)
+    path = _HELD.pop(file, None)
+    if path is not None:
+        path.unlink(missing_ok=True)  # while the lock is held: whoever waits for it looks whether it is still there
     os.close(file)
+
+
+def _warn_once(words: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        _LOGGER.warning("%s", words)
 
 
 def _let_go_in_child() -> None:
     # A forked data loader worker would keep the lock for as long as it survives its killed parent.
     for file in list(_HELD):
+        _HELD[file] = None
         let_go(file)
 
 

@@ -1,9 +1,13 @@
 """A state holds everything: whoever loads it goes on, bit for bit, as if nothing had happened, or is told why not."""
 
 import base64
+import gzip
 import io
 import json
+import threading
+import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -300,3 +304,68 @@ def test_a_state_from_before_any_run_starts_a_new_one(config, tmp_path):
     tracker.load_state_dict(backend.tracker(**config).state_dict())
     play(tracker, program())
     assert len(backend.runs) == 1
+
+
+def test_a_state_of_version_0_1_0_is_gone_on_with_bit_for_bit(config, tmp_path):
+    """It was saved by that version after 29 calls of the program, in the middle of a step that was flushed."""
+    stored = gzip.decompress(Path(__file__).with_name("state-0.1.0.pt.gz").read_bytes())
+    state = torch.load(io.BytesIO(stored), weights_only=True)
+    assert state["version"] == 1
+    backend, whole = Recordings(tmp_path), Recordings(tmp_path)
+    play(whole.tracker(**config), program())
+    tracker = backend.tracker(**config)
+    tracker.load_state_dict(state)
+    play(tracker, program()[29:])
+    assert list(backend.runs) == [json.loads(state["backend"])["state"]["run_id"]]
+    expected = content([record for record in whole.records() if record.step >= 4])
+    assert content(backend.records()) == expected
+    assert all(record.time is None or record.time > 1e9 for record in backend.records())
+
+
+def test_a_state_is_as_large_as_what_is_in_use(config, tmp_path):
+    def size(**capacity):
+        tracker, context = tracker_with_state(config | capacity, tmp_path)
+        file = io.BytesIO()
+        torch.save(tracker.state_dict(), file)
+        context.__exit__(None, None, None)
+        return len(file.getvalue())
+
+    small, large = size(), size(max_scalars=4096, max_histograms=512, sync_every=50)
+    assert large < small + 500
+    assert large < 10_000
+
+
+def test_taking_a_state_does_not_wait_for_a_backend_that_is_held(config, tmp_path):
+    released = threading.Event()
+    backend = Recordings(tmp_path)
+    tracker = backend.tracker(**config | {"flush_timeout": 10_000.0})  # the test would take as long
+    with tracker.open(NAME) as run:
+        tracker._tracker.run.scalar = lambda *_: released.wait()
+        for step in range(9):
+            run.set_step(step)
+            run.scalar("a", 1.0)
+        state = tracker.state_dict()
+        released.set()
+    assert json.loads(state["backend"])["kept"] == {"": [0, 1]}
+
+
+def test_times_are_those_at_which_the_steps_began(config, tmp_path):
+    backend = Files(tmp_path)
+    tracker = backend.tracker(**config)
+    before = time.time()
+    with tracker.open(NAME) as run:
+        play_on(run, program())
+        state = through_a_file(tracker.state_dict())
+    times = {}
+    for record in backend.records():
+        times.setdefault(record.step, set()).add(record.time)
+    assert all(len(found) == 1 for found in times.values())
+    began = [times[step].pop() for step in sorted(times)]
+    assert before <= began[0]
+    assert began == sorted(set(began))
+    assert began[-1] <= time.time()
+    second = backend.tracker(**config)
+    second.load_state_dict(state)
+    with second.open(NAME):
+        pass
+    assert {record.time for record in backend.records() if record.step == 10} == {began[-1]}

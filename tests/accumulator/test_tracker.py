@@ -8,15 +8,20 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
+import torch
 from lives import Files, Recordings, content, program
 
 from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig, TrackerValueError
+from d9d_tracker import testing as testing_module
 from d9d_tracker.accumulator import buffers as buffers_module
 from d9d_tracker.accumulator import collector as collector_module
 from d9d_tracker.accumulator import run as run_module
+from d9d_tracker.accumulator.collector import Collector
 from d9d_tracker.accumulator.session import Session
+from d9d_tracker.accumulator.window import Window
 from d9d_tracker.testing import RecordingRun, RecordingTracker
 
 NAME = RunConfig(name="run")
@@ -360,3 +365,119 @@ def test_a_folder_that_vanished_is_written_anew_once_it_is_back(config, tmp_path
     play(whole.tracker(**config), calls)
     assert backend.lines() == whole.lines()
     assert "bring the folder back" in caplog.text
+
+
+def test_a_backend_that_is_down_at_open_gets_its_run_when_it_is_back(backend, config, caplog):
+    calls = program()
+    backend.raises_in["open"] = ConnectionError("no route to host")
+    tracker = over(backend, config)
+    with tracker.open(NAME) as run:
+        for call in calls[:30]:
+            call(run)
+        assert not backend.runs
+        backend.raises_in.clear()
+        for call in calls[30:]:
+            call(run)
+    whole = over(RecordingTracker(), config)
+    play(whole, calls)
+    assert caplog.text.count("no route to host") == 1
+    assert content(backend.run.records) == content(whole._tracker.run.records)
+    assert tracker.run_id == backend.run_id
+    assert list(config["backlog_dir"].iterdir()) == []
+
+
+def test_a_run_whose_backend_was_never_there_is_gone_on_with(backend, config):
+    calls = program()
+    backend.raises_in["open"] = ConnectionError("no route to host")
+    first = over(backend, config, flush_timeout=0.2)
+    play(first, calls[:30])
+    assert first.report.undelivered > 0
+    backend.raises_in.clear()
+    second = over(backend, config)
+    second.load_state_dict(first.state_dict())
+    play(second, calls[30:])
+    whole = over(RecordingTracker(), config)
+    play(whole, calls)
+    assert content(backend.run.records) == content(whole._tracker.run.records)
+    assert len(backend.runs) == 1
+
+
+def test_a_new_run_gets_nothing_of_an_earlier_one_of_the_same_id(backend, config, monkeypatch):
+    monkeypatch.setattr(testing_module, "uuid4", lambda: mock.Mock(hex="the same"))
+    backend.raises_in["scalar"] = ConnectionError("gone")
+    play(over(backend, config, flush_timeout=0.2), logging("a", 1))
+    backend.raises_in.clear()
+    backend.runs.clear()
+    play(over(backend, config), logging("a", 2))
+    assert backend.run.points("a") == {2: 2.0}
+    assert len(list(config["backlog_dir"].glob("*.sqlite3"))) == 1
+
+
+def test_leaving_is_bounded_when_the_device_hangs(backend, config, monkeypatch, caplog):
+    never = threading.Event()
+    monkeypatch.setattr(Window, "wait", lambda self: never.wait())
+    tracker = over(backend, config, flush_timeout=0.2)
+    with tracker.open(NAME) as run:
+        for step in range(9):
+            run.set_step(step)
+            run.scalar("a", 1.0)
+        run.flush()
+    assert tracker.report.unread == 4  # two full ones, the flushed and the last
+    assert "lost, because not read in time: 4 windows of steps 0 to 8" in caplog.text
+    never.set()
+
+
+def test_leaving_is_bounded_when_the_collector_has_died(backend, config, monkeypatch, caplog):
+    monkeypatch.setattr(Collector, "_collect", lambda *_: sys.exit())
+    tracker = over(backend, config, flush_timeout=1000.0)
+    with tracker.open(NAME) as run:
+        for step in range(9):
+            run.set_step(step)
+        run.flush()
+        tracker.state_dict()
+    assert "still not read" in caplog.text
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_running_out_of_memory_at_a_swap_loses_that_window_and_nothing_else(error, config, monkeypatch, caplog):
+    backend, failing = RecordingTracker(), {1}
+    copy = buffers_module.copy_to_host
+
+    def fail(*arguments):
+        if tracker._run.buffers.clock.windows in failing:
+            raise error
+        return copy(*arguments)
+
+    monkeypatch.setattr(buffers_module, "copy_to_host", fail)
+    tracker = over(backend, config)
+    play(tracker, [call for step in range(12) for call in logging("a", step)])
+    assert backend.run.points("a") == {step: float(step) for step in range(12) if step // 4 != 1}
+    assert tracker.report.unread == 1
+    assert "window 1 (steps [4, 5, 6, 7]) is lost" in caplog.text
+
+
+def test_threads_that_log_beside_the_training_lose_nothing(config):
+    tracker = over(RecordingTracker(), config)
+    done, counts = threading.Event(), [0, 0]
+
+    def beside(number, run):
+        while not done.is_set():
+            run.scalar(f"thread {number}", 1.0, reduce="sum")
+            run.bins(f"bins {number}", torch.ones(2))
+            counts[number] += 1
+
+    with tracker.open(NAME) as run:
+        threads = [threading.Thread(target=beside, args=(number, run)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for step in range(400):
+            run.set_step(step)
+            run.scalar("loss", 1.0)
+        done.set()
+        for thread in threads:
+            thread.join()
+    records = tracker._tracker.run
+    for number in range(2):
+        assert sum(records.points(f"thread {number}").values()) == counts[number]
+        assert sum(histogram.count for histogram in records.histograms(f"bins {number}").values()) == 2 * counts[number]
+    assert len(records.points("loss")) == 400

@@ -109,3 +109,25 @@ def test_a_damaged_file_is_put_aside_and_said(tmp_path, caplog):
     backlog.put(*window(0))
     assert "is damaged" in caplog.text
     assert (tmp_path / "run.damaged").read_bytes().startswith(b"not a database")
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(0)", "os._exit(0)"])
+def test_a_forked_child_has_no_part_in_it(ending, tmp_path):
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from d9d_tracker.delivery.backlog import Backlog, Contents
+from d9d_tracker.record import Record
+backlog = Backlog(Path({str(tmp_path)!r}), "run", 10**8)
+def put(index):
+    records = [Record("a", index, {{}}, float(index))]
+    backlog.put(index, records, Contents.of(records, index))
+put(0)
+if os.fork() == 0:
+    {ending}
+os.wait()
+put(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=60)
+    assert list(Backlog(tmp_path, "run", 10**8).contents()) == [0, 1]

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from d9d_tracker import RunConfig
+from d9d_tracker.delivery import delivery as delivery_module
 from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.record import Record
@@ -287,4 +288,107 @@ def test_with_the_disk_full_as_well_memory_holds_what_is_left(backend, tmp_path,
     backend.down = None
     assert delivery.flush(10)
     assert backend.points_in_order() == expected(0, 1, 2)
+    assert delivery.close(10)
+
+
+def test_a_backend_slower_than_the_training_waits_on_disk_not_in_memory(backend, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(delivery_module, "_MEMORY_BYTES", 20 * 4 * delivery_module._RECORD_BYTES)
+    delivery = over(backend, Backlog(tmp_path, "run", 10**8), patience=1000.0)
+    backend.released.clear()
+    most = 0
+    for index in range(500):
+        delivery.put(*window(index))
+        most = max(most, sum(queued.records is not None for queued in delivery._queue))
+    assert most <= 22
+    assert delivery._memory <= delivery_module._MEMORY_BYTES
+    assert caplog.text.count("is slower than the training") == 1
+    assert "the backend failed" not in caplog.text
+    backend.released.set()
+    assert delivery.flush(60)
+    assert backend.points_in_order() == expected(*range(500))
+    assert delivery.report.failures == 0
+    assert delivery.close(10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_that_cannot_be_amended_is_held_until_it_has_ended(backend, tmp_path):
+    delivery = over(backend, Backlog(tmp_path, "run", 10**6), patience=30.0, amends=False)
+
+    def put(index, values, unfinished=None):
+        records = [Record(name, step, {}, value) for (name, step), value in values.items()]
+        delivery.put(index, records, min((step for _, step in values), default=0), unfinished)
+        assert delivery.flush(10)
+        return [(record.name, record.step, record.value) for record in backend.records]
+
+    first = [("a", 0, 1.0)]
+    assert put(0, {("a", 0): 1.0, ("a", 1): 2.0, ("b", 1): 3.0}, unfinished=1) == first
+    assert put(1, {("a", 1): 5.0, ("c", 1): 6.0}, unfinished=1) == first
+    ended = [*first, ("a", 1, 5.0), ("b", 1, 3.0), ("c", 1, 6.0)]
+    assert put(2, {("a", 2): 7.0}, unfinished=2) == ended
+    assert put(3, {}) == [*ended, ("a", 2, 7.0)]
+    assert delivery.report.delivered == 5
+    assert delivery.close(10)
+
+
+def test_a_backend_is_called_by_one_thread_from_open_to_close(tmp_path):
+    threads = []
+
+    class Noting(RecordingRun):
+        def scalar(self, name, value, context=None):
+            threads.append(threading.current_thread())
+
+        flush = rewind = lambda self, *_: threads.append(threading.current_thread())
+
+    @contextlib.contextmanager
+    def open_run():
+        threads.append(threading.current_thread())
+        yield Noting(RunConfig(name="run"))
+        threads.append(threading.current_thread())
+
+    delivery = Delivery("noting", open_run, Backlog(tmp_path, "run", 10**6), 30.0, rewind_to=0)
+    delivery.put(*window(0))
+    delivery.call(lambda run: threads.append(threading.current_thread())).result(10)
+    assert delivery.close(10)
+    assert len(threads) >= 9
+    assert set(threads) == {delivery._thread}
+
+
+def test_a_backend_that_hangs_while_it_opens_is_one_that_is_down(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(delivery_module, "OPEN_SECONDS", 0.0)
+    released, backend = threading.Event(), Backend()
+
+    @contextlib.contextmanager
+    def open_run():
+        released.wait()
+        yield backend
+
+    delivery = Delivery("late", open_run, Backlog(tmp_path, "run", 10**6), 0.0)
+    delivery.put(*window(0))
+    assert delivery.kept() == [0]
+    released.set()
+    assert delivery.flush(10)
+    assert backend.points_in_order() == expected(0)
+    assert "the backend is back" in caplog.text
+    assert delivery.close(10)
+
+
+def test_a_rewind_that_fails_is_tried_again_on_the_same_run(tmp_path):
+    opened, failures = [], iter([ConnectionError("a moment"), ConnectionError("a moment")])
+
+    class Rewinding(Backend):
+        def rewind(self, step):
+            opened.append(("rewind", step))
+            if (error := next(failures, None)) is not None:
+                raise error
+
+    @contextlib.contextmanager
+    def open_run():
+        opened.append("open")
+        yield backend
+
+    backend = Rewinding()
+    delivery = Delivery("rewinding", open_run, Backlog(tmp_path, "run", 10**6), 30.0, rewind_to=5)
+    delivery.put(*window(1))
+    assert delivery.flush(10)
+    assert opened == ["open", *[("rewind", 5)] * 3]
     assert delivery.close(10)

@@ -261,3 +261,41 @@ def test_bare_all_have_their_turn_before_an_error_surfaces(
             run.flush()
         assert lines(tmp_path) == EXPECTED
     assert multi.MultiRun is type(run)
+
+
+def test_a_healthy_backend_misses_nothing_when_another_was_down(
+    tmp_path: Path, other: type[OtherTracker], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def trouble(call: str) -> None:
+        if call == "flush":
+            raise OSError("down")
+
+    first = make(tmp_path, flush_timeout=0.2)
+    with monkeypatch.context() as patched:
+        patched.setattr(OtherTracker, "trouble", staticmethod(trouble))
+        with first.open(RunConfig(name="down")) as run:
+            log(run, range(7))
+            state = first.state_dict()
+    recording = recorded(first)
+    second = make(tmp_path)
+    (tracker,) = [part for part in inner(second).trackers.values() if isinstance(part, RecordingTracker)]
+    second.load_state_dict(state)
+    assert tracker.resume_id is not None
+    tracker.runs[tracker.resume_id] = recording
+    caplog.clear()
+    with second.open(RunConfig(name="down")) as run:
+        log(run, range(7, 10))
+    assert "missing" not in caplog.text
+    assert lines(tmp_path) == recording.points("loss") == EXPECTED
+
+
+def test_bare_a_rewind_reaches_all(tmp_path: Path, other: type[OtherTracker]) -> None:
+    config = MultiConfig(trackers=[OtherConfig(), JsonlTrackerConfig(path=tmp_path / "runs")], accumulator=None)
+    tracker = tracker_from_config(config)
+    with tracker.open(RunConfig(name="bare")) as run:
+        log(run, range(10))
+        run.flush()
+        run.rewind(4)
+        log(run, range(4, 6))
+    (recording,) = [part for part in tracker.backends().values() if isinstance(part, RecordingTracker)]
+    assert lines(tmp_path) == recording.run.points("loss") == {step: float(step) for step in range(6)}

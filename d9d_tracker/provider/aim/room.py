@@ -29,7 +29,11 @@ def check_room(repo: Path) -> None:
     """
     try:
         with tempfile.TemporaryFile(dir=repo) as file:
-            os.posix_fallocate(file.fileno(), 0, _ROOM)
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(file.fileno(), 0, _ROOM)
+            else:
+                file.write(bytes(_ROOM))
+                file.flush()
     except OSError as error:
         message = f"{error.strerror}: Aim needs {_ROOM >> 20} MiB to open or close a run. Free some"
         raise OSError(error.errno, message, str(repo)) from error

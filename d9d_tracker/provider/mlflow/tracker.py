@@ -136,6 +136,8 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
     runs elsewhere, is worth a warning.
     """
 
+    amends = False
+
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> MLflowRun:
         client = MlflowClient(tracking_uri=self._config.tracking_uri)

@@ -23,6 +23,7 @@ from . import events
 from .config import TensorBoardConfig
 
 _LOGGER = logging.getLogger("d9d_tracker")
+_TITLE_BYTES = 64
 
 
 class TensorBoardRun(RecordRun):
@@ -164,9 +165,10 @@ class TensorBoardTracker(RecordTracker[TensorBoardConfig]):
 
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> TensorBoardRun:
-        title = re.sub(r"[^\w.-]+", "-", encodable(properties.name)).strip(".-")[:64]
-        new_id = f"{title}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}".lstrip("-")
-        folder = self._config.log_dir.absolute() / (run_id or new_id)
+        title = re.sub(r"[^\w.-]+", "-", encodable(properties.name)).strip(".-")
+        title = title.encode()[:_TITLE_BYTES].decode(errors="ignore")  # a folder's name has 255 bytes
+        new_id = f"{title}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(8)}".lstrip("-")
+        folder = self._config.log_dir.expanduser().absolute() / (run_id or new_id)
         if run_id and folder.name != run_id:
             raise ValueError(
                 f"the loaded state names the run {run_id!r}, which is not the name of a folder: load another"

@@ -138,12 +138,14 @@ class WandbTracker(RecordTracker[WandbConfig]):
     the order of their start. Two writers of one run on one machine are refused.
     """
 
+    amends = False
+
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> WandbRun:
         config = self._config
         offline = config.mode == "offline"
         folder = Path(config.dir or os.environ.get("WANDB_DIR") or ".").absolute()
-        new_id = run_id or secrets.token_hex(4)
+        new_id = run_id or secrets.token_hex(8)
         lock = lock_on_this_machine(new_id, f"W&B run {new_id!r}")
         try:
             earlier = sorted(folder.glob(f"wandb/offline-run-*/run-{new_id}.wandb")) if run_id else []

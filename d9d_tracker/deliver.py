@@ -1,0 +1,78 @@
+"""What a job has left in its backlogs and will not come back for: listed, and delivered."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.table import Table
+
+from .base import BaseTracker, RunConfig
+from .delivery.backlog import Backlog
+from .delivery.delivery import Delivery
+from .factory import AnyTrackerConfig, tracker_from_config
+
+_UNBOUNDED = 2**62
+
+
+def deliver(folder: Path, timeout: float, only_list: bool, console: Console) -> bool:
+    """Deliver every backlog in a folder to the run that it belongs to.
+
+    A backlog of a job that is still running is left alone. Interrupted and run again, it goes on where it stopped.
+
+    Args:
+        folder: The folder of the backlogs: ``accumulator.backlog_dir``.
+        timeout: Seconds to wait for each backend, at most.
+        only_list: Only say what there is.
+        console: Where to say it.
+
+    Returns:
+        Whether nothing is left.
+    """
+    paths = sorted(folder.expanduser().glob("*.sqlite3"))
+    table = Table("backlog", "run", "records", "steps", "outcome")
+    left = 0
+    for path in paths:
+        backlog = Backlog(path.parent, unquote(path.stem), _UNBOUNDED)
+        try:
+            contents, description = backlog.contents(), backlog.description
+        except (RuntimeError, sqlite3.Error) as error:
+            left += 1
+            table.add_row(path.name, "", "", "", str(error))
+            continue
+        records = sum(window.records for window in contents.values())
+        first = next(iter(contents.values())).first if contents else 0
+        last = max((window.last for window in contents.values()), default=0)
+        outcome = "waits" if only_list else _deliver_one(backlog, description, last, timeout)
+        backlog.close()
+        left += outcome != _DELIVERED
+        table.add_row(path.name, str(description.get("name", "?")), str(records), f"{first} to {last}", outcome)
+    if paths:
+        console.print(table)
+    else:
+        console.print(f"no backlog in {folder}: everything was delivered, or it lies elsewhere (--backlog DIR)")
+    return left == 0
+
+
+_DELIVERED = "delivered"
+
+
+def _deliver_one(backlog: Backlog, description: dict[str, Any], last: int, timeout: float) -> str:
+    config = description.get("config")
+    if config is None:
+        return "its backend was not made from a configuration, so only the job itself can deliver it: resume that job"
+    try:
+        data = {**config, "accumulator": None}
+        tracker: BaseTracker[Any] = tracker_from_config(TypeAdapter[Any](AnyTrackerConfig).validate_python(data))
+        if description["state"].get("run_id") is not None:
+            tracker.load_state_dict(description["state"])
+        properties = RunConfig(**{key: description[key] for key in ("name", "description", "hparams")})
+        # Nothing is forgotten, and what a kill left both here and with the backend is taken back there.
+        delivery = Delivery(description["name"], lambda: tracker.open(properties), backlog, timeout, rewind_to=last + 1)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    delivery.flush(timeout)
+    delivery.close(timeout)
+    return _DELIVERED if not delivery.report.undelivered else f"{delivery.report.undelivered} records still wait"

@@ -1,0 +1,81 @@
+"""A job that will not resume has left something behind: it is listed, and reaches its run, once."""
+
+import os
+
+import pytest
+
+from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig, MultiConfig, RunConfig, tracker_from_config
+from d9d_tracker.__main__ import main
+from d9d_tracker.provider.jsonl import JsonlRun, read_run
+
+
+@pytest.fixture
+def left_behind(tmp_path, monkeypatch):
+    """A run whose disk was full from some step on."""
+    write = os.pwrite
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    def leave(config, name="job"):
+        accumulator = AccumulatorConfig(sync_every=2, device="cpu", backlog_dir=tmp_path / "backlog", flush_timeout=0.3)
+        tracker = tracker_from_config(config.model_copy(update={"accumulator": accumulator}))
+        with tracker.open(RunConfig(name=name, hparams={"lr": 0.1})) as run:
+            for step in range(10):
+                if step == 4:
+                    run.flush()
+                    monkeypatch.setattr(os, "pwrite", full)
+                run.set_step(step)
+                run.scalar("loss", float(step), {"stage": "train"})
+        monkeypatch.setattr(os, "pwrite", write)
+        assert tracker.report.undelivered > 0
+        return tracker
+
+    return leave
+
+
+def points(folder):
+    (path,) = folder.glob("*.jsonl")
+    return [(record.step, record.value) for record in read_run(path)[1]]
+
+
+def test_what_was_left_is_listed_and_delivered_once(left_behind, tmp_path, capsys):
+    left_behind(JsonlTrackerConfig(path=tmp_path / "runs"))
+    assert len(points(tmp_path / "runs")) < 10
+    backlog = ["deliver", "--backlog", str(tmp_path / "backlog")]
+    assert main([*backlog, "--list"]) == 1
+    assert "waits" in capsys.readouterr().out
+    assert main(backlog) == 0
+    assert "delivered" in capsys.readouterr().out
+    assert points(tmp_path / "runs") == [(step, float(step)) for step in range(10)]
+    assert main(backlog) == 0
+    assert "no backlog in" in capsys.readouterr().out
+
+
+def test_each_of_several_backends_gets_its_own(left_behind, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    left_behind(MultiConfig(trackers=[JsonlTrackerConfig(path=folder) for folder in folders]))
+    assert main(["deliver", "--backlog", str(tmp_path / "backlog")]) == 0
+    for folder in folders:
+        assert points(folder) == [(step, float(step)) for step in range(10)]
+
+
+def test_what_still_cannot_be_delivered_stays(left_behind, tmp_path, capsys, monkeypatch):
+    left_behind(JsonlTrackerConfig(path=tmp_path / "runs"))
+    with monkeypatch.context() as patched:
+        patched.setattr(JsonlRun, "sync", lambda self: (_ for _ in ()).throw(OSError("still full")))
+        assert main(["deliver", "--backlog", str(tmp_path / "backlog"), "--timeout", "0.3"]) == 1
+    assert "still wait" in capsys.readouterr().out
+    assert main(["deliver", "--backlog", str(tmp_path / "backlog")]) == 0
+    assert points(tmp_path / "runs") == [(step, float(step)) for step in range(10)]
+
+
+def test_a_job_that_resumes_after_its_backlog_was_delivered_doubles_nothing(left_behind, tmp_path):
+    tracker = left_behind(JsonlTrackerConfig(path=tmp_path / "runs"))
+    state = tracker.state_dict()
+    assert main(["deliver", "--backlog", str(tmp_path / "backlog")]) == 0
+    tracker.load_state_dict(state)
+    with tracker.open(RunConfig(name="job")) as run:
+        run.set_step(10)
+        run.scalar("loss", 10.0)
+    assert points(tmp_path / "runs") == [(step, float(step)) for step in range(11)]
