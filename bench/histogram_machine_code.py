@@ -9,8 +9,7 @@ about 13.4 bytes a clock at 3.0 TB/s and 1.7 GHz: below 13 instructions an eleme
 import torch
 import triton
 
-from bench.machine_code import CUOBJDUMP, compile_kernel, inner_loop
-from d9d_tracker_kernels import launch
+from bench.machine_code import CUOBJDUMP, IS_HISTOGRAM_FAST, compile_kernel, inner_loop
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -23,7 +22,7 @@ def main() -> None:
         f"{'target':7} {'dtype':9} {'kernel':6} {'counting':10} {'instr/elem':>10} {'registers':>9} {'stack':>5}  loads"
     )
     for target in ("sm_80", "sm_90"):
-        for inline_ptx in (True, False) if launch.IS_HISTOGRAM_FAST else (True,):
+        for inline_ptx in (True, False) if IS_HISTOGRAM_FAST else (True,):
             for dtype in DTYPES:
                 for many in (False, True):
                     print_row(target, dtype, many=many, inline_ptx=inline_ptx)

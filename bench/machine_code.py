@@ -20,6 +20,8 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# Before, tl.histogram took hundreds of instructions an element.
+IS_HISTOGRAM_FAST = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 _SIGNATURE = {

@@ -15,6 +15,10 @@ out non-finite (or so small that float32 squares vanished) is read a second time
 Sums run over UNROLL * VECTOR elements in float32 and over those sums in float64 (all in float64 for float64, int32 and
 int64 values). A thread adds up at most 16 products in float32, each addition off by at most 2**-24 of its result: the
 error of a sum is below 2**-20, or 1e-6, of the sum of magnitudes.
+
+What is summed in float32 is the distance to a pivot, the segment's first value; the pivot is added back in float64. So
+the variance of values far from zero does not drown in rounding. A pivot far off the others would drown them itself:
+a segment whose pivot lies more than 8 standard deviations from its mean is read a second time, too.
 """
 
 # Kernels are in Triton's language, which only looks like Python: pyright cannot type it.
@@ -205,6 +209,12 @@ def _count_segment(
     largest = tl.full([THREADS], float("-inf"), WIDE)
     zeros = tl.zeros([THREADS], tl.float32)
 
+    start = tl.maximum(first * TILE, head)
+    size = tl.maximum(tl.minimum(stop * TILE, end) - start, 0)
+    pivot = tl.zeros([], WIDE)
+    if tl.float32 == WIDE:
+        pivot = widen(tl.load(base + start, mask=size > 0, other=0))
+
     full_first = first + tl.where((first == 0) & (head > 0), 1, 0)
     full_stop = tl.maximum(tl.minimum(stop, end // TILE), full_first)
     for tile in range(full_first, full_stop):
@@ -212,8 +222,9 @@ def _count_segment(
         cell = find_cell(loaded, binning, KIND, K)
         cells = _count(cells, cell, None, CELL_COUNT, INLINE_PTX)
         x = widen(loaded)
-        total += _sum_tile(x, UNROLL, THREADS, VECTOR).to(tl.float64)
-        squares += _sum_squares_tile(x, UNROLL, THREADS, VECTOR).to(tl.float64)
+        distance = x - pivot
+        total += _sum_tile(distance, UNROLL, THREADS, VECTOR).to(tl.float64)
+        squares += _sum_squares_tile(distance, UNROLL, THREADS, VECTOR).to(tl.float64)
         smallest = tl.minimum(smallest, _min_tile(x, UNROLL, THREADS, VECTOR))
         largest = tl.maximum(largest, _max_tile(x, UNROLL, THREADS, VECTOR))
         # Counted in float32: comparing and adding take one instruction each. A thread sees far fewer than 2**24.
@@ -232,8 +243,9 @@ def _count_segment(
         cell = find_cell(loaded, binning, KIND, K)
         cells = _count(cells, cell, mask, CELL_COUNT, INLINE_PTX)
         x = widen(loaded)
-        total += _sum_tile(x, 1, THREADS, VECTOR).to(tl.float64)
-        squares += _sum_squares_tile(x, 1, THREADS, VECTOR).to(tl.float64)
+        distance = tl.where(mask, x - pivot, 0.0)
+        total += _sum_tile(distance, 1, THREADS, VECTOR).to(tl.float64)
+        squares += _sum_squares_tile(distance, 1, THREADS, VECTOR).to(tl.float64)
         smallest = tl.minimum(smallest, _min_tile(tl.where(mask, x, inf), 1, THREADS, VECTOR))
         largest = tl.maximum(largest, _max_tile(tl.where(mask, x, -inf), 1, THREADS, VECTOR))
         zeros += _sum_tile(tl.where(mask & (x == 0), 1.0, 0.0), 1, THREADS, VECTOR)
@@ -245,12 +257,18 @@ def _count_segment(
     nan = tl.zeros([], tl.int64)
     posinf = tl.zeros([], tl.int64)
     neginf = tl.zeros([], tl.int64)
-    all_zero = (segment_smallest == 0) & (segment_largest == 0)
-    is_empty = segment_smallest > segment_largest
-    is_nothing = (segment_squares == 0) & (all_zero | is_empty)
-    least = SMALLEST_TRUSTED_SQUARES if tl.float32 == WIDE else 0.0
-    is_trusted = (segment_squares >= least) & (segment_squares < inf)
-    if not (is_trusted | is_nothing):
+    # All values are the pivot, or there are none.
+    is_constant = (segment_squares == 0) & (segment_smallest >= segment_largest)
+    is_trusted = segment_squares < inf
+    if tl.float32 == WIDE:
+        is_trusted &= segment_squares >= SMALLEST_TRUSTED_SQUARES
+        # (mean - pivot)**2 <= 64 * variance, both times size**2.
+        is_trusted &= 65 * segment_total * segment_total <= 64 * size.to(tl.float64) * segment_squares
+    if is_trusted | is_constant:
+        shift = pivot.to(tl.float64)
+        segment_squares += shift * (2 * segment_total + size.to(tl.float64) * shift)
+        segment_total += size.to(tl.float64) * shift
+    else:
         (
             segment_total,
             segment_squares,

@@ -17,9 +17,8 @@ from d9d_tracker_kernels.bank import PROGRAMS_PER_MULTIPROCESSOR
 from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, linear_edges, linear_width, mantissa_bits
 from d9d_tracker_kernels.reference import in_storage_order
 
-# From 3.8 on, tl.histogram adds in shared memory. Before, NVIDIA GPUs count by inline PTX, see shared_atomics.py.
-IS_HISTOGRAM_FAST = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
-INLINE_PTX = torch.version.cuda is not None and not IS_HISTOGRAM_FAST
+# NVIDIA GPUs count by inline PTX, see shared_atomics.py.
+INLINE_PTX = torch.version.cuda is not None
 
 THREADS = 512
 _ELEMENTS_PER_THREAD = 16

@@ -1,8 +1,9 @@
-"""Counting in shared memory by inline PTX, for NVIDIA GPUs with a Triton older than 3.8.
+"""Counting in shared memory by inline PTX, for NVIDIA GPUs.
 
-Why it exists: until 3.7, `tl.histogram` finds each count by ballots among the threads, more than 200 instructions an
-element at 2048 cells. The hardware can add to shared memory in one (`red.shared.add`). From 3.8 on `tl.histogram`
-does just that, and this file can go once older versions are no longer supported.
+Why it exists: the hardware can add to shared memory in one instruction (`red.shared.add`). Until Triton 3.7,
+`tl.histogram` finds each count by ballots among the threads instead, more than 200 instructions an element at 2048
+cells. From 3.8 on it adds in shared memory, too, but clears and reads the cells for each tile, with three barriers and
+one more instruction an element.
 
 Triton has no name for shared memory, so the array is declared in PTX text. PTX's instructions are described in
 NVIDIA's "Parallel Thread Execution ISA".

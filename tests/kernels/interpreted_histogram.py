@@ -25,12 +25,15 @@ from d9d_tracker_kernels import (
     LINEAR,
     SUPPORTED_DTYPES,
     HistogramState,
+    Moment,
     allocate,
     cell_edges,
     histogram,
     launch,
     reference,
 )
+
+launch.INLINE_PTX = False  # which the interpreter knows nothing of
 
 # numpy, which interprets, warns of what kernels do on purpose: NaN in minima, squares beyond float32.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -68,7 +71,6 @@ def check(values, binning, programs=3, every=1):
 def test_the_kernels_are_interpreted():
     assert isinstance(histogram.count_one, InterpretedFunction)
     assert isinstance(histogram.count_many, InterpretedFunction)
-    assert not launch.INLINE_PTX
 
 
 @pytest.mark.parametrize("binning", BINNINGS.values(), ids=BINNINGS.keys())
@@ -274,3 +276,31 @@ def test_float64_sums_are_float64_throughout():
     launch.launch(values, *buffers(state), torch.tensor([1]), 0, 1, *EXPONENTIAL_BINNING)
     assert state.moments[0, 0].item() == pytest.approx(math.fsum(values.tolist()), rel=1e-12)
     assert state.moments[0, 1].item() == pytest.approx(math.fsum((values**2).tolist()), rel=1e-14)
+
+
+@settings(max_examples=30, deadline=None)
+@given(mean=st.floats(1e-3, 1e3), ratio=st.floats(1e-5, 1), seed=st.integers(0, 99), numel=st.integers(2, 30_000))
+@example(mean=1.0, ratio=1e-4, seed=0, numel=30_000)
+def test_the_spread_of_values_far_from_zero(mean, ratio, seed, numel):
+    noise = torch.randn(numel, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    values = (mean * (1 + ratio * noise)).float()
+    check(values, EXPONENTIAL_BINNING)
+    expected = values.double().std(correction=0).item()
+    assert std(values) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("numel", [100, 9000, 40_000])
+def test_the_sum_does_not_hang_on_the_first_value(numel):
+    # The others would lose all their digits in the distance to it.
+    values = torch.full((numel,), 0.01)
+    values[0] = 1e6
+    state = bank(1, programs=1)
+    launch.launch(values, *buffers(state), torch.tensor([1]), 0, 1, *EXPONENTIAL_BINNING)
+    assert state.moments[0, Moment.SUM].item() == pytest.approx(values.double().sum().item(), rel=1e-12)
+
+
+def std(values):
+    state = bank(1)
+    launch.launch(values, *buffers(state), torch.tensor([1]), 0, 1, *EXPONENTIAL_BINNING)
+    mean = state.moments[0, Moment.SUM] / values.numel()
+    return max(state.moments[0, Moment.SUM_SQUARES] / values.numel() - mean * mean, torch.tensor(0.0)).sqrt().item()

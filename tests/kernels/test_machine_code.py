@@ -5,16 +5,17 @@ import re
 import pytest
 import torch
 
-from bench.machine_code import TARGETS, compile_kernel, inner_loop
+from bench.machine_code import IS_HISTOGRAM_FAST, TARGETS, compile_kernel, inner_loop
 from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, histogram, launch
 from d9d_tracker_kernels.bank import PROGRAMS_PER_MULTIPROCESSOR
 
-MOST_INSTRUCTIONS = 13
+# An H100 reads float32 at full speed with fewer than 13 instructions an element.
+MOST_INSTRUCTIONS = {torch.float32: 12, torch.bfloat16: 13}
 NVIDIA = [target for target, gpu in TARGETS.items() if gpu.backend == "cuda"]
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = list(MOST_INSTRUCTIONS)
 # Which ways of counting the installed Triton compiles well.
 COUNTING = [pytest.param(True, id="inline PTX")]
-if launch.IS_HISTOGRAM_FAST:
+if IS_HISTOGRAM_FAST:
     COUNTING.append(pytest.param(False, id="portable"))
 
 
@@ -28,17 +29,16 @@ def test_the_inner_loop_reads_16_bytes_at_a_time_and_nothing_spills(target, dtyp
     loads = {opcode for opcode in loop.instructions if opcode.startswith("LD")} - {"LDS"}
     assert loads == {"LDG.E.128"}
     assert loop.stack == 0
-    assert loop.instructions_per_element <= MOST_INSTRUCTIONS
+    assert loop.instructions_per_element <= MOST_INSTRUCTIONS[dtype] + (0 if inline_ptx else 0.5)
     registers = loop.registers * launch.THREADS * PROGRAMS_PER_MULTIPROCESSOR
     assert registers <= 65_536, "a multiprocessor runs two programs at once"
 
 
 @pytest.mark.parametrize(("kind", "bins"), [(LINEAR, 64), (INTEGER, 64), (EXPONENTIAL, 512)])
-@pytest.mark.parametrize("inline_ptx", COUNTING)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_no_binning_spills(dtype, inline_ptx, kind, bins):
+def test_no_binning_spills(dtype, kind, bins):
     for many in (False, True):
-        kernel = compile_kernel("sm_90", dtype, many=many, inline_ptx=inline_ptx, kind=kind, bins=bins)
+        kernel = compile_kernel("sm_90", dtype, many=many, inline_ptx=True, kind=kind, bins=bins)
         assert inner_loop(kernel, dtype).stack == 0
 
 
