@@ -4,27 +4,59 @@ Values accumulate into preallocated device buffers, travel to the host once per 
 that a configuration chooses.
 """
 
-from .accumulator import AccumulatingRun, AccumulatingTracker
-from .base import BaseTracker, BaseTrackerRun, RunConfig
-from .config import (
-    AccumulatorConfig,
-    Binning,
-    ExponentialBinning,
-    IntegerBinning,
-    LinearBinning,
-    TrackerConfig,
-)
-from .errors import TrackerError, TrackerTypeError, TrackerValueError
-from .factory import AnyTrackerConfig, register_backend, tracker_from_config
-from .provider.aim.config import AimConfig
-from .provider.console import ConsoleTrackerConfig
-from .provider.jsonl import JsonlTrackerConfig
-from .provider.mlflow.config import MLflowConfig
-from .provider.multi import MultiConfig
-from .provider.null import NullTrackerConfig
-from .provider.tensorboard.config import TensorBoardConfig
-from .provider.wandb.config import WandbConfig
-from .record import Histogram, Record
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .accumulator import AccumulatingRun, AccumulatingTracker
+    from .backend import RecordRun, RecordTracker
+    from .base import BaseTracker, BaseTrackerRun, RunConfig
+    from .config import (
+        AccumulatorConfig,
+        Binning,
+        ExponentialBinning,
+        IntegerBinning,
+        LinearBinning,
+        TrackerConfig,
+    )
+    from .errors import TrackerError, TrackerTypeError, TrackerValueError
+    from .factory import AnyTrackerConfig, register_backend, tracker_from_config
+    from .provider.aim.config import AimConfig
+    from .provider.console import ConsoleTrackerConfig
+    from .provider.jsonl import JsonlTrackerConfig
+    from .provider.mlflow.config import MLflowConfig
+    from .provider.multi import MultiConfig
+    from .provider.null import NullTrackerConfig
+    from .provider.tensorboard.config import TensorBoardConfig
+    from .provider.wandb.config import WandbConfig
+    from .record import Histogram, Record
+
+# Imported when they are first asked for: Dynamo and DTensor take more time to import than torch itself.
+_ROOMS = {
+    "accumulator": ("AccumulatingRun", "AccumulatingTracker"),
+    "backend": ("RecordRun", "RecordTracker"),
+    "base": ("BaseTracker", "BaseTrackerRun", "RunConfig"),
+    "config": (
+        "AccumulatorConfig",
+        "Binning",
+        "ExponentialBinning",
+        "IntegerBinning",
+        "LinearBinning",
+        "TrackerConfig",
+    ),
+    "errors": ("TrackerError", "TrackerTypeError", "TrackerValueError"),
+    "factory": ("AnyTrackerConfig", "register_backend", "tracker_from_config"),
+    "provider.aim.config": ("AimConfig",),
+    "provider.console": ("ConsoleTrackerConfig",),
+    "provider.jsonl": ("JsonlTrackerConfig",),
+    "provider.mlflow.config": ("MLflowConfig",),
+    "provider.multi": ("MultiConfig",),
+    "provider.null": ("NullTrackerConfig",),
+    "provider.tensorboard.config": ("TensorBoardConfig",),
+    "provider.wandb.config": ("WandbConfig",),
+    "record": ("Histogram", "Record"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "AccumulatingRun",
@@ -45,6 +77,8 @@ __all__ = [
     "MultiConfig",
     "NullTrackerConfig",
     "Record",
+    "RecordRun",
+    "RecordTracker",
     "RunConfig",
     "TensorBoardConfig",
     "TrackerConfig",
@@ -55,3 +89,15 @@ __all__ = [
     "register_backend",
     "tracker_from_config",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module(f"{__name__}.factory")  # which resolves the configuration of several backends
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

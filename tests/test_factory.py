@@ -11,6 +11,7 @@ import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+import d9d_tracker
 from d9d_tracker import factory
 from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
@@ -198,3 +199,16 @@ def test_a_backend_without_a_name_of_its_own_is_refused() -> None:
         register_backend(Nameless, ListTracker)
     with pytest.raises(ValueError, match="'jsonl' comes with d9d_tracker; choose another"):
         register_backend(Jsonl, ListTracker)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    def printed(program):
+        return subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        ).stdout.split()
+
+    new = "import torch, sys; before = set(sys.modules); import d9d_tracker; print(*(set(sys.modules) - before))"
+    assert [name for name in printed(new) if not name.startswith(("d9d_tracker", "importlib"))] == []
+    assert printed("from d9d_tracker import *; print(Record, tracker_from_config, AccumulatingTracker)")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = d9d_tracker.nothing

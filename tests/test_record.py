@@ -8,6 +8,7 @@ import torch
 
 from d9d_tracker.config import Binning, ExponentialBinning, IntegerBinning, LinearBinning
 from d9d_tracker.record import Histogram
+from d9d_tracker_kernels import CELLS, HEADER
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -215,3 +216,15 @@ def test_the_spread_of_values_far_from_zero(generator: torch.Generator) -> None:
 
 def test_the_largest_magnitude_may_be_negative() -> None:
     assert Histogram.from_values(torch.tensor([1.0, -3.0])).abs_max == 3
+
+
+def test_a_histogram_holds_its_own_bytes_and_shares_its_edges():
+    window = torch.zeros(3, HEADER + CELLS, dtype=torch.int64)
+    binning = LinearBinning(low=0, high=1, bins=16)
+    window[1, HEADER + 4] = 5
+    moments = torch.tensor([1.0, 1.0, 0.2, 0.3], dtype=torch.float64)
+    one, other = (Histogram.from_cells(window[1], moments, binning) for _ in range(2))
+    assert one.counts.base is None
+    assert one.counts.tolist() == [5]
+    assert one.edges.base is other.edges.base
+    assert not one.edges.flags.writeable

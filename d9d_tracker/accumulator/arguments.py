@@ -89,7 +89,7 @@ def check_number(name: str, items: ContextItems, value: object, device: torch.de
     if isinstance(value, torch.Tensor):
         return _check_element(name, items, value, device)
     if isinstance(value, bool | int | float):
-        return value if torch.compiler.is_compiling() else _check_size(name, items, value)
+        return value if torch.compiler.is_compiling() else _check_size(name, items, value, device)
     if isinstance(value, np.ndarray):  # to Dynamo, all of NumPy's numbers are arrays
         if not torch.compiler.is_compiling() and value.dtype.kind not in "biufc":
             fail(TrackerTypeError, f"{label(name, items)}: a NumPy array of {value.dtype} holds no number")
@@ -100,7 +100,13 @@ def check_number(name: str, items: ContextItems, value: object, device: torch.de
     fail(TrackerTypeError, f"{label(name, items)}: a scalar is a number or a tensor of one element, not {received}")
 
 
-def _check_size(name: str, items: ContextItems, value: float) -> float:
+def _check_size(name: str, items: ContextItems, value: float, device: torch.device) -> float:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        fail(
+            TrackerValueError,
+            f"{label(name, items)}: the value is a Python number, which every replay of the CUDA graph that is being "
+            f"captured would log again as it is now; pass a tensor on {device}, or log it outside of the capture",
+        )
     try:
         return float(value)
     except OverflowError:

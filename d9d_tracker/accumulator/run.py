@@ -32,6 +32,12 @@ logger = logging.getLogger("d9d_tracker")
 _tokens = itertools.count()
 
 
+def _report_hparams(future: Future[Any]) -> None:
+    if future.cancelled() or future.exception() is not None:
+        cause = "the run closed before" if future.cancelled() else repr(future.exception())
+        logger.warning("hyperparameters that were added later did not reach the backend: %s", cause)
+
+
 class AccumulatingRun(BaseTrackerRun):
     """Accumulates what is logged on the device and sends it to a backend once per window.
 
@@ -109,7 +115,8 @@ class AccumulatingRun(BaseTrackerRun):
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
-        self.backend(lambda run: run.add_hparams(hparams))
+        for future in self.backend(lambda run: run.add_hparams(hparams)).values():
+            future.add_done_callback(_report_hparams)
 
     def backend(self, action: Callable[[BaseTrackerRun], Any], name: str | None = None) -> dict[str, Future[Any]]:
         """Have the backend do what is not wrapped here: a table or an image, for example. Does not wait.

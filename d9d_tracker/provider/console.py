@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -208,6 +208,10 @@ class ConsoleRun(RecordRun):
             self._log()
         else:
             self._live.refresh()
+
+    @override
+    def add_hparams(self, hparams: Mapping[str, Any]) -> None:
+        pass
 
     @override
     def write_record(self, record: Record) -> None:

@@ -5,9 +5,10 @@ import logging
 import math
 import os
 import secrets
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from typing_extensions import override
 
@@ -17,7 +18,7 @@ from d9d_tracker.config import TrackerConfig
 from d9d_tracker.record import Record
 
 from .files import append, sync_folder
-from .jsonl_format import read_run, record_line, run_line, whole_lines
+from .jsonl_format import hparams_line, read_run, record_line, run_line, whole_lines
 from .lock import hold, let_go
 
 __all__ = ["JsonlRun", "JsonlTracker", "JsonlTrackerConfig", "read_run"]
@@ -81,6 +82,10 @@ class JsonlRun(RecordRun):
         self._pending.append(record_line(record))
 
     @override
+    def add_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._pending.append(hparams_line(hparams))
+
+    @override
     def sync(self) -> None:
         if not self._pending:
             return
@@ -133,10 +138,13 @@ class JsonlRun(RecordRun):
 
     def _cut_before(self, step: float) -> None:
         self._size, self._step = 0, 0
+        is_cut = False
         for end, fields in whole_lines(self._path.read_bytes(), self._path):
-            if fields.get("step", -1) >= step:
-                break
-            self._size, self._step = end, fields.get("step", 0)
+            is_cut = is_cut or fields.get("step", -1) >= step
+            if not is_cut:
+                self._size, self._step = end, fields.get("step", self._step)
+            elif fields["type"] == "hparams":
+                self._pending.append(hparams_line(fields["hparams"]))
         os.ftruncate(self._file, self._size)
         os.fsync(self._file)
 

@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,15 @@ def run_line(run_id: str, properties: RunConfig) -> bytes:
             "hparams": plain_hparams(properties.hparams),
         }
     )
+
+
+def hparams_line(hparams: Mapping[str, Any]) -> bytes:
+    """Write hyperparameters that came after the first line as one of their own.
+
+    Args:
+        hparams: The hyperparameters, whatever these hold.
+    """
+    return _line({"type": "hparams", "hparams": plain_hparams(dict(hparams))})
 
 
 def record_line(record: Record) -> bytes:
@@ -149,6 +158,8 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
     for _, fields in whole_lines(path.read_bytes(), path):
         if run is None:
             run = {key: value for key, value in fields.items() if key != "type"}
+        elif fields["type"] == "hparams":
+            run["hparams"] |= fields["hparams"]
         else:
             record = _read_record(fields)
             key = (fields["type"], record.name, record.step, tuple(sorted(record.context.items())))

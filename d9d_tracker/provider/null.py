@@ -1,8 +1,8 @@
 """Backend that drops everything: tracking switched off by configuration."""
 
 import collections
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from typing_extensions import override
@@ -41,6 +41,10 @@ class NullRun(RecordRun):
     def write(self, records: Iterable[Record]) -> None:
         """Drop finished points."""
         collections.deque(records, maxlen=0)
+
+    @override
+    def add_hparams(self, hparams: Mapping[str, Any]) -> None:
+        pass
 
     @override
     def write_record(self, record: Record) -> None:

@@ -126,3 +126,17 @@ def test_a_value_on_the_cpu_is_refused_during_capture(recorded):
         pytest.raises(TrackerValueError, match=r"'loss'.*on the CPU.*replay"),
     ):
         run.scalar("loss", torch.ones(()))
+
+
+@pytest.mark.parametrize(("value", "weight"), [(0.5, None), (True, None), (torch.ones(()), 2.0)])
+def test_a_python_number_is_refused_during_capture(recorded, value, weight):
+    """A replay would log it again as it was."""
+    tracker = recorded()
+    with (
+        tracker.open() as run,
+        mock.patch.object(run.buffers, "device", torch.device("cuda:0")),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True),
+        mock.patch.object(torch.Tensor, "device", torch.device("cuda:0")),
+        pytest.raises(TrackerValueError, match=r"'loss.*Python number.*replay"),
+    ):
+        run.scalar("loss", value, weight=weight)

@@ -161,3 +161,16 @@ def test_config() -> None:
     assert (config.log_system_params, config.capture_terminal_logs, config.system_tracking_interval) == (True, True, 10)
     with pytest.raises(ValidationError):
         AimConfig(repo="r", system_tracking_interval=0)
+
+
+def test_an_open_that_fails_lets_go_of_the_lock(aim_storage: AimStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = aim_storage.tracker()
+    with tracker.open(PROPERTIES):
+        pass
+    state = tracker.state_dict()
+    with monkeypatch.context() as patched:
+        patched.setattr(AimTracker, "_open_aim", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+        with pytest.raises(OSError, match="no room"):
+            aim_storage.tracker(state).open(PROPERTIES).__enter__()
+    with aim_storage.tracker(state).open(PROPERTIES) as run:
+        assert run.id == state["run_id"]

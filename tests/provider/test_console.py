@@ -135,8 +135,8 @@ def test_log_lines_without_a_terminal(caplog: pytest.LogCaptureFixture, capfd: p
         run.flush()
         assert caplog.messages == []
         run.set_step(4)
-        run.scalar("loss", 0.125, {"stage": "train"})
-    assert caplog.messages == ["digits stage=train loss@4=0.125"]
+        run.scalar("loss", 0.125, {"stage": "train", "part": "head"})
+    assert caplog.messages == ["digits part=head stage=train loss@4=0.125"]
     assert capfd.readouterr() == ("", "")
 
 

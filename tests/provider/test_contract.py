@@ -15,7 +15,7 @@ from d9d_tracker.provider.console import ConsoleTracker, ConsoleTrackerConfig
 from d9d_tracker.provider.null import NullTracker, NullTrackerConfig
 from d9d_tracker.record import Histogram, Record
 
-from .conftest import Storage, key_of
+from .conftest import MLflowStorage, Storage, TensorBoardStorage, WandbStorage, key_of
 
 PROPERTIES = RunConfig(name="a run", description="what it is for", hparams={"lr": 0.1, "layers": [1, 2]})
 
@@ -337,3 +337,35 @@ def test_a_foreign_state_is_refused_and_changes_nothing(tracker: BaseTracker[Any
     with pytest.raises(ValueError, match="'run_id'"):
         tracker.load_state_dict(state)
     assert tracker.state_dict() == {"run_id": None}
+
+
+@pytest.mark.parametrize("added", [{"batch": 8, "net": {"layers": 3}}])
+def test_hyperparameters_can_be_added_later(storage: Storage, added: dict[str, Any]) -> None:
+    if isinstance(storage, TensorBoardStorage):
+        with storage.tracker().open(PROPERTIES) as run, pytest.raises(NotImplementedError, match="on opening only"):
+            run.add_hparams(added)
+        return
+    tracker = storage.tracker()
+    with tracker.open(RunConfig(name="late", hparams={"lr": 0.5})) as run:
+        run.scalar("loss", 1.0)
+        run.add_hparams(added)
+        run.flush()
+        if not isinstance(storage, WandbStorage):
+            run.rewind(0)  # takes the point back and not the hyperparameters
+        run.set_step(1)
+        run.scalar("loss", 2.0)
+    found = _hparams(storage, tracker.run_id)
+    assert found["lr"] in (0.5, "0.5")
+    assert found["batch"] in (8, "8")
+    assert found.get("net", {}).get("layers", found.get("net.layers")) in (3, "3")
+
+
+def _hparams(storage: Storage, run_id: str) -> dict[str, Any]:
+    if isinstance(storage, MLflowStorage):
+        return storage.client.get_run(run_id).data.params
+    found = dict(storage.properties(run_id)["hparams"])
+    if isinstance(storage, WandbStorage):
+        for record in storage.records(run_id):
+            if record["type"] == "config":
+                found |= record["config"]["update"]
+    return found

@@ -1,6 +1,10 @@
 """Ranks that die, hang or leave: the others train on, the writer keeps what it has and names who is missing."""
 
+import contextlib
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from jobs import Job, run_job
@@ -86,3 +90,45 @@ def test_a_process_that_is_gone_without_a_word_after_its_windows(tmp_path):
         outcomes = job.outcomes()
     assert outcomes[0].error is None
     assert outcomes[0].said("no values from rank 1 (")
+
+
+RAISES = """
+import os, sys, time
+from pathlib import Path
+import torch.distributed as dist
+from d9d_tracker import *
+dist.init_process_group("gloo")
+folder = Path(sys.argv[1])
+accumulator = AccumulatorConfig(device="cpu", sync_every=2, backlog_dir=folder / "backlog", flush_timeout=1.0)
+tracker = tracker_from_config(JsonlTrackerConfig(path=folder, accumulator=accumulator))
+run = tracker.start(RunConfig(name="job"))
+for step in range(4):
+    run.set_step(step)
+    run.scalar("sum", 1.0, reduce="sum")
+if dist.get_rank() == int(sys.argv[2]):
+    raise ZeroDivisionError
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_raises_exits_so_that_the_launcher_ends_the_job(tmp_path, victim):
+    script = tmp_path / "raises.py"
+    script.write_text(RAISES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, str(tmp_path), str(victim)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1, output
+    assert "ZeroDivisionError" in output

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,11 @@ class AimRun(RecordRun):
         self._lock = lock
         self._open_again = open_again
         self._torn = False
+
+    @override
+    def add_hparams(self, hparams: Mapping[str, Any]) -> None:
+        before: Any = self._run.get("hparams", {})
+        self._run["hparams"] = {**before, **_storable(plain_hparams(dict(hparams)))}
 
     @override
     def write_record(self, record: Record) -> None:

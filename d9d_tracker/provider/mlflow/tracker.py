@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from mlflow import MlflowClient
@@ -69,6 +70,10 @@ class MLflowRun(RecordRun):
         self._pending = {key: metric for key, metric in self._pending.items() if metric.step < step}
         self._last = {}
         self._rewound = step
+
+    @override
+    def add_hparams(self, hparams: Mapping[str, Any]) -> None:
+        _log_params(self._client, self.id, hparams)
 
     @override
     def write_record(self, record: Record) -> None:
@@ -181,12 +186,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
 
     def _create(self, client: MlflowClient, properties: RunConfig) -> str:
         run = client.create_run(self._experiment(client), run_name=encodable(properties.name), tags=_tags(properties))
-        params: list[Any] = [
-            Param(valid_key(key), encodable(str(value))[:MAX_PARAM_VAL_LENGTH])
-            for key, value in flat_hparams(properties.hparams).items()
-        ]
-        for start in range(0, len(params), _PARAMS_PER_BATCH):
-            client.log_batch(run.info.run_id, params=params[start : start + _PARAMS_PER_BATCH])
+        _log_params(client, run.info.run_id, properties.hparams)
         return run.info.run_id
 
     def _experiment(self, client: MlflowClient) -> str:
@@ -202,6 +202,15 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
         if experiment.lifecycle_stage == "deleted":
             raise ValueError(f"MLflow experiment {name!r} is deleted: restore it, or choose another name")
         return experiment.experiment_id
+
+
+def _log_params(client: MlflowClient, run_id: str, hparams: Mapping[str, Any]) -> None:
+    params: list[Any] = [
+        Param(valid_key(key), encodable(str(value))[:MAX_PARAM_VAL_LENGTH])
+        for key, value in flat_hparams(dict(hparams)).items()
+    ]
+    for start in range(0, len(params), _PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=params[start : start + _PARAMS_PER_BATCH])
 
 
 def _tags(properties: RunConfig) -> dict[str, str]:

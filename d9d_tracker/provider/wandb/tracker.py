@@ -5,6 +5,7 @@ import math
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ class WandbRun(RecordRun):
                 step,
                 self._stored,
             )
+
+    @override
+    def add_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._run.config.update(_storable(plain_hparams(dict(hparams))), allow_val_change=True)
 
     @override
     def write_record(self, record: Record) -> None:
