@@ -2,6 +2,7 @@
 
 import numbers
 import os
+import secrets
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,15 +67,15 @@ class RecordRun(BaseTrackerRun):
     first ``set_step`` belong to step 0, or to the last step of a run that was re-attached to, where that is known.
 
     Args:
-        run_id: The backend's identity of this run.
+        run_id: The backend's identity of this run; by default, one that no other run has.
         step: The step to start from.
 
     Attributes:
         id: The backend's identity of this run.
     """
 
-    def __init__(self, run_id: str, step: int = 0):
-        self.id = run_id
+    def __init__(self, run_id: str | None = None, step: int = 0):
+        self.id = run_id or secrets.token_hex(16)
         self._step = step
         self._context: dict[str, str] = {}
         self._closed = False
@@ -251,8 +252,10 @@ class RecordTracker(BaseTracker[TConfig]):
         config: The backend's configuration.
     """
 
+    config: TConfig
+
     def __init__(self, config: TConfig):
-        self._config = config
+        self.config = config
 
     @classmethod
     def from_config(cls, config: TConfig) -> Self:

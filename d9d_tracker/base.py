@@ -189,7 +189,7 @@ class BaseTracker(ABC, Generic[TConfig]):
             clears it, so that opening once more starts another run.
     """
 
-    config: TrackerConfig | None = None
+    config: Any = None
     amends: bool = True
     run_id: str | None = None
     resume_id: str | None = None

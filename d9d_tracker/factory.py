@@ -122,6 +122,7 @@ def tracker_from_config(config: TrackerConfig, group: Callable[[], Any] | None =
         raise TypeError(f"no backend for a configuration of type {type(config).__name__}: known are {known}")
     if isinstance(tracker_type, str):
         tracker_type = _load(tracker_type, name)
+    tracker: BaseTracker[Any]
     if isinstance(config, MultiConfig):
         tracker = MultiTracker({name: tracker_from_config(child) for name, child in config.by_name().items()})
     else:

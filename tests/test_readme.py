@@ -59,5 +59,6 @@ def test_adding_a_backend(in_tmp_path, capsys):
         factory._MAP.pop(namespace.get("PrintTrackerConfig"), None)
     printed = capsys.readouterr().out
     assert "> 3 loss 0.5 {'stage': 'train'}" in printed
-    assert "> 3 values/p50 " in printed
-    assert '"type":"PrintTracker","state":{"run_id":"printed"}' in tracker.state_dict()["backend"]
+    assert "> 3 values Histogram(" in printed
+    assert re.fullmatch('[0-9a-f]{32}', str(tracker.run_id))
+    assert f'"run_id":"{tracker.run_id}"' in tracker.state_dict()["backend"]

@@ -251,4 +251,4 @@ class ConsoleTracker(RecordTracker[ConsoleTrackerConfig]):
 
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> ConsoleRun:
-        return ConsoleRun(properties, run_id or properties.name, self._config, get_console())
+        return ConsoleRun(properties, run_id or properties.name, self.config, get_console())

@@ -165,7 +165,7 @@ class JsonlTracker(RecordTracker[JsonlTrackerConfig]):
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> JsonlRun:
         new_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(8)}"
-        path = self._config.path.expanduser().absolute() / f"{run_id or new_id}.jsonl"
+        path = self.config.path.expanduser().absolute() / f"{run_id or new_id}.jsonl"
         if run_id and path.stem != run_id:
             raise ValueError(
                 f"the loaded state names the run {run_id!r}, which is not the name of a file: load another"

@@ -172,11 +172,11 @@ class AimTracker(RecordTracker[AimConfig]):
 
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> AimRun:
-        repo = _get_repo(self._config.repo)
+        repo = _get_repo(self.config.repo)
         # Aim remembers the list of runs for half a second, in which the run may have been born.
         repo._all_run_hashes.cache_clear()
         if run_id is not None and not repo.run_exists(run_id):
-            _LOGGER.warning("run %r is gone from Aim repository %s: starting another", run_id, self._config.repo)
+            _LOGGER.warning("run %r is gone from Aim repository %s: starting another", run_id, self.config.repo)
             run_id = None
         lock, is_new = None, run_id is None
         if run_id is not None:
@@ -208,13 +208,13 @@ class AimTracker(RecordTracker[AimConfig]):
                 run = aim.Run(
                     run_id,
                     repo=repo,
-                    log_system_params=self._config.log_system_params,
-                    capture_terminal_logs=self._config.capture_terminal_logs,
-                    system_tracking_interval=self._config.system_tracking_interval,
+                    log_system_params=self.config.log_system_params,
+                    capture_terminal_logs=self.config.capture_terminal_logs,
+                    system_tracking_interval=self.config.system_tracking_interval,
                 )
         except RocksIOError as error:
             raise RuntimeError(
-                f"Aim cannot open run {run_id!r} in {self._config.repo} for writing: if another program writes to it, "
+                f"Aim cannot open run {run_id!r} in {self.config.repo} for writing: if another program writes to it, "
                 f"close it there ({error})"
             ) from error
         # Aim's optional queue (AIM_ENABLE_TRACKING_THREAD) would lose what fails in it, and stop, without a word.
@@ -232,7 +232,7 @@ class AimTracker(RecordTracker[AimConfig]):
             return None
         lock = os.open(Path(repo.path, "locks", f"{run_id}.d9d_tracker"), os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            hold(lock, f"run {run_id!r} in Aim repository {self._config.repo}")
+            hold(lock, f"run {run_id!r} in Aim repository {self.config.repo}")
         except BaseException:
             let_go(lock)
             raise

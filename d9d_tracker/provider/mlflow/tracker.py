@@ -145,7 +145,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
 
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> MLflowRun:
-        client = MlflowClient(tracking_uri=self._config.tracking_uri)
+        client = MlflowClient(tracking_uri=self.config.tracking_uri)
         if run_id is not None:
             run_id = self._found(client, run_id)
         if run_id is None:
@@ -177,10 +177,10 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise
-            _LOGGER.warning("run %r is gone from MLflow %s: starting another", run_id, self._config.tracking_uri)
+            _LOGGER.warning("run %r is gone from MLflow %s: starting another", run_id, self.config.tracking_uri)
             return None
         if info.lifecycle_stage == "deleted":
-            _LOGGER.warning("run %r was deleted from MLflow %s: starting another", run_id, self._config.tracking_uri)
+            _LOGGER.warning("run %r was deleted from MLflow %s: starting another", run_id, self.config.tracking_uri)
             return None
         return run_id
 
@@ -190,7 +190,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
         return run.info.run_id
 
     def _experiment(self, client: MlflowClient) -> str:
-        name = self._config.experiment
+        name = self.config.experiment
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             try:

@@ -168,7 +168,7 @@ class TensorBoardTracker(RecordTracker[TensorBoardConfig]):
         title = re.sub(r"[^\w.-]+", "-", encodable(properties.name)).strip(".-")
         title = title.encode()[:_TITLE_BYTES].decode(errors="ignore")  # a folder's name has 255 bytes
         new_id = f"{title}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(8)}".lstrip("-")
-        folder = self._config.log_dir.expanduser().absolute() / (run_id or new_id)
+        folder = self.config.log_dir.expanduser().absolute() / (run_id or new_id)
         if run_id and folder.name != run_id:
             raise ValueError(
                 f"the loaded state names the run {run_id!r}, which is not the name of a folder: load another"

@@ -147,7 +147,7 @@ class WandbTracker(RecordTracker[WandbConfig]):
 
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> WandbRun:
-        config = self._config
+        config = self.config
         offline = config.mode == "offline"
         folder = Path(config.dir or os.environ.get("WANDB_DIR") or ".").absolute()
         new_id = run_id or secrets.token_hex(8)
