@@ -60,5 +60,5 @@ def test_adding_a_backend(in_tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "> 3 loss 0.5 {'stage': 'train'}" in printed
     assert "> 3 values Histogram(" in printed
-    assert re.fullmatch('[0-9a-f]{32}', str(tracker.run_id))
+    assert re.fullmatch("[0-9a-f]{32}", str(tracker.run_id))
     assert f'"run_id":"{tracker.run_id}"' in tracker.state_dict()["backend"]
