@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-slow test-ui lint test-gpu test-kill bench bench-gpu
+.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx bench bench-gpu
 
 help:
 	@echo "make demo       train a small network and track it with Aim"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint       ruff and pyright"
 	@echo "make test-gpu   what only a GPU can show"
 	@echo "make test-kill  the crash harness with KILLS=200 kills"
+	@echo "make test-ptx   the compiled kernels executed on the CPU, CASES=5000 random cases and every variant"
 	@echo "make bench      the benchmarks of the CPU"
 	@echo "make bench-gpu  the benchmarks of a GPU"
 
@@ -51,6 +52,10 @@ test-gpu: $(VENV)/dev
 KILLS ?= 200
 test-kill: $(VENV)/dev
 	KILLS=$(KILLS) $(RUN) -m pytest tests/resume/test_kill.py -k no_trace -s
+
+CASES ?= 5000
+test-ptx: $(VENV)/dev
+	CASES=$(CASES) $(RUN) -m pytest -q tests/ptx
 
 $(VENV)/bench: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -44,7 +44,7 @@ _SIGNATURE = {
 }
 _COMPILER_OPTIONS = ("num_warps", "enable_fp_fusion", "maxnreg")
 # Two programs on each of an H100's 132 multiprocessors, and the ticket's place.
-_PARTIALS_PLACES = 265
+PARTIALS_PLACES = 265
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def compile_kernel(
     gpu = TARGETS[target]
     kernel = histogram.count_many if many else histogram.count_one
     element = launch.ELEMENT_TYPES[dtype]
-    settings = launch.variant(dtype, _PARTIALS_PLACES, kind, bins) | {
+    settings = launch.variant(dtype, PARTIALS_PLACES, kind, bins) | {
         "num_warps": launch.THREADS // gpu.warp_size,
         "INLINE_PTX": inline_ptx,
         "ELEMENT": element,
