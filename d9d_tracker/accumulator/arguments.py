@@ -194,6 +194,29 @@ def check_population(name: str, items: ContextItems, values: object, device: tor
     return values, counts
 
 
+def check_counts(name: str, items: ContextItems, values: object, device: torch.device) -> tuple[torch.Tensor, bool]:
+    """Return a vector of counts as it lies on a device, and whether this process adds it.
+
+    Args:
+        name: Name of the series.
+        items: Its context.
+        values: What was given.
+        device: Where it will be added.
+
+    Raises:
+        TrackerTypeError: If it is no tensor of integers, or one that is split or partial.
+        TrackerValueError: If it is not a vector, or lies elsewhere.
+    """
+    if isinstance(values, DTensor) and any(placement.is_shard() for placement in values.placements):
+        fail(TrackerTypeError, f"{label(name, items)}: the counts are split across ranks; pass .full_tensor()")
+    vector, counts = check_population(name, items, values, device)
+    if vector.dtype.is_floating_point or vector.dtype == torch.bool:
+        fail(TrackerTypeError, f"{label(name, items)}: counts are integers, not {vector.dtype}; pass .to(torch.int64)")
+    if vector.dim() != 1:
+        fail(TrackerValueError, f"{label(name, items)}: counts are a vector, not {vector.dim()}-d; log rows apart")
+    return vector, counts
+
+
 def _describe(value: object) -> str:
     kind = type(value).__name__
     return f"{value!r} of type {kind}" if isinstance(value, str | int | float) else kind

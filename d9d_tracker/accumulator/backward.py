@@ -28,6 +28,9 @@ _library.define(
     "float low, float high) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_library.define(
+    "add_counts_in_backward(str token, Tensor values, int row, int every) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
+)
 
 
 def _merge_scalars(
@@ -45,7 +48,15 @@ def _histogram(token: str, values: list[torch.Tensor], rows: list[int], *paramet
     runs[token].buffers.count(values, rows, *parameters)
 
 
-for _name, _function in (("merge_scalars_in_backward", _merge_scalars), ("histogram_in_backward", _histogram)):
+def _add_counts(token: str, values: torch.Tensor, row: int, every: int) -> None:
+    runs[token].buffers.add_counts(values, row, every)
+
+
+for _name, _function in (
+    ("merge_scalars_in_backward", _merge_scalars),
+    ("histogram_in_backward", _histogram),
+    ("add_counts_in_backward", _add_counts),
+):
     _library.impl(_name, _function, "CPU")
     _library.impl(_name, _function, "CUDA")
     _library.impl(_name, lambda *_: None, "Meta")

@@ -110,6 +110,17 @@ class Buffers:
         else:
             torch.ops.d9d_tracker.histogram_many_(populations, *state, rows, *parameters)
 
+    def add_counts(self, values: torch.Tensor, row: int, every: int) -> None:
+        """Add counts to a histogram of integers; may be traced.
+
+        Args:
+            values: int of shape ``[n]``, on the device.
+            row: Its slot.
+            every: Its cadence.
+        """
+        bank = self.histograms
+        torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, self.device_step, row, every)
+
     def advance(self, step: int) -> bool:
         """End the current step and begin another.
 

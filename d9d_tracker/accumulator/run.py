@@ -14,7 +14,7 @@ from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 
-from .arguments import Number, check_context, check_mapping, check_names, check_number, check_population
+from .arguments import Number, check_context, check_counts, check_mapping, check_names, check_number, check_population
 from .backward import is_backward_traced
 from .buffers import Buffers
 from .inputs import begin_inputs, end_inputs
@@ -22,7 +22,7 @@ from .recompute import check_place, check_traced_place, is_recomputing
 from .registry import ContextItems, Reduction, label
 from .runs import runs
 from .session import Session
-from .slots import histogram_slot, say_closed, scalar_slot
+from .slots import counts_slot, histogram_slot, say_closed, scalar_slot
 from .watch import Watch
 
 Scope = Literal["global", "rank"]
@@ -244,6 +244,49 @@ class AccumulatingRun(BaseTrackerRun):
         """
         check_mapping("bins_many", values)
         self._count(list(values.keys()), list(values.values()), context, binning, every, scope)
+
+    def counts(
+        self,
+        name: str,
+        values: torch.Tensor,
+        context: dict[str, str] | None = None,
+        *,
+        every: int | None = None,
+        scope: Scope = "global",
+    ) -> None:
+        """Add counts that are counts already: tokens of each expert, actions, classes.
+
+        The series is a histogram with a bin for each index: what ``bins`` with ``IntegerBinning(n)`` would give for a
+        population in which each index ``k`` occurs ``values[k]`` times.
+
+        Args:
+            name: Name of the series.
+            values: An integer dtype, not negative, of shape ``[n]`` with 1 to 2046 counts, on the device of the
+                buffers; ``n`` is that of the series. Of a replicated ``DTensor`` one rank's copy counts.
+            context: Tags for these counts alone; merged with the persistent context, over which they win.
+            every: See ``bins``.
+            scope: See ``bins``.
+
+        Raises:
+            TrackerTypeError: If it is no tensor of integers, or split across ranks.
+            TrackerValueError: If it is not a vector of 1 to 2046, lies on another device, ``every`` is not positive,
+                the name is empty, the series has another ``n``, or the slots ran out.
+        """
+        check_names([name])
+        if self._is_silent(name) or self._is_repeated(name):
+            return
+        items = self._merged(name, context, scope)
+        vector, counts = check_counts(name, items, values, self.buffers.device)
+        row, cadence = counts_slot(self._token, name, items, int(vector.shape[0]), every)
+        if not counts:
+            return
+        if torch.compiler.is_compiling() and is_backward_traced():
+            torch.ops.d9d_tracker.add_counts_in_backward(self._token, vector, row, cadence)
+        elif torch.compiler.is_compiling():
+            self.buffers.add_counts(vector, row, cadence)
+        else:
+            with self.buffers.lock:
+                self.buffers.add_counts(vector, row, cadence)
 
     def watch(
         self,

@@ -10,8 +10,9 @@ from typing import Any, get_args
 import torch
 import torch.utils._pytree
 
-from d9d_tracker.config import Binning
+from d9d_tracker.config import Binning, IntegerBinning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
+from d9d_tracker_kernels import CELLS
 
 from .registry import REDUCTIONS, ContextItems, HistogramSeries, Reduction, Registry, ScalarSeries, label
 from .runs import runs
@@ -88,6 +89,25 @@ def histogram_slot(
     _refuse_other_kind(buffers.scalar_series, "scalar", name, items)
     slot = buffers.histogram_series.slot(HistogramSeries(name, items, chosen), torch.compiler.is_compiling())
     return (slot, cadence, *chosen.parameters())
+
+
+@torch.compiler.assume_constant_result
+def counts_slot(token: str, name: str, items: ContextItems, bins: int, every: int | None) -> tuple[int, int]:
+    """Return the slot and the cadence of a series of counts: a histogram of the integers below `bins`.
+
+    Args:
+        token: Token of the run.
+        name: Name of the series.
+        items: Its context.
+        bins: How many counts there are.
+        every: Its cadence in steps, or None for the one of the configuration.
+
+    Raises:
+        TrackerValueError: See ``histogram_slot``; or if there are no counts, or more than fit.
+    """
+    if not 1 <= bins <= CELLS - 2:
+        raise TrackerValueError(f"{label(name, items)}: {bins} counts; pass 1 to {CELLS - 2}, or sums of neighbours")
+    return histogram_slot(token, name, items, IntegerBinning(bins=bins), every)[:2]
 
 
 def check_settings(what: str, binning: object, every: object) -> None:

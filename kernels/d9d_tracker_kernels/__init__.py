@@ -23,7 +23,7 @@ from d9d_tracker_kernels.binning import (
     sorted_cells,
     validate,
 )
-from d9d_tracker_kernels.ops import SUPPORTED_DTYPES, check_values, dense_move, histogram_, histogram_many_
+from d9d_tracker_kernels.ops import SUPPORTED_DTYPES, add_counts_, check_values, dense_move, histogram_, histogram_many_
 
 __all__ = [
     "CALLS",
@@ -42,6 +42,7 @@ __all__ = [
     "HistogramState",
     "Moment",
     "SortedCells",
+    "add_counts_",
     "allocate",
     "cell_edges",
     "check_values",

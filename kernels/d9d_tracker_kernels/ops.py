@@ -9,7 +9,7 @@ import functools
 import torch
 
 from d9d_tracker_kernels import reference
-from d9d_tracker_kernels.binning import validate
+from d9d_tracker_kernels.binning import CELLS, INTEGER, validate
 
 SUPPORTED_DTYPES = frozenset(
     {
@@ -33,6 +33,11 @@ _library = torch.library.Library("d9d_tracker", "DEF")
 _library.define(f"histogram_(Tensor values, {_STATE}, int row, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(
     f"histogram_many_(Tensor[] values, {_STATE}, int[] rows, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
+)
+
+_library.define(
+    "add_counts_(Tensor values, Tensor(a!) counts, Tensor(b!) moments, Tensor step, int row, int every) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
@@ -129,6 +134,32 @@ def _histogram_many_fake(values, counts, moments, partials, step, rows, every, k
     _check(values, counts, rows, every, kind, bins, low, high)
 
 
+def _check_counts(values, counts, row, every) -> None:
+    if values.dim() != 1 or values.dtype.is_floating_point or not 1 <= values.numel() <= CELLS - 2:
+        raise ValueError(f"counts are a vector of 1 to {CELLS - 2} integers, not {values.dtype} {list(values.shape)}")
+    _check([values], counts, [row], every, INTEGER, values.numel(), 0.0, 0.0)
+
+
+def _add_counts_cpu(values, counts, moments, step, row, every) -> None:
+    _check_counts(values, counts, row, every)
+    if int(step) % every == 0:
+        reference.add_counts_(values, counts, moments, int(step), row)
+
+
+def _add_counts_cuda(values, counts, moments, step, row, every) -> None:
+    from d9d_tracker_kernels import ready_counts
+
+    _check_counts(values, counts, row, every)
+    ready_counts.launch(values, counts, moments, step, row, every)
+
+
+def _add_counts_fake(values, counts, moments, step, row, every) -> None:
+    _check_counts(values, counts, row, every)
+
+
+_library.impl("add_counts_", _add_counts_cpu, "CPU")
+_library.impl("add_counts_", _add_counts_cuda, "CUDA")
+_library.impl("add_counts_", _add_counts_fake, "Meta")
 _library.impl("histogram_", _histogram_cpu, "CPU")
 _library.impl("histogram_", _histogram_cuda, "CUDA")
 _library.impl("histogram_", _histogram_fake, "Meta")
@@ -137,4 +168,5 @@ _library.impl("histogram_many_", _histogram_many_cuda, "CUDA")
 _library.impl("histogram_many_", _histogram_many_fake, "Meta")
 
 histogram_ = torch.ops.d9d_tracker.histogram_.default
+add_counts_ = torch.ops.d9d_tracker.add_counts_.default
 histogram_many_ = torch.ops.d9d_tracker.histogram_many_.default

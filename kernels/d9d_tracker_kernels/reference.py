@@ -29,6 +29,7 @@ from d9d_tracker_kernels.binning import (
     NEGINF,
     POSINF,
     ZEROS,
+    Moment,
     linear_edges,
     mantissa_bits,
 )
@@ -99,6 +100,30 @@ def histogram_(
     header[CALLS] += 1
     header[LAST_STEP] = step
     header_row.copy_(torch.tensor(header, dtype=torch.int64, device="cpu"))
+
+
+def add_counts_(values: torch.Tensor, counts: torch.Tensor, moments: torch.Tensor, step: int, row: int) -> None:
+    """Adds counts that are counts already to one row of a bank of integer binnings, in place.
+
+    Args:
+        values: int [n]: how often each of 0..n-1 occurred, not negative.
+        counts: int64 [rows, HEADER + CELLS].
+        moments: float64 [rows, MOMENTS].
+        step: The current step, filed as the row's LAST_STEP.
+        row: Which row to add to.
+    """
+    added = values.to(torch.int64)
+    counts[row, HEADER + 1 : HEADER + 1 + len(added)] += added
+    counts[row, ZEROS] += added[0]
+    counts[row, CALLS] += 1
+    counts[row, LAST_STEP] = step
+    number = torch.arange(len(added), device="cpu")
+    moments[row, Moment.SUM] += (number * added).sum()
+    moments[row, Moment.SUM_SQUARES] += (number * number * added).sum()
+    found = number[added > 0].tolist()
+    if found:
+        moments[row, Moment.MIN] = min(moments[row, Moment.MIN].item(), found[0])
+        moments[row, Moment.MAX] = max(moments[row, Moment.MAX].item(), found[-1])
 
 
 class _Scratch(threading.local):
