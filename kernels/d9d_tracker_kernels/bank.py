@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from d9d_tracker_kernels.binning import CELLS, HEADER, MOMENTS, Moment
+from d9d_tracker_kernels.device import most_programs
 
 # A GPU program (thread block) leaves sum, sum of squares, min and max in a place of its own.
 PARTIAL_WIDTH = 4
-# Programs that run at once on a multiprocessor: one computes while the other waits for memory.
-PROGRAMS_PER_MULTIPROCESSOR = 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def allocate(rows: int, device: torch.device | str) -> HistogramState:
         device: Where the values live that will be counted.
     """
     device = torch.device(device)
-    programs = 1 + _most_programs(device) if device.type == "cuda" else 0
+    programs = 1 + most_programs(device) if device.type == "cuda" else 0
     state = HistogramState(
         counts=torch.empty(rows, HEADER + CELLS, dtype=torch.int64, device=device),
         moments=torch.empty(rows, MOMENTS, dtype=torch.float64, device=device),
@@ -57,7 +56,3 @@ def allocate(rows: int, device: torch.device | str) -> HistogramState:
     )
     state.reset_()
     return state
-
-
-def _most_programs(device: torch.device) -> int:
-    return PROGRAMS_PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count

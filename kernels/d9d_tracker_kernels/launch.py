@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from d9d_tracker_kernels import histogram
-from d9d_tracker_kernels.bank import PROGRAMS_PER_MULTIPROCESSOR
 from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, linear_edges, linear_width, mantissa_bits
+from d9d_tracker_kernels.device import IS_AMD, PROGRAMS_PER_MULTIPROCESSOR, warp_size
 from d9d_tracker_kernels.reference import in_storage_order
 
 # NVIDIA GPUs count by inline PTX, see shared_atomics.py.
@@ -76,7 +76,7 @@ def launch(
 ) -> None:
     """Counts one tensor in one launch. Arguments as for the operator, see ops.py."""
     flat = _flatten(values)
-    constants = variant(flat.dtype, partials.shape[1], kind, bins)
+    constants = variant(flat.dtype, partials.shape[1], kind, bins, warp_size(partials.device))
     numbers = _numbers(kind, bins, low, high, flat.dtype in _FLOAT64_DTYPES)
     tiles = _tiles(flat.numel(), flat.dtype)
     programs = min(tiles, partials.shape[1] - 1)
@@ -108,7 +108,7 @@ def launch_many(
         for dtype, group in groups.items():
             constants: dict[str, Any] = {
                 "ELEMENT": ELEMENT_TYPES[dtype],
-                **variant(dtype, partials.shape[1], kind, bins),
+                **variant(dtype, partials.shape[1], kind, bins, warp_size(partials.device)),
             }
             numbers = _numbers(kind, bins, low, high, dtype in _FLOAT64_DTYPES)
             plan, pointers = _locate(group, dtype, partials)
@@ -146,7 +146,7 @@ def elements_per_thread(dtype: torch.dtype) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int) -> dict[str, Any]:
+def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int, warp_size: int = 32) -> dict[str, Any]:
     """What a variant of the kernels is compiled for: dtype and binning, never shapes, strides or alignment.
 
     Args:
@@ -154,14 +154,14 @@ def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int) -> d
         partials_places: partials.shape[1].
         kind: EXPONENTIAL, LINEAR or INTEGER.
         bins: Number of bins.
+        warp_size: See device.py.
 
     Returns:
         The kernels' constexpr arguments and compiler options, by name.
     """
     vector = 16 // dtype.itemsize
-    warp_size = 64 if torch.version.hip else 32
     # NVIDIA multiprocessors have 65,536 registers. Wider statistics than float32 would spill with that few.
-    is_limited = dtype in (torch.float32, torch.bfloat16, torch.float16) and not torch.version.hip
+    is_limited = dtype in (torch.float32, torch.bfloat16, torch.float16) and not IS_AMD
     register_limit = {"maxnreg": 65_536 // (PROGRAMS_PER_MULTIPROCESSOR * THREADS)} if is_limited else {}
     return {
         "KIND": kind,

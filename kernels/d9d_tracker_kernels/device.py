@@ -1,0 +1,17 @@
+"""What differs between devices."""
+
+import torch
+
+# Programs that run at once on a multiprocessor: one computes while the other waits for memory.
+PROGRAMS_PER_MULTIPROCESSOR = 2
+IS_AMD = torch.version.hip is not None
+
+
+def most_programs(device: torch.device) -> int:
+    """How many programs run at once on a GPU."""
+    return PROGRAMS_PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def warp_size(device: torch.device) -> int:
+    """Threads of a warp: 32 on NVIDIA GPUs and AMD's RDNA, 64 on AMD's CDNA. 32 off a GPU, for the interpreter."""
+    return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
