@@ -14,7 +14,7 @@ from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
 
 from .placement import local_scalar, local_share
-from .registry import ContextItems, label
+from .registry import ContextItems, Reduction, label
 
 Number = torch.Tensor | float
 
@@ -70,7 +70,9 @@ def check_context(name: str, context: object) -> None:
             fail(TrackerTypeError, f"{name!r}: a context is a dict[str, str], but {key!r} is {what}; pass a str")
 
 
-def check_number(name: str, items: ContextItems, value: object, device: torch.device) -> Number:
+def check_number(
+    name: str, items: ContextItems, value: object, device: torch.device, reduce: Reduction = "mean"
+) -> Number:
     """Return a value as a number that can be merged on a device.
 
     Args:
@@ -78,6 +80,7 @@ def check_number(name: str, items: ContextItems, value: object, device: torch.de
         items: Its context.
         value: What was given.
         device: Where it will be merged.
+        reduce: The reduction of the series.
 
     Returns:
         A Python number, or a tensor of one element on the device.
@@ -87,13 +90,13 @@ def check_number(name: str, items: ContextItems, value: object, device: torch.de
         TrackerValueError: If it is a tensor that has not exactly one element or lies elsewhere.
     """
     if isinstance(value, torch.Tensor):
-        return _check_element(name, items, value, device)
+        return _check_element(name, items, value, device, reduce)
     if isinstance(value, bool | int | float):
         return value if torch.compiler.is_compiling() else _check_size(name, items, value, device)
     if isinstance(value, np.ndarray):  # to Dynamo, all of NumPy's numbers are arrays
         if not torch.compiler.is_compiling() and value.dtype.kind not in "biufc":
             fail(TrackerTypeError, f"{label(name, items)}: a NumPy array of {value.dtype} holds no number")
-        return _check_element(name, items, torch.as_tensor(value), device)
+        return _check_element(name, items, torch.as_tensor(value), device, reduce)
     if not torch.compiler.is_compiling() and isinstance(value, Real | np.bool_):
         return float(value)
     received = _describe(value) + ("; pass float(...)" if isinstance(value, str) else "")
@@ -113,7 +116,9 @@ def _check_size(name: str, items: ContextItems, value: float, device: torch.devi
         fail(TrackerValueError, f"{label(name, items)}: an int of this size does not fit into float64; log its log")
 
 
-def _check_element(name: str, items: ContextItems, value: torch.Tensor, device: torch.device) -> Number:
+def _check_element(
+    name: str, items: ContextItems, value: torch.Tensor, device: torch.device, reduce: Reduction
+) -> Number:
     if value.numel() != 1:
         shape = f"{value.dim()} dimensions" if torch.compiler.is_compiling() else f"shape {tuple(value.shape)}"
         fail(
@@ -125,12 +130,12 @@ def _check_element(name: str, items: ContextItems, value: torch.Tensor, device: 
         fail(TrackerTypeError, f"{label(name, items)}: {value.dtype} is not real; log .abs() or its parts")
     if isinstance(value, DTensor):
         try:
-            value = local_scalar(value)
+            value = local_scalar(value, reduce)
         except TypeError:
             fail(
                 TrackerTypeError,
-                f"{label(name, items)}: a distributed scalar must be replicated; bring it together first with "
-                ".full_tensor(), on every rank of the mesh",
+                f"{label(name, items)}: with reduce={reduce!r}, ranks cannot make a whole of this distributed scalar "
+                "when their windows meet; bring it together first with .full_tensor(), on every rank of the mesh",
             )
     if value.device == device:
         return value

@@ -15,6 +15,7 @@ from .buffers import Buffers
 from .host_window import HostWindow, Tail
 from .records import records
 from .scalars import COUNT
+from .spread import expand
 from .window import Window
 
 logger = logging.getLogger("d9d_tracker")
@@ -30,6 +31,7 @@ class Collector:
         buffers: Whose outbox has the windows that were swapped.
         tail: What an earlier life of the run wrote for its last, unfinished step.
         ranks: The ranks that share the run; None if there are no others.
+        rank: This process among them.
         report: Counts the windows that are lost.
 
     Attributes:
@@ -43,11 +45,13 @@ class Collector:
         buffers: Buffers,
         tail: Tail | None,
         ranks: Ranks | None,
+        rank: int,
         report: RunReport,
     ):
         self.tail = tail
         self.has_merged = False
         self._ranks = ranks
+        self._rank = rank
         self._deliveries = deliveries
         self._outbox = buffers.outbox
         self._staging = buffers.staging
@@ -141,6 +145,7 @@ class Collector:
             logger.error("window %d (steps %s) is lost: %r", window.index, window.steps, error)
             host = window.without_values()  # the other ranks wait for this one's part
         self.has_merged = self.has_merged or bool((host.lanes[:, COUNT] > 1).any())
+        host = expand(host, self._rank)
         if self._ranks is not None:
             host = self._ranks.reduce(host, ended=window.unfinished is None, is_last=window.is_last)
         if host is None:

@@ -34,7 +34,7 @@ def records(window: HostWindow) -> list[Record]:
 def _scalars(window: HostWindow) -> list[Record]:
     names = np.array([series.name for series in window.scalars], dtype=object)
     contexts = np.array([dict(series.context) for series in window.scalars], dtype=object)
-    values = finalize(window.lanes, [series.reduce for series in window.scalars])
+    values = finalize(window.lanes, window.scalars)
     finished: list[Record] = []
     for row, step in enumerate(window.steps):
         slots = np.flatnonzero(window.lanes[row, COUNT] > 0)

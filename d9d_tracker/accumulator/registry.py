@@ -1,5 +1,6 @@
 """Series and their slots: which row of the device buffers belongs to which name and context."""
 
+import threading
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -14,15 +15,22 @@ ContextItems = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class ScalarSeries:
-    """A scalar series: name, context and how its values combine."""
+    """A scalar series: name, context and how its values combine.
+
+    ``root`` is the p of partial p-norms: the p-th root of what the lanes give is the value. ``spread`` is that of
+    ``scope="spread"``.
+    """
 
     name: str
     context: ContextItems
     reduce: Reduction
+    root: float = 1.0
+    spread: bool = False
 
     def describe(self) -> str:
         """Return what must not change between two calls, as words."""
-        return f"reduce={self.reduce!r}"
+        norm = f", a partial {self.root:g}-norm" if self.root != 1.0 else ""
+        return f"reduce={self.reduce!r}{norm}{', scope=spread' if self.spread else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,7 @@ class Registry(Generic[AnySeries]):
         self.capacity = capacity
         self._capacity_field = capacity_field
         self._slots: dict[tuple[str, ContextItems], int] = {}
+        self._lock = threading.Lock()  # several threads may log
         self._compiled = 0  # compiled code knows no slot from this one on
 
     @property
@@ -80,7 +89,9 @@ class Registry(Generic[AnySeries]):
         key = (series.name, series.context)
         known = self._slots.get(key)
         if known is None:
-            known = self._add(key, series)
+            with self._lock:
+                known = self._slots.get(key)
+                known = self._add(key, series) if known is None else known
         if compiled:
             self._compiled = max(self._compiled, known + 1)
         if self.series[known] != series:
@@ -105,9 +116,9 @@ class Registry(Generic[AnySeries]):
                 f"no slot left for {label(series.name, series.context)}: all {self.capacity} are taken; raise "
                 f"accumulator.{self._capacity_field}"
             )
-        slot = self._slots[key] = len(self.series)
         self.series.append(series)
-        return slot
+        self._slots[key] = len(self.series) - 1
+        return self._slots[key]
 
 
 def label(name: str, context: ContextItems) -> str:

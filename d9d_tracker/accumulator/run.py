@@ -18,6 +18,7 @@ from .arguments import Number, check_context, check_counts, check_mapping, check
 from .backward import is_backward_traced
 from .buffers import Buffers
 from .inputs import begin_inputs, end_inputs
+from .placement import norm_of
 from .recompute import check_place, check_traced_place, is_recomputing
 from .registry import ContextItems, Reduction, label
 from .runs import runs
@@ -25,7 +26,7 @@ from .session import Session
 from .slots import counts_slot, histogram_slot, say_closed, scalar_slot
 from .watch import Watch
 
-Scope = Literal["global", "rank"]
+Scope = Literal["global", "rank", "spread"]
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -148,13 +149,16 @@ class AccumulatingRun(BaseTrackerRun):
         Args:
             name: Name of the series.
             value: A number, or a tensor of one element, of any real dtype. It is detached, never kept alive. A
-                ``DTensor`` must be replicated; every rank's copy counts. Compiled code copies a tensor on the CPU to
-                the device without a wait; in pinned memory it must therefore keep its value for the step.
+                ``DTensor`` is replicated, every rank's copy counting, or partial (sum, avg, a norm; min and max in a
+                series of that reduction): then the ranks' parts become the whole when their windows meet. Compiled
+                code copies a tensor on the CPU to the device without a wait; in pinned memory it must therefore keep
+                its value for the step.
             context: Tags for this value alone; merged with the persistent context, over which they win.
             reduce: How several values of one step combine; a series has one reduction.
             weight: Weight in a mean, a number or a tensor of one element: the number of tokens, for example.
             scope: ``"global"`` combines the values of all ranks, ``last`` being that of the highest rank with a value
-                in the step; ``"rank"`` keeps a series for each rank, with the context ``rank=<r>``.
+                in the step; ``"rank"`` keeps a series for each rank, with the context ``rank=<r>``; ``"spread"`` gives
+                four for any number of ranks: ``<name>/min``, ``/mean``, ``/max`` and ``/max_rank``.
 
         Raises:
             TrackerTypeError: If the value is neither a real number nor a real tensor.
@@ -394,9 +398,13 @@ class AccumulatingRun(BaseTrackerRun):
         if weight is not None and reduce != "mean":
             fail(TrackerValueError, f"{label(names[0], items)}: a weight has no meaning with reduce={reduce!r}")
         device = self.buffers.device
-        numbers = [check_number(name, items, value, device) for name, value in zip(names, values, strict=True)]
+        numbers = [check_number(name, items, value, device, reduce) for name, value in zip(names, values, strict=True)]
         factor = None if weight is None else check_number(f"{names[0]} (weight)", items, weight, device)
-        slots = [scalar_slot(self._token, name, items, reduce) for name in names]
+        roots = [norm_of(value) for value in values]
+        spread = scope == "spread"
+        slots = [
+            scalar_slot(self._token, name, items, reduce, root, spread) for name, root in zip(names, roots, strict=True)
+        ]
         if torch.compiler.is_compiling() and is_backward_traced():
             self.buffers.scalars.write_in_backward(self._token, slots, numbers, reduce, factor)
         elif torch.compiler.is_compiling():
@@ -417,6 +425,8 @@ class AccumulatingRun(BaseTrackerRun):
         check_names(names)
         if not names or self._is_silent(names[0]) or self._is_repeated(names[0]):
             return
+        if scope == "spread":
+            fail(TrackerValueError, f"series {names[0]!r}: scope='spread' is of scalars; use 'global' or 'rank'")
         items = self._merged(names[0], context, scope)
         device = self.buffers.device
         populations: list[torch.Tensor] = []
@@ -455,7 +465,7 @@ class AccumulatingRun(BaseTrackerRun):
         return is_recomputing()
 
     def _merged(self, name: str, context: dict[str, str] | None, scope: Scope) -> ContextItems:
-        if context is None and scope == "global":
+        if context is None and scope in ("global", "spread"):
             return self._context
         merged = dict(self._context)
         if context is not None:
@@ -463,8 +473,8 @@ class AccumulatingRun(BaseTrackerRun):
             merged.update(context)
         if scope == "rank":
             merged["rank"] = self._rank
-        elif scope != "global":
-            fail(TrackerValueError, f"series {name!r}: scope={scope!r} is neither 'global' nor 'rank'")
+        elif scope not in ("global", "spread"):
+            fail(TrackerValueError, f"series {name!r}: scope={scope!r} is neither 'global', 'rank' nor 'spread'")
         return tuple(sorted(merged.items()))
 
     def _refuse_inside_graphs(self, method: str) -> None:

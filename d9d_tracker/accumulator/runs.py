@@ -1,13 +1,33 @@
 """The runs of this process by token: what code that may be traced is given in place of a run."""
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-if TYPE_CHECKING:
-    from .run import AccumulatingRun
+import torch
 
-runs: WeakValueDictionary[str, "AccumulatingRun"] = WeakValueDictionary()
+from d9d_tracker.config import AccumulatorConfig
+
+from .buffers import Buffers
+
+
+class Run(Protocol):
+    """What the rooms below a run need of it."""
+
+    is_open: bool
+    buffers: Buffers
+    config: AccumulatorConfig
+    watches: list[Any]
+
+    def bins(self, name: str, values: torch.Tensor, *, binning: Any = None, every: int | None = None) -> None:
+        """See ``AccumulatingRun``."""
+
+    def bins_many(self, values: Mapping[str, torch.Tensor], *, binning: Any = None, every: int | None = None) -> None:
+        """See ``AccumulatingRun``."""
+
+
+runs: WeakValueDictionary[str, Run] = WeakValueDictionary()
 
 
 def _close_in_child() -> None:

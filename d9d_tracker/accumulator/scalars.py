@@ -20,7 +20,7 @@ import torch
 
 from .arguments import Number
 from .recompute import is_transformed
-from .registry import Reduction
+from .registry import Reduction, ScalarSeries
 
 SUM, WEIGHT, COUNT, MAX, NEGATED_MIN, LAST = range(6)
 LANES = 6
@@ -261,18 +261,23 @@ def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
     return merged
 
 
-def finalize(lanes: np.ndarray, reductions: Sequence[Reduction]) -> np.ndarray:
+def finalize(lanes: np.ndarray, scalars: Sequence[ScalarSeries]) -> np.ndarray:
     """Turn the states of slots into the values of their points.
 
     Args:
         lanes: Lanes, float64 of shape ``[rows, LANES, slots]``.
-        reductions: The reduction of the series of each slot.
+        scalars: The series of each slot.
 
     Returns:
         Values, float64 of shape ``[rows, slots]``; meaningless where no value was merged in.
     """
+    reductions: list[Reduction] = [series.reduce for series in scalars]
     values = lanes[:, [_VALUE_LANE[reduce] for reduce in reductions], range(len(reductions))]
     chosen = np.array(reductions, dtype=str)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = values / lanes[:, WEIGHT]
-    return np.select([chosen == "mean", chosen == "min"], [means, -values], values)
+        values = np.select([chosen == "mean", chosen == "min"], [means, -values], values)
+        for slot, series in enumerate(scalars):
+            if series.root != 1.0:
+                values[:, slot] **= 1 / series.root
+    return values

@@ -176,7 +176,7 @@ class Session:
             written = tail.as_window(buffers.take_index())
             for delivery in deliveries.values():
                 delivery.put(written.index, records(written), tail.step, unfinished=tail.step)
-        self._collector = Collector(list(deliveries.values()), buffers, tail, ranks, self.report)
+        self._collector = Collector(list(deliveries.values()), buffers, tail, ranks, rank, self.report)
 
     @property
     def tail(self) -> Tail | None:

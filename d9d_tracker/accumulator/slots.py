@@ -44,7 +44,9 @@ def say_closed(token: str, name: str) -> None:
 
 
 @torch.compiler.assume_constant_result
-def scalar_slot(token: str, name: str, items: ContextItems, reduce: Reduction) -> int:
+def scalar_slot(
+    token: str, name: str, items: ContextItems, reduce: Reduction, root: float = 1.0, spread: bool = False
+) -> int:
     """Return the slot of a scalar series, giving it one when it is new.
 
     Args:
@@ -52,6 +54,8 @@ def scalar_slot(token: str, name: str, items: ContextItems, reduce: Reduction) -
         name: Name of the series.
         items: Its context.
         reduce: Its reduction.
+        root: The p of partial p-norms, else 1.
+        spread: Whether it is of ``scope="spread"``.
 
     Raises:
         TrackerValueError: If the reduction is unknown or not that of the series, the series is one
@@ -61,7 +65,8 @@ def scalar_slot(token: str, name: str, items: ContextItems, reduce: Reduction) -
         raise TrackerValueError(f"{label(name, items)}: reduce={reduce!r} is not one of {', '.join(REDUCTIONS)}")
     buffers = runs[token].buffers
     _refuse_other_kind(buffers.histogram_series, "bins", name, items)
-    return buffers.scalar_series.slot(ScalarSeries(name, items, reduce), torch.compiler.is_compiling())
+    series = ScalarSeries(name, items, reduce, root, spread)
+    return buffers.scalar_series.slot(series, torch.compiler.is_compiling())
 
 
 @torch.compiler.assume_constant_result

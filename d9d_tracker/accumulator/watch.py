@@ -12,12 +12,11 @@ from torch.utils.hooks import RemovableHandle
 
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 
+from .runs import Run
 from .slots import check_settings
 
 if TYPE_CHECKING:
     from d9d_tracker.config import Binning
-
-    from .run import AccumulatingRun
 
 
 class Watch:
@@ -50,7 +49,7 @@ class Watch:
 
     def __init__(
         self,
-        run: AccumulatingRun,
+        run: Run,
         module: nn.Module,
         *,
         gradients: bool,

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from d9d_tracker.accumulator.host_window import HostWindow
 from d9d_tracker.accumulator.scalars import COUNT, LAST, MAX, NEGATED_MIN
+from d9d_tracker.accumulator.spread import rank_columns
 from d9d_tracker_kernels import LAST_STEP, Moment
 
 _NAN = np.iinfo(np.int64).max
@@ -40,6 +41,10 @@ def reduce_window(window: HostWindow, group: dist.ProcessGroup) -> HostWindow:
         last_rank,
     ]
     extremes, largest, smallest, last_step, last_rank = _all_reduce(most, dist.ReduceOp.MAX, group)
+    ranks, values = rank_columns(window.scalars)
+    if ranks:  # of the ranks with the largest value, the highest
+        has_most = (_ordered(lanes[:, MAX]) == extremes[:, 0])[:, values] & (lanes[:, COUNT][:, values] > 0)
+        (last_rank[:, ranks],) = _all_reduce([np.where(has_most, rank, -1)], dist.ReduceOp.MAX, group)
     last = np.where(last_rank == rank, lanes[:, LAST], 0.0)
     sums, last, sum_, sum_squares = _reduce(
         [lanes[:, : COUNT + 1], last, moments[:, Moment.SUM], moments[:, Moment.SUM_SQUARES]], group

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from d9d_tracker.accumulator.registry import REDUCTIONS
+from d9d_tracker.accumulator.registry import REDUCTIONS, ScalarSeries
 from d9d_tracker.accumulator.scalars import COUNT, ScalarBank, finalize
 
 SLOTS = 12
@@ -70,7 +70,7 @@ def test_writes_equal_plain_python(write, reduce, kind):
     for slots, values, weight in writes(reduce):
         write(bank, slots, [kind(value) for value in values], reduce, None if weight is None else kind(weight))
         reference.write(slots, values, 1.0 if weight is None else weight)
-    (found,) = finalize(bank.current.numpy()[None], [reduce] * SLOTS)
+    (found,) = finalize(bank.current.numpy()[None], [ScalarSeries("x", (), reduce)] * SLOTS)
     for slot, values in reference.values.items():
         assert bank.current[COUNT, slot] == len(values)
         assert found[slot] == pytest.approx(reference.result(slot, reduce), rel=1e-15, nan_ok=True)
@@ -83,7 +83,8 @@ def test_each_slot_is_finalized_by_its_own_reduction():
             write_op(bank, [slot], [value], reduce, None)
     rows = bank.current.numpy()[None].repeat(2, axis=0)
     expected = {"mean": 4.0, "sum": 12.0, "min": 3.0, "max": 5.0, "last": 4.0}
-    assert finalize(rows, REDUCTIONS).tolist() == 2 * [[expected[reduce] for reduce in REDUCTIONS]]
+    scalars = [ScalarSeries(reduce, (), reduce) for reduce in REDUCTIONS]
+    assert finalize(rows, scalars).tolist() == 2 * [[expected[reduce] for reduce in REDUCTIONS]]
 
 
 @pytest.mark.parametrize("write", [write_whole, write_cells])

@@ -318,3 +318,20 @@ def refuses_to_load(rank: int, folder: Path) -> str:
             return "opened"
     except TrackerValueError as error:
         return str(error)
+
+
+def spread(rank: int, folder: Path, resolution: str) -> dict:
+    """Time and memory of a rank, which is the slowest in its own step; one sees a NaN; one logs in some steps only."""
+    one = tracker(folder, sync_every=4, scalar_resolution=resolution)
+    with one.open(NAME) as run:
+        run.set_context({"stage": "train"})
+        for step in range(8):
+            run.set_step(step)
+            run.scalar(
+                "seconds", torch.tensor(10.0 if step % dist.get_world_size() == rank else rank / 4), scope="spread"
+            )
+            run.scalar("loss", float("nan") if (rank, step) == (1, 5) else 1.0, scope="spread")
+            if step % 2 == 0 and rank > 0:
+                run.scalar("negative", -float(rank), {"part": "head"}, scope="spread")
+            run.scalar("stage loss", float(step)) if rank == dist.get_world_size() - 1 else None
+    return content(one)

@@ -51,25 +51,67 @@ def counted(rank: int, folder: Path, compiled: bool) -> dict:
     return content(one)
 
 
-def scalars(rank: int, folder: Path) -> tuple[dict, list[str]]:
+def scalars(rank: int, folder: Path, compiled: bool) -> tuple[dict, list[str]]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     one = tracker(folder)
     errors = []
-    local = torch.tensor(float(rank))
+    local = torch.tensor(float(rank + 1))
+
+    def partial(kind: str) -> DTensor:
+        return DTensor.from_local(local, mesh, [Partial(kind)])
+
+    def log(run) -> None:
+        run.scalar("replicated", DTensor.from_local(torch.tensor(5.0), mesh, [Replicate()]))
+        run.scalar("brought together", partial("sum").full_tensor())
+        for reduce in ("mean", "sum"):
+            run.scalar(f"sum/{reduce}", partial("sum"), reduce=reduce)
+            run.scalar(f"avg/{reduce}", partial("avg"), reduce=reduce)
+        run.scalar("sum/weighted", partial("sum"), weight=3)
+        run.scalar("min", partial("min"), reduce="min")
+        run.scalar("max", partial("max"), reduce="max")
+
     refused = {
         "partial bins": lambda run, name: run.bins(name, DTensor.from_local(torch.ones(3), mesh, [Partial()])),
-        "partial scalar": lambda run, name: run.scalar(name, DTensor.from_local(local, mesh, [Partial()])),
+        "partial scalar": lambda run, name: run.scalar(name, partial("sum"), reduce="last"),
+        "partial minimum": lambda run, name: run.scalar(name, partial("min")),
         "shard scalar": lambda run, name: run.scalar(name, distribute_tensor(torch.ones(1), mesh, [Shard(0)])),
     }
     with one.open(NAME) as run:
-        run.scalar("replicated", DTensor.from_local(torch.tensor(5.0), mesh, [Replicate()]))
-        run.scalar("brought together", DTensor.from_local(local, mesh, [Partial()]).full_tensor())
+        (torch.compile(log, fullgraph=True, backend="aot_eager") if compiled else log)(run)
         for name, call in refused.items():
             try:
                 call(run, name)
             except TrackerTypeError as error:
                 errors.append(str(error))
     return content(one), errors
+
+
+def norms(rank: int, folder: Path, how: str) -> tuple[dict, dict]:
+    """Return the norms that were tracked, logged as they come, and the whole ones."""
+    size = dist.get_world_size()
+    net = model()
+    if how == "hsdp":
+        mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard"))
+    else:
+        mesh = init_device_mesh("cpu", (size,))
+    fully_shard(net, mesh=mesh)
+    one = tracker(folder)
+    whole = {}
+    with one.open(NAME) as run:
+        for step in range(3):
+            run.set_step(step)
+            net.zero_grad()
+            net(batch(step)).square().mean().backward()
+            for name, parameter in net.named_parameters():
+                for p in (1.0, 2.0, 3.0):
+                    norm = torch.linalg.vector_norm(parameter.grad, p)
+                    assert any(placement.is_partial() for placement in norm.placements)
+                    run.scalar(f"{name} {p:g}", norm)
+                    whole[f"{name} {p:g}", (), step] = norm.full_tensor().item()
+            total = torch.nn.utils.get_total_norm([parameter.grad for parameter in net.parameters()])
+            run.scalar("total", total)
+            whole["total", (), step] = total.full_tensor().item()
+    return content(one), whole
 
 
 # Halves, whole numbers and means over powers of two: float32 adds these up exactly, in whatever order ranks do it.

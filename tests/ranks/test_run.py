@@ -1,5 +1,11 @@
 """One run of several ranks, end to end: the backend gets what one process with all the values would have given it."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from jobs import NAME, content, histogram, run_job, tracker
@@ -169,3 +175,42 @@ def test_steps_that_one_rank_skips_shift_its_windows_and_no_value(tmp_path):
     found = outcomes[0].result
     assert found == {("sum", (), step): 1.0 if step % 10 >= 7 else 3.0 for step in range(40)}
     assert outcomes[0].said("windows end at different steps")
+
+
+IPV6 = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch.distributed as dist
+from jobs import NAME, content, tracker
+rank = int(sys.argv[4])
+dist.init_process_group("gloo", init_method=f"tcp://[::1]:{sys.argv[3]}", rank=rank, world_size=2)
+one = tracker(Path(sys.argv[2]))
+with one.open(NAME) as run:
+    run.scalar("sum", 2.0**rank, reduce="sum")
+assert content(one) == ({("sum", (), 0): 3.0} if rank == 0 else {})
+"""
+
+
+def has_ipv6_loopback():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+            return probe.getsockname()[1]
+    except OSError:
+        return 0
+
+
+@pytest.mark.skipif(not has_ipv6_loopback(), reason="needs an IPv6 loopback interface")
+def test_a_job_that_meets_over_ipv6(tmp_path):
+    port, script = str(has_ipv6_loopback()), tmp_path / "job.py"
+    script.write_text(IPV6)
+    arguments = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path), port]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    processes = [subprocess.Popen([*arguments, str(rank)], env=environment) for rank in range(2)]
+    try:
+        assert [process.wait(60) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from jobs import histogram, run_job
-from sharded_programs import PLACEMENTS, SMALL, WHOLE, counted, gradients, scalars
+from sharded_programs import PLACEMENTS, SMALL, WHOLE, counted, gradients, norms, scalars
 
 from d9d_tracker import Histogram
 
@@ -19,18 +19,38 @@ def test_every_element_counts_once_under_every_placement(tmp_path, size, compile
         assert value == expected[name.partition(":")[0]], name
 
 
-def test_scalars(tmp_path):
-    for rank, outcome in enumerate(run_job(scalars, 3, tmp_path)):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_scalars(tmp_path, compiled):
+    parts = [1.0, 2.0, 3.0]
+    for rank, outcome in enumerate(run_job(scalars, 3, tmp_path, compiled)):
         found, errors = outcome.result
         if rank == 0:
-            assert found == {("replicated", (), 0): 5.0, ("brought together", (), 0): 3.0}
-        assert len(errors) == 3
-        for error, name, move in zip(
-            errors, ("partial bins", "partial scalar", "shard scalar"), ("redistribute", "full_tensor", "full_tensor"),
-            strict=True,
-        ):  # fmt: skip
+            assert {name: value for (name, _, _), value in found.items()} == {
+                "replicated": 5.0,
+                "brought together": 6.0,
+                "sum/mean": sum(parts),
+                "sum/sum": 3 * sum(parts),  # as if every rank had logged the whole
+                "sum/weighted": sum(parts),
+                "avg/mean": sum(parts) / 3,
+                "avg/sum": 3 * sum(parts) / 3,
+                "min": 1.0,
+                "max": 3.0,
+            }
+        assert len(errors) == 4
+        names = ("partial bins", "partial scalar", "partial minimum", "shard scalar")
+        moves = ("redistribute", "full_tensor", "full_tensor", "full_tensor")
+        for error, name, move in zip(errors, names, moves, strict=True):
             assert repr(name) in error
             assert move in error
+
+
+@pytest.mark.parametrize(("how", "size"), [("fsdp", 2), ("fsdp", 3), ("hsdp", 4)])
+def test_a_norm_is_that_of_all_shards(tmp_path, how, size):
+    """Partial norms are logged without a collective on the training stream; ``get_total_norm`` may bring its own."""
+    found, whole = run_job(norms, size, tmp_path, how)[0].result
+    assert found.keys() == whole.keys()
+    for key, value in whole.items():
+        assert found[key] == pytest.approx(value, rel=1e-6), key
 
 
 @pytest.mark.parametrize(("how", "size"), [("fsdp", 2), ("fsdp", 4), ("hsdp", 4), ("ddp", 2), ("ddp", 4)])

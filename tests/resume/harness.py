@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def content(folder: Path, provider: str) -> Any:
 
 def _jsonl_content(folder: Path, run_id: str) -> list[str]:
     lines = (folder / "runs" / f"{run_id}.jsonl").read_text().splitlines()
-    return [line.replace(run_id, "id") for line in lines]
+    return [re.sub(r',"time":[0-9.]+', "", line).replace(run_id, "id") for line in lines]
 
 
 def _aim_content(folder: Path, run_id: str) -> dict[Any, Any]:

@@ -1,0 +1,195 @@
+"""What merging ranks costs: collectives, bytes and time per window, counted at 1 to 8 processes, modelled to 4,096.
+
+    python -m bench.ranks [--out bench/results]
+
+The counts are those of real jobs: processes on this host that train for a few windows and merge them over loopback,
+off the training thread. The times of the counted jobs are loopback's on two cores and say little about a network; the
+model says what they would be on one. Its assumptions:
+
+- Gloo's rings: an all_gather takes n - 1 turns, an all_reduce 2 (n - 1), a reduce 2 (n - 1); in each turn every rank
+  sends an n-th of the payload (an all_gather: its own part) to its neighbour.
+- A turn takes a latency of 30 microseconds, and bytes travel at 3 GB/s: a busy 25 GbE.
+- Ranks agree: they log the same series, in windows of the same steps, so that no tables are exchanged.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig
+from d9d_tracker.ranks.ranks import Ranks
+from d9d_tracker.testing import RecordingTracker
+
+_HERE = Path(__file__).parent
+_SIZES = (1, 2, 4, 8)
+_MODELLED = tuple(2**power for power in range(1, 13))
+_LATENCY, _BANDWIDTH = 30e-6, 3e9
+_WINDOWS = 5
+_TURNS = {"all_gather": 1, "all_reduce": 2, "reduce": 2}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What every rank logs."""
+
+    scalars: int
+    histograms: int
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.scalars} scalars, {self.histograms} histograms, N={self.steps}"
+
+    def payloads(self) -> list[tuple[str, int]]:
+        """Return the collectives of a window, and the bytes that a rank brings to each."""
+        rows = self.steps * self.scalars
+        maxima = 8 * (3 * rows + 3 * self.histograms)  # two extremes and whose is the last; two extremes, last step
+        sums = 8 * (4 * rows + 2 * self.histograms)
+        return [("all_gather", 24), ("all_reduce", maxima), ("reduce", sums), ("reduce", 8 * 2056 * self.histograms)]
+
+
+LOADS = (Load(10, 0, 50), Load(100, 0, 50), Load(100, 300, 50), Load(100, 300, 10))
+
+
+def model(load: Load, size: int) -> float:
+    """Return the seconds that a window's collectives take."""
+    seconds = 0.0
+    for name, payload in load.payloads():
+        part = payload if name == "all_gather" else payload / size
+        seconds += _TURNS[name] * (size - 1) * (_LATENCY + part / _BANDWIDTH)
+    return seconds
+
+
+def measure(load: Load, size: int, lazy: bool) -> dict[str, Any]:
+    """Run a job; return its collectives, the bytes a rank brought to them, and medians of seconds."""
+    start = multiprocessing.get_context("forkserver")
+    start.set_forkserver_preload(["d9d_tracker.testing"])
+    with tempfile.TemporaryDirectory(prefix="d9d_tracker-ranks-") as folder:
+        results = start.SimpleQueue()
+        processes = [
+            start.Process(target=_rank, args=(load, rank, size, lazy, Path(folder), results)) for rank in range(size)
+        ]
+        try:
+            for process in processes:
+                process.start()
+            return min((results.get() for _ in processes), key=lambda found: found["rank"])
+        finally:
+            for process in processes:
+                process.join(60)
+                process.kill()
+
+
+def _rank(load: Load, rank: int, size: int, lazy: bool, folder: Path, results: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"TORCH_GLOO_LAZY_INIT": "1"} if lazy else {}
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=size)
+    calls: list[tuple[str, int]] = []
+    for name in (*_TURNS, "gather"):
+        _note(name, calls)
+    seconds: list[float] = []
+    reduce = Ranks.reduce
+
+    def timed(self: Ranks, *arguments: Any, **options: Any) -> Any:
+        calls.clear()
+        began = time.perf_counter()
+        try:
+            return reduce(self, *arguments, **options)
+        finally:
+            seconds.append(time.perf_counter() - began)
+
+    Ranks.reduce = timed
+    config = AccumulatorConfig(
+        device="cpu",
+        sync_every=load.steps,
+        max_scalars=load.scalars,
+        max_histograms=max(1, load.histograms),
+        backlog_dir=folder / "backlog",
+    )
+    tracker = AccumulatingTracker(RecordingTracker(), config)
+    began = time.perf_counter()
+    found: list[tuple[str, int]] = []
+    with tracker.open(RunConfig(name="ranks")) as run:
+        opened = time.perf_counter() - began
+        for step in range(_WINDOWS * load.steps):
+            run.set_step(step)
+            run.scalars({f"series {number}": 1.0 for number in range(load.scalars)})
+            for number in range(load.histograms if step % load.steps == 0 else 0):
+                run.bins(f"histogram {number}", torch.ones(1))
+        run.set_step(_WINDOWS * load.steps)
+        tracker.state_dict()  # waits until the windows are merged
+        found = list(calls)
+    results.put(
+        {"rank": rank, "open": opened, "calls": found, "window": statistics.median(seconds[1:]) if seconds else 0.0}
+    )
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def _note(name: str, calls: list[tuple[str, int]]) -> None:
+    collective = getattr(dist, name)
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        tensor = arguments[1] if name == "all_gather" else arguments[0]
+        calls.append((name, tensor.nbytes))
+        return collective(*arguments, **options)
+
+    setattr(dist, name, noted)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.ranks", description="Count and model the cost of merging ranks."
+    )
+    parser.add_argument("--out", type=Path, default=_HERE / "results", help="folder of the results")
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    table = Table(
+        "load", "ranks", "collectives", "bytes a rank", "as modelled", "ms a window", "ms open", "ms open, lazy"
+    )
+    rows = []
+    for load in LOADS:
+        for size in _SIZES:
+            found, lazy = measure(load, size, False), measure(load, size, True)
+            expected = load.payloads() if size > 1 else []
+            rows.append({"load": asdict(load), "ranks": size, **found, "open_lazy": lazy["open"]})
+            table.add_row(
+                str(load), str(size), str(len(found["calls"])), f"{sum(nbytes for _, nbytes in found['calls']):,}",
+                "equal" if found["calls"] == expected else f"DIFFERS: {expected}", f"{1e3 * found['window']:.1f}",
+                f"{1e3 * found['open']:.0f}", f"{1e3 * lazy['open']:.0f}",
+            )  # fmt: skip
+        for size in (64, 512, 4096):
+            table.add_row(str(load), f"{size:,}", "", "", "", f"{1e3 * model(load, size):.0f} (modelled)", "", "")
+    Console(width=170).print(table)
+    name = f"{date.today()}-ranks"
+    (chosen.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    figure, axes = plt.subplots(figsize=(7, 4.4), constrained_layout=True)
+    for load, colour in zip(LOADS, ("#1971c2", "#2f9e44", "#e8590c", "#9c36b5"), strict=True):
+        axes.plot(_MODELLED, [1e3 * model(load, size) for size in _MODELLED], color=colour, label=str(load))
+    axes.set(title="A window's merging, off the training thread (modelled)", xlabel="ranks", ylabel="ms")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(chosen.out / f"{name}.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Series of ``scope="spread"``: which rank is slow, or sees the NaN, by four series whatever the number of ranks."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from .host_window import HostWindow
+from .registry import Reduction, ScalarSeries
+from .scalars import COUNT, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT, finalize
+
+# Suffix, reduction across ranks, and the lane that holds the value.
+_PARTS: tuple[tuple[str, Reduction, int], ...] = (
+    ("min", "min", NEGATED_MIN),
+    ("mean", "mean", SUM),
+    ("max", "max", MAX),
+    ("max_rank", "last", LAST),
+)
+
+
+def expand(window: HostWindow, rank: int) -> HostWindow:
+    """Replace each such series by its least, mean and largest value over the ranks, and the rank of the largest.
+
+    Args:
+        window: A rank's window; it is not changed.
+        rank: This rank.
+
+    Returns:
+        The window to be merged with those of the other ranks.
+    """
+    spread = [slot for slot, series in enumerate(window.scalars) if series.spread]
+    if not spread:
+        return window
+    others = [slot for slot, series in enumerate(window.scalars) if not series.spread]
+    values = finalize(window.lanes, window.scalars)[:, spread]
+    has_value = window.lanes[:, COUNT][:, spread] > 0
+    lanes, series = [window.lanes[:, :, others]], [window.scalars[slot] for slot in others]
+    for suffix, reduce, lane in _PARTS:
+        part = np.zeros((len(window.steps), LANES, len(spread)))
+        part[:, MAX : NEGATED_MIN + 1] = -np.inf
+        part[:, WEIGHT] = part[:, COUNT] = has_value
+        value = {"min": -values, "max_rank": np.full_like(values, rank)}.get(suffix, values)
+        part[:, lane] = np.where(has_value, value, part[:, lane])
+        lanes.append(part)
+        series += [
+            ScalarSeries(f"{window.scalars[slot].name}/{suffix}", window.scalars[slot].context, reduce, spread=True)
+            for slot in spread
+        ]
+    return replace(window, lanes=np.concatenate(lanes, axis=2), scalars=series)
+
+
+def rank_columns(scalars: list[ScalarSeries]) -> tuple[list[int], list[int]]:
+    """Return the slots of the ranks of the largest values, and of these values.
+
+    Args:
+        scalars: The series of an expanded window.
+    """
+    slot_of = {(series.name, series.context): slot for slot, series in enumerate(scalars) if series.spread}
+    pairs = [
+        (slot, slot_of[name.removesuffix("_rank"), context])
+        for (name, context), slot in slot_of.items()
+        if name.endswith("/max_rank")
+    ]
+    return [rank for rank, _ in pairs], [largest for _, largest in pairs]

@@ -1,0 +1,51 @@
+"""Four series answer which rank stands out, whatever the number of ranks; a value of one rank only arrives too."""
+
+import math
+
+import pytest
+from jobs import NAME, content, run_job, tracker
+from programs import spread
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_min_mean_max_and_whose_it_is(tmp_path, size):
+    found = run_job(spread, size, tmp_path, "step")[0].result
+    train, head = (("stage", "train"),), (("part", "head"), ("stage", "train"))
+    assert {name for name, *_ in found} == {
+        *(f"{name}/{part}" for name in ("seconds", "loss", "negative") for part in ("min", "mean", "max", "max_rank")),
+        "stage loss",
+    }
+    for step in range(8):
+        seconds = [10.0 if step % size == rank else rank / 4 for rank in range(size)]
+        assert found["seconds/min", train, step] == min(seconds)
+        assert found["seconds/mean", train, step] == sum(seconds) / size
+        assert found["seconds/max", train, step] == 10.0
+        assert found["seconds/max_rank", train, step] == step % size
+        assert found["stage loss", train, step] == step
+        if step == 5:
+            assert found["loss/max_rank", train, step] == 1  # who sees the NaN
+            assert all(math.isnan(found[f"loss/{part}", train, step]) for part in ("min", "mean", "max"))
+        else:
+            assert found["loss/mean", train, step] == 1.0
+        if step % 2 == 0:
+            assert found["negative/max", head, step] == -1.0
+            assert found["negative/max_rank", head, step] == 1
+            assert found["negative/min", head, step] == -(size - 1.0)
+        else:
+            assert ("negative/max", head, step) not in found
+
+
+def test_once_a_window(tmp_path):
+    found = run_job(spread, 2, tmp_path, "window")[0].result
+    assert found["seconds/max", (("stage", "train"),), 3] == (0.25 + 10) / 2
+    assert found["seconds/max_rank", (("stage", "train"),), 3] == 1
+
+
+def test_one_process_is_a_spread_of_one(tmp_path):
+    one = tracker(tmp_path)
+    with one.open(NAME) as run:
+        run.scalar("seconds", 2.0, scope="spread")
+        with pytest.raises(ValueError, match="scope='spread' is of scalars"):
+            run.bins("values", None, scope="spread")
+    parts = {"min": 2.0, "mean": 2.0, "max": 2.0, "max_rank": 0.0}
+    assert content(one) == {(f"seconds/{part}", (), 0): value for part, value in parts.items()}

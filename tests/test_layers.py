@@ -1,0 +1,76 @@
+"""Who may know whom: rooms import downwards only, so that there is no circle to get lost in."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "d9d_tracker"
+# What a room may import of the package, itself included. Rooms that are not named here may import everything.
+ALLOWED = {
+    "at_exit": set(),
+    "config": set(),
+    "errors": set(),
+    "record": {"config"},
+    "base": {"at_exit", "config", "errors", "record"},
+    "backend": {"base", "config", "record"},
+    "delivery": {"base", "record", "delivery"},
+    "provider": {"backend", "base", "config", "record", "provider"},
+    "ranks": {"config", "errors", "ranks", "accumulator"},
+    "accumulator": {"at_exit", "base", "config", "delivery", "errors", "ranks", "record", "accumulator"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules of this package that a file imports, type imports included."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            found |= {module} | {f"{module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return {module for module in found if module.startswith("d9d_tracker.")}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_knows_only_what_is_below_it(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    known = {room(module) for module in imports(path)}
+    if path.name == "multi.py":  # its configuration is made of all the others, for type checkers
+        known -= {"factory"}
+    if path.name == "tracker.py" and own == "accumulator":  # `from_config` alone asks the factory
+        known -= {"factory"}
+    assert known <= ALLOWED.get(own, known | {own})
+
+
+def test_the_kernels_know_nothing_of_the_package() -> None:
+    files = list((ROOT / "kernels").rglob("*.py"))
+    assert files
+    assert [path for path in files if imports(path)] == []
+
+
+def modules_of_accumulator() -> dict[str, set[str]]:
+    """Return which of the modules of accumulator and ranks each of them imports."""
+    files = [path for part in ("accumulator", "ranks") for path in (PACKAGE / part).glob("*.py")]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+    return {name: {module for module in imports(path) if module in names} for name, path in names.items()}
+
+
+def test_there_is_no_circle() -> None:
+    graph = modules_of_accumulator()
+    while graph:
+        leaves = [name for name, imported in graph.items() if not imported & graph.keys()]
+        assert leaves, f"these import each other: {sorted(graph)}"
+        for name in leaves:
+            del graph[name]
