@@ -71,6 +71,8 @@ class AccumulatingRun(BaseTrackerRun):
     def set_step(self, step: int) -> None:
         """Begin a step, on the host, between steps. Never waits for the device or the backend.
 
+        On a GPU it works on the caller's current stream: be on the one that logs, or have that one waited for.
+
         Args:
             step: Index of the step: not negative, never smaller than the one before. The same step again goes on.
 

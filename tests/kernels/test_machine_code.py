@@ -42,6 +42,13 @@ def test_no_binning_spills(dtype, kind, bins):
         assert inner_loop(kernel, dtype).stack == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.int32, torch.uint8], ids=str)
+def test_wide_statistics_have_the_registers_that_they_need(dtype):
+    """The limit of the others would make some of them spill."""
+    loop = inner_loop(compile_kernel("sm_90", dtype, many=False, inline_ptx=True), dtype)
+    assert loop.stack == 0
+
+
 @pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
 def test_elements_are_addressed_in_64_bits(many):
     ttir = compile_kernel("sm_90", torch.bfloat16, many=many).asm["ttir"]

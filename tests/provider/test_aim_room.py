@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.aim.room import check_room
 
 from .conftest import AimStorage, key_of
 
@@ -107,3 +108,9 @@ def test_a_close_on_a_full_disk_keeps_what_was_accepted(
 def test_what_comes_after_a_full_disk_is_whole(runs: list[tuple[str, list[int]]], aim_storage: AimStorage) -> None:
     for run_id, accepted in runs[1:]:
         assert aim_storage.scalars(run_id) == {key_of("loss", step): float(step) for step in accepted}
+
+
+def test_room_is_found_where_the_system_cannot_reserve_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    check_room(tmp_path)
+    assert list(tmp_path.iterdir()) == []

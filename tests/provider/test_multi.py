@@ -299,3 +299,41 @@ def test_bare_a_rewind_reaches_all(tmp_path: Path, other: type[OtherTracker]) ->
         log(run, range(4, 6))
     (recording,) = [part for part in tracker.backends().values() if isinstance(part, RecordingTracker)]
     assert lines(tmp_path) == recording.run.points("loss") == {step: float(step) for step in range(6)}
+
+
+def test_the_first_that_hangs_does_not_take_the_time_of_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, synced = threading.Event(), threading.Event()
+
+    class Hangs(RecordingTracker):
+        def open(self, properties: RunConfig) -> Any:
+            context = super().open(properties)
+            monkeypatch.setattr(RecordingRun, "flush", lambda run: released.wait())
+            return context
+
+    sync = JsonlRun.sync
+
+    def late(run: JsonlRun) -> None:
+        synced.wait(0.2)  # nobody sets it: a backend that takes its time
+        sync(run)
+
+    monkeypatch.setitem(factory._MAP, OtherConfig, Hangs)
+    monkeypatch.setattr(JsonlRun, "sync", late)
+    tracker = tracker_from_config(
+        MultiConfig(
+            trackers=[OtherConfig(), JsonlTrackerConfig(path=tmp_path / "runs")],
+            accumulator=AccumulatorConfig(
+                device="cpu", sync_every=2, backlog_dir=tmp_path / "backlog", flush_timeout=3.0
+            ),
+        )
+    )
+    assert isinstance(tracker, AccumulatingTracker)
+    try:
+        with tracker.open(RunConfig(name="two")) as run:
+            log(run, range(10))
+        assert tracker.report.parts["0-other"].undelivered > 0
+        assert tracker.report.parts["1-jsonl"].undelivered == 0
+        assert lines(tmp_path) == EXPECTED
+    finally:
+        released.set()

@@ -10,8 +10,10 @@ import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PageReader
 
 from d9d_tracker.base import RunConfig
-from d9d_tracker.config import LinearBinning
+from d9d_tracker.config import AccumulatorConfig, LinearBinning
+from d9d_tracker.factory import tracker_from_config
 from d9d_tracker.provider.tensorboard import tracker as tensorboard
+from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
 from d9d_tracker.record import Histogram
 
 from .conftest import TensorBoardStorage, key_of
@@ -173,3 +175,15 @@ def test_a_run_is_a_folder_named_after_it(tensorboard_storage: TensorBoardStorag
         tensorboard_storage.tracker({"run_id": "../elsewhere"}).open(PROPERTIES),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["実験" * 12, "実験" * 500, "x" * 1000, "../../etc", "."])
+def test_a_folder_has_a_short_name_whatever_the_run_is_called(name: str, tmp_path: Path) -> None:
+    accumulator = AccumulatorConfig(device="cpu", backlog_dir=tmp_path / "backlog")
+    config = TensorBoardConfig(log_dir=tmp_path / "runs", accumulator=accumulator)
+    for _ in range(2):
+        with tracker_from_config(config).open(RunConfig(name=name)) as run:
+            run.scalar("loss", 1.0)
+    folders = list((tmp_path / "runs").iterdir())
+    assert len(folders) == 2
+    assert all(len(folder.name.encode()) <= 120 for folder in folders)
