@@ -170,3 +170,97 @@ def test_what_cannot_be_watched_is_refused(recorded):
             run.watch(nn.ReLU())
     with pytest.raises(TrackerValueError, match="watch: the run is closed"):
         run.watch(model)
+
+
+@pytest.mark.parametrize("how", ["positional", "keyword"])
+def test_with_a_closure_the_gradients_are_those_that_it_computed(recorded, how):
+    module = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    tracker = recorded(sync_every=1)
+    losses = []
+    with tracker.open() as run:
+        run.watch(module)
+        for step in range(4):
+            run.set_step(step)
+
+            def closure(step=step):
+                optimizer.zero_grad()
+                loss = module(torch.full((1, 1), step + 1.0)).sum()
+                loss.backward()
+                torch.nn.utils.clip_grad_value_(module.parameters(), 3.0)
+                return loss
+
+            losses.append(optimizer.step(closure) if how == "positional" else optimizer.step(closure=closure))
+    found = {step: histogram.max for step, histogram in tracker.run.histograms("gradients/weight").items()}
+    assert found == {0: 1.0, 1: 2.0, 2: 3.0, 3: 3.0}  # clipped, as the optimizer used it
+    assert len(losses) == 4
+    assert all(isinstance(loss, torch.Tensor) for loss in losses)
+
+
+def test_of_several_evaluations_the_first_counts(recorded):
+    module = torch.nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.LBFGS(module.parameters(), max_iter=5)
+    tracker, evaluations = recorded(), []
+    with tracker.open() as run:
+        run.watch(module)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = (module(torch.tensor([[1.0, 2.0]])) - 3).square().sum()
+            loss.backward()
+            evaluations.append(module.weight.grad.clone())
+            return loss
+
+        optimizer.step(closure)
+    assert len(evaluations) > 1
+    histogram = tracker.run.histograms("gradients/weight")[0]
+    assert histogram.count == 2
+    assert histogram.max == evaluations[0].max().item()
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, lambda module: module])
+def test_names_are_those_of_the_bare_model(recorded, wrap):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 1)))
+    tracker = recorded()
+    with tracker.open() as run:
+        watch = run.watch(wrap(module), parameters=True, activations=True)
+        names = {name for name, _ in module.named_parameters()}
+        assert watch.series == {
+            *(f"{kind}/{name}" for kind in ("gradients", "parameters") for name in names),
+            "activations/0",
+            "activations/1.0",
+        }
+
+
+def test_a_part_that_is_called_module_keeps_its_name(recorded):
+    outer = torch.nn.ModuleDict({"module": torch.nn.Linear(1, 1, bias=False)})
+    with recorded().open() as run:
+        assert run.watch(outer).series == {"gradients/module.weight"}
+
+
+def test_a_hook_never_ends_the_training(recorded, caplog):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    tracker = recorded(max_histograms=1)
+    with tracker.open() as run:
+        run.watch(module, activations=True)
+        for step in range(3):
+            run.set_step(step)
+            module(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    assert caplog.text.count("an optimizer's step cannot be counted") == 1
+    assert "max_histograms" in caplog.text
+    assert tracker.run.histograms("activations/0")
+
+
+def test_conjugated_gradients_are_counted(recorded):
+    parameter = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    module = torch.nn.Module()
+    module.register_parameter("weight", parameter)
+    tracker = recorded()
+    with tracker.open() as run:
+        run.watch(module)
+        parameter.grad = torch.full((3,), 1 + 2j).conj()
+        torch.optim.SGD([parameter], lr=0.1).step()
+    histogram = tracker.run.histograms("gradients/weight")[0]
+    assert (histogram.min, histogram.max, histogram.count) == (-2.0, 1.0, 6)

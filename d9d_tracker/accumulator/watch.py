@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +21,24 @@ if TYPE_CHECKING:
     from d9d_tracker.config import Binning
 
 
+logger = logging.getLogger("d9d_tracker")
+
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
 class Watch:
     """Hooks that log a module, until ``remove`` or the end of the run.
 
     Gradients and parameters are counted right before an optimizer steps that holds them: the gradients are then those
     the optimizer uses, accumulated over micro-batches, reduced across ranks and clipped; unscaled too, unless a fused
-    optimizer does that itself. All of them take one kernel launch per dtype. Activations are counted in the forward of
-    every leaf module, also in compiled code if the watch began before the module was compiled.
+    optimizer does that itself. With ``optimizer.step(closure)`` they are those of the closure's first evaluation. All
+    of them take one kernel launch per dtype. Activations are counted in the forward of every leaf module, also in
+    compiled code if the watch began before the module was compiled.
 
     Of a sparse gradient its values are counted, for which a GPU has to be waited for; of complex numbers the real and
-    the imaginary parts.
+    the imaginary parts. Names are those of the bare model, whatever is wrapped around it. A hook never raises: what
+    cannot be counted is said once.
 
     Args:
         run: Where to log.
@@ -68,10 +78,14 @@ class Watch:
         self._binning = binning
         self._gradients = gradients
         self._parameters = parameters
-        self._names = {parameter: name for name, parameter in module.named_parameters()}
+        bare = _bare_names(module)
+        self._names = {parameter: bare(name) for name, parameter in module.named_parameters()}
         self._is_live = True
+        self._said: set[str] = set()
         self._handles: list[RemovableHandle] = []
-        leaves = {name or type(child).__name__: child for name, child in module.named_modules() if _is_leaf(child)}
+        leaves = {
+            bare(name) or type(child).__name__: child for name, child in module.named_modules() if _is_leaf(child)
+        }
         self.series = {f"gradients/{name}" for name in self._names.values() if gradients}
         self.series |= {f"parameters/{name}" for name in self._names.values() if parameters}
         self.series |= {f"activations/{name}" for name in leaves if activations}
@@ -108,7 +122,38 @@ class Watch:
                     "that holds both, or remove() the other watch first"
                 )
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Count what the optimizer is about to use: now, or once its closure has computed it for the first time."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            self._try("an optimizer's step", self._count, optimizer)
+            return None
+        is_first = True
+
+        def counted() -> Any:
+            nonlocal is_first
+            loss = closure()
+            if is_first:
+                is_first = False
+                self._try("an optimizer's step", self._count, optimizer)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": counted}
+        return (args[0], counted, *args[2:]), kwargs
+
+    def _try(self, what: str, log: Callable[..., None], *arguments: Any) -> None:
+        """Log from a hook, which must never end the training; say once what could not be."""
+        try:
+            log(*arguments)
+        except Exception as error:
+            if what not in self._said:
+                self._said.add(what)
+                logger.error("watch: %s cannot be counted, and training goes on: %s", what, error)
+
+    def _count(self, optimizer: Optimizer) -> None:
+        if not self._is_live:
+            return
         populations: dict[str, torch.Tensor] = {}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -126,8 +171,31 @@ class Watch:
             return
         if isinstance(output, tuple | list) and output:
             output = output[0]
-        if isinstance(output, torch.Tensor):
+        if not isinstance(output, torch.Tensor):
+            return
+        if torch.compiler.is_compiling():
             self._run.bins(f"activations/{name}", output, binning=self._binning, every=self._every)
+        else:
+            self._try(f"activations/{name}", self._count_output, name, output)
+
+    def _count_output(self, name: str, output: torch.Tensor) -> None:
+        self._run.bins(f"activations/{name}", _numbers(output), binning=self._binning, every=self._every)
+
+
+def _bare_names(module: nn.Module) -> Callable[[str], str]:
+    """Return what turns a name into that of the bare model: without what compiling or parallelising wraps around it."""
+    wrapped = {f"{name}.module".lstrip(".") for name, child in module.named_modules() if isinstance(child, _PARALLEL)}
+
+    def bare(name: str) -> str:
+        parts = name.split(".")
+        kept = [
+            part
+            for place, part in enumerate(parts)
+            if part not in _WRAPPERS and ".".join(parts[: place + 1]) not in wrapped
+        ]
+        return ".".join(kept)
+
+    return bare
 
 
 def _is_leaf(module: nn.Module) -> bool:
@@ -137,4 +205,4 @@ def _is_leaf(module: nn.Module) -> bool:
 def _numbers(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.layout == torch.sparse_coo:
         tensor = tensor.coalesce().values()
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
