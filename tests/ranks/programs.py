@@ -335,3 +335,18 @@ def spread(rank: int, folder: Path, resolution: str) -> dict:
                 run.scalar("negative", -float(rank), {"part": "head"}, scope="spread")
             run.scalar("stage loss", float(step)) if rank == dist.get_world_size() - 1 else None
     return content(one)
+
+
+def opens_again_after_a_loss(rank: int, folder: Path) -> dict:
+    """Rank 1 is away for longer than the others wait, and is there again for the next run."""
+    one = tracker(folder, sync_every=2, distributed_timeout=4.0)
+    with one.open(NAME) as run:
+        for step in range(6):
+            run.set_step(step)
+            run.scalar("first", 2.0**rank, reduce="sum")
+            if (rank, step) == (1, 3):
+                time.sleep(7)
+    dist.barrier()
+    with one.open(NAME) as run:
+        run.scalar("second", 2.0**rank, reduce="sum")
+    return content(one)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from jobs import Job, run_job
-from programs import disturbed, exits_in_the_middle, stops_itself
+from programs import disturbed, exits_in_the_middle, opens_again_after_a_loss, stops_itself
 
 SIZE = 4
 
@@ -90,6 +90,15 @@ def test_a_process_that_is_gone_without_a_word_after_its_windows(tmp_path):
         outcomes = job.outcomes()
     assert outcomes[0].error is None
     assert outcomes[0].said("no values from rank 1 (")
+
+
+def test_the_next_run_of_the_job_meets_in_a_new_group(tmp_path):
+    outcomes = run_job(opens_again_after_a_loss, 3, tmp_path)
+    found = outcomes[0].result
+    assert found["first", (), 0] == 7.0
+    assert found["first", (), 5] == 1.0
+    assert found["second", (), 0] == 7.0
+    assert outcomes[0].said("no values from")
 
 
 RAISES = """
