@@ -222,3 +222,27 @@ def test_when_slots_run_out_the_error_names_series_and_field(recorded):
             run.bins("i", torch.ones(1))
         run.scalar("a", 3.0)
     assert tracker.run.points("a") == {0: 2.0}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_value_without_weight_has_no_say_not_even_a_nan(recorded, compiled, as_tensor):
+    """As the mean loss of a micro-batch without tokens."""
+
+    def log(values, weights):
+        for value, weight in zip(values, weights, strict=True):
+            run.scalar("loss", value, weight=weight)
+            run.scalars({"a": value, "b": value * 2}, weight=weight)
+
+    tracker = recorded()
+    with tracker.open() as run:
+        weights = [torch.tensor(weight) for weight in (2.0, 0.0, 6.0)] if as_tensor else [2.0, 0.0, 6.0]
+        values = [torch.tensor(value) for value in (1.0, math.nan, 3.0)]
+        (torch.compile(log, fullgraph=True, backend="aot_eager") if compiled else log)(values, weights)
+        run.set_step(1)
+        run.scalar("loss", math.nan, weight=1)
+    assert tracker.run.points("a") == {0: 2.5}
+    assert tracker.run.points("b") == {0: 5.0}
+    loss = tracker.run.points("loss")
+    assert loss[0] == 2.5
+    assert math.isnan(loss[1])

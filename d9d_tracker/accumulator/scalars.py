@@ -114,7 +114,7 @@ class ScalarBank:
         chosen = functools.reduce(torch.logical_or, [(at >= first) & (at < last + 1) for first, last in _spans(slots)])
         added = self._added
         if weight is not None:
-            value = value * weight
+            value = _weighted(value, weight)
             added = torch.where(self._lane == WEIGHT, weight, added)
         cell = chosen & (self._lane == lane)
         counted = torch.where(chosen, added, 0.0)
@@ -136,7 +136,7 @@ class ScalarBank:
             value = _spread(at, slots, values)
             added = self._added_low
             if weight is not None:
-                value = value * weight
+                value = _weighted(value, weight)
                 added = torch.where(self._lane_low == WEIGHT, weight, added)
             if lane == SUM:
                 added = torch.where(self._lane_low == SUM, value, added)
@@ -172,6 +172,13 @@ class ScalarBank:
             rows: How many.
         """
         self.window[:rows].copy_(self._initial)
+
+
+def _weighted(value: torch.Tensor, weight: torch.Tensor | float) -> torch.Tensor:
+    """Return the product, and zero where the weight is: a micro-batch without tokens has a mean of NaN, and no say."""
+    if isinstance(weight, torch.Tensor):
+        return torch.where(weight == 0, 0.0, value * weight)
+    return value * weight if weight else torch.zeros_like(value)
 
 
 def _spread(at: torch.Tensor, slots: list[int], values: list[torch.Tensor]) -> torch.Tensor:
@@ -232,7 +239,7 @@ def _merge_scalars(
         state[WEIGHT].add_(weights)
         state[COUNT].add_(1.0)
         if lane == SUM:
-            state[SUM].add_(value * weights)
+            state[SUM].add_(_weighted(value, weights) if weight_tensor is not None or weight != 1.0 else value)
         elif lane == LAST:
             state[LAST].copy_(value)
         else:
