@@ -30,7 +30,7 @@ BINNINGS = {
 
 def candidates(values: torch.Tensor) -> dict[str, Callable[[], object]]:
     state, step = allocate(1, "cpu"), torch.zeros(1, dtype=torch.int64)
-    args = (values, state.counts, state.moments, state.partials, step, 0, 1)
+    args = (values, state.counts, state.moments, state.partials, state.places, step, 0, 1)
     functions: dict[str, Callable[[], object]] = {"torch.histc": lambda: torch.histc(values, 512, -5, 5)}
     for name, binning in BINNINGS.items():
         functions[name] = lambda binning=binning: histogram_(*args, *binning)

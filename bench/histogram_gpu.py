@@ -88,7 +88,7 @@ def one_tensor(points: list[Point]) -> float:
                 report(name, values.nbytes, milliseconds(function), copied)
             for distribution in ("normal", "uniform", "all equal", "zeros"):
                 values = make(distribution, size, dtype)
-                args = (values, state.counts, state.moments, state.partials, step, 0, 1, *BINNING)
+                args = (values, state.counts, state.moments, state.partials, state.places, step, 0, 1, *BINNING)
                 time = milliseconds(lambda args=args: histogram_(*args))
                 report(f"histogram, {distribution}", values.nbytes, time, copied)
                 points.append(Point(f"{dtype} {distribution}", values.nbytes, time))
@@ -103,7 +103,17 @@ def report(name: str, nbytes: float, time: float, bandwidth: float) -> None:
 def many_tensors() -> None:
     gradients = [torch.randn(shape, device="cuda") * 1e-3 for shape in 2 * GPT2_SHAPES]
     state, step = allocate(len(gradients), "cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
-    args = (gradients, state.counts, state.moments, state.partials, step, list(range(len(gradients))), 1, *BINNING)
+    args = (
+        gradients,
+        state.counts,
+        state.moments,
+        state.partials,
+        state.places,
+        step,
+        list(range(len(gradients))),
+        1,
+        *BINNING,
+    )
     nbytes = sum(gradient.nbytes for gradient in gradients)
     print(f"{len(gradients)} gradients, {nbytes / 1e6:.0f} MB")
     for name, function in {

@@ -30,6 +30,60 @@ class RunConfig(BaseModel):
     hparams: dict[str, Any] = Field(default_factory=dict)
 
 
+class ScalarHandle:
+    """A scalar series for a module to hold: see ``BaseTrackerRun.scalar_series``.
+
+    Args:
+        run: Where it logs.
+        name: Name of the series.
+        context: Tags of the series; merged with the persistent context, over which they win.
+    """
+
+    def __init__(self, run: "BaseTrackerRun", name: str, context: dict[str, str] | None):
+        self.run = run
+        self.name = name
+        self.context = context
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the handle itself: a copy of a module that holds it logs to the same series."""
+        return self
+
+    def scalar(self, value: float | torch.Tensor) -> None:
+        """Log one number.
+
+        Args:
+            value: A number, or a tensor of one element.
+        """
+        self.run.scalar(self.name, value, self.context)
+
+
+class BinsHandle:
+    """A series of distributions for a module to hold: see ``BaseTrackerRun.bins_series``.
+
+    Args:
+        run: Where it logs.
+        name: Name of the series.
+        context: Tags of the series; merged with the persistent context, over which they win.
+    """
+
+    def __init__(self, run: "BaseTrackerRun", name: str, context: dict[str, str] | None):
+        self.run = run
+        self.name = name
+        self.context = context
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the handle itself: a copy of a module that holds it logs to the same series."""
+        return self
+
+    def bins(self, values: torch.Tensor) -> None:
+        """Log the distribution of a population.
+
+        Args:
+            values: The population to bin: any shape, any real dtype.
+        """
+        self.run.bins(self.name, values, self.context)
+
+
 class BaseTrackerRun(ABC):
     """One open run: where values are logged.
 
@@ -124,6 +178,24 @@ class BaseTrackerRun(ABC):
             values: The population to bin: any shape, any real dtype.
             context: Tags for this value alone; merged with the persistent context, over which they win.
         """
+
+    def scalar_series(self, name: str, context: dict[str, str] | None = None) -> ScalarHandle:
+        """Return a handle of a scalar series: for blocks that share compiled code, each logging under its own name.
+
+        Args:
+            name: Name of the series.
+            context: Tags of the series; merged with the persistent context, over which they win.
+        """
+        return ScalarHandle(self, name, context)
+
+    def bins_series(self, name: str, context: dict[str, str] | None = None) -> BinsHandle:
+        """Return a handle of a series of distributions: see ``scalar_series``.
+
+        Args:
+            name: Name of the series.
+            context: Tags of the series; merged with the persistent context, over which they win.
+        """
+        return BinsHandle(self, name, context)
 
     def histogram(self, name: str, histogram: Histogram, context: dict[str, str] | None = None) -> None:
         """Log a finished histogram.

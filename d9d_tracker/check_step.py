@@ -1,8 +1,9 @@
 """Proof on a user's own step: what the compiler makes of it, and whether tracking costs a sync."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -28,6 +29,7 @@ class StepReport:
         host_syncs: What makes the host wait for the device: operators of the graphs, and on CUDA what the CUDA sync
             debug mode reported.
         cuda_graph_skips: Why CUDA graphs were skipped; None where there is no CUDA device to try.
+        cuda_graphs: How many CUDA graphs a few calls captured, and how often one was replayed; None likewise.
         kernels: How many kernels the step launches; None if it did not compile to one graph.
         kernels_added: How many of them are there because of tracking; None likewise.
     """
@@ -37,6 +39,7 @@ class StepReport:
     recompiles: int = 0
     host_syncs: list[str] = field(default_factory=list)
     cuda_graph_skips: list[str] | None = None
+    cuda_graphs: tuple[int, int] | None = None
     kernels: int | None = None
     kernels_added: int | None = None
 
@@ -87,11 +90,10 @@ def check_step(function: Callable[..., Any], *args: Any, run: AccumulatingRun, *
     if torch.cuda.is_available():
         torch._dynamo.reset()
         report.host_syncs += _cuda_syncs(lambda: call(torch.compile(function)))
-        report.cuda_graph_skips = _cuda_graph_skips(lambda: call(torch.compile(function, mode="reduce-overhead")))
+        _try_cuda_graphs(lambda: call(torch.compile(function, mode="reduce-overhead")), report)
     if report.graphs == 1:
         report.kernels = _kernels(lambda: call(torch.compile(function)))
-        # The step without tracking: what is logged by a repeated call is ignored.
-        with mock.patch.object(run, "_is_repeated", _always):
+        with mock.patch.object(run, "_is_silent", _always):  # the step without tracking
             report.kernels_added = report.kernels - _kernels(lambda: call(torch.compile(function)))
     torch._dynamo.reset()
     return report
@@ -135,33 +137,45 @@ def _cuda_syncs(call: Callable[[], None]) -> list[str]:
     return [f"{w.filename}:{w.lineno}" for w in caught if "synchronizing CUDA operation" in str(w.message)]
 
 
-def _cuda_graph_skips(call: Callable[[], None]) -> list[str]:
+def _try_cuda_graphs(call: Callable[[], None], report: StepReport) -> None:
     torch._dynamo.reset()
     counters.clear()
-    with warnings.catch_warnings(record=True) as caught, _replays() as replays:
+    with warnings.catch_warnings(record=True) as caught, _counted_graphs() as counted:
         warnings.simplefilter("always")
         for _ in range(_CALLS):
             call()
+    report.cuda_graphs = counted["captures"], counted["replays"]
     skips = counters["inductor"]["cudagraph_skips"]
     # Inductor does not count as skipped what it leaves out of a graph that it has partitioned.
-    if replays and not skips:
-        return []
+    if counted["replays"] and not skips:
+        report.cuda_graph_skips = []
+        return
     reasons = [str(w.message) for w in caught if "cudagraph" in str(w.message).lower()]
-    return reasons or [f"{skips or 'all'} graphs, for a reason that TORCH_LOGS=cudagraphs tells"]
+    report.cuda_graph_skips = reasons or [f"{skips or 'all'} graphs, for a reason that TORCH_LOGS=cudagraphs tells"]
 
 
 @contextmanager
-def _replays() -> Iterator[list[torch.cuda.CUDAGraph]]:
-    """Collect the CUDA graphs that are replayed, once for each time."""
-    replays: list[torch.cuda.CUDAGraph] = []
-    replay = torch.cuda.CUDAGraph.replay
+def _counted_graphs() -> Iterator[Counter[str]]:
+    """Count how many CUDA graphs are captured, and how often one is replayed."""
+    counted: Counter[str] = Counter()
+    graphs: Any = torch.cuda.graphs
+    with ExitStack() as stack:
+        if hasattr(graphs, "register_graph_replay_start_hook"):  # torch 2.14 and later
+            for what, register in (
+                ("captures", graphs.register_graph_capture_start_hook),
+                ("replays", graphs.register_graph_replay_start_hook),
+            ):
+                stack.callback(register(lambda *_, what=what: counted.update([what])).remove)
+        else:
+            for what, method in (("captures", "capture_begin"), ("replays", "replay")):
+                original = getattr(torch.cuda.CUDAGraph, method)
 
-    def collecting(graph: torch.cuda.CUDAGraph) -> None:
-        replays.append(graph)
-        replay(graph)
+                def counting(*args: Any, what: str = what, original: Any = original, **kwargs: Any) -> Any:
+                    counted.update([what])
+                    return original(*args, **kwargs)
 
-    with mock.patch.object(torch.cuda.CUDAGraph, "replay", collecting):
-        yield replays
+                stack.enter_context(mock.patch.object(torch.cuda.CUDAGraph, method, counting))
+        yield counted
 
 
 def _kernels(call: Callable[[], None]) -> int:

@@ -69,7 +69,9 @@ def _step(run: AccumulatingRun, model: nn.Module, images: torch.Tensor, labels: 
 
 def _rows(report: StepReport) -> list[tuple[str, str, bool | None]]:
     skips = report.cuda_graph_skips
-    graphs = "no CUDA device" if skips is None else "; ".join(skips) or "used"
+    captured, replayed = report.cuda_graphs or (0, 0)
+    used = f"{captured} captured, replayed {replayed} times"
+    graphs = "no CUDA device" if skips is None else "; ".join(skips) or used
     return [
         ("graphs of the step", str(report.graphs), report.graphs == 1),
         ("graph breaks", "; ".join(report.breaks) or "none", not report.breaks),

@@ -198,7 +198,8 @@ class Histogram:
         check_values(values, values.device)
         state = allocate(1, values.device)
         step = torch.zeros(1, dtype=torch.int64, device=values.device)
-        histogram_(values.detach(), state.counts, state.moments, state.partials, step, 0, 1, *binning.parameters())
+        bank = (state.counts, state.moments, state.partials, state.places)
+        histogram_(values.detach(), *bank, step, 0, 1, *binning.parameters())
         return cls.from_cells(state.counts[0].cpu(), state.moments[0].cpu(), binning)
 
 

@@ -2,11 +2,13 @@
 
 import sys
 import warnings
+from unittest import mock
 
 import torch
 from torch._dynamo.utils import counters
 
 from d9d_tracker.__main__ import main
+from d9d_tracker.check_step import StepReport
 from d9d_tracker.testing import check_step
 
 EXTRA = []
@@ -86,19 +88,45 @@ def test_a_compiled_step_is_checked_as_well(recorded):
 
 def test_graphs_that_are_never_replayed_count_as_skipped(monkeypatch):
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: None)
+    monkeypatch.delattr(torch.cuda.graphs, "register_graph_replay_start_hook", raising=False)
 
     def replay():
         torch.cuda.CUDAGraph.replay(None)  # without CUDA there is no graph, and nothing to replay
-
-    assert check_step_module._cuda_graph_skips(replay) == []
-    assert "all graphs" in check_step_module._cuda_graph_skips(lambda: None)[0]
 
     def skip():
         replay()
         counters["inductor"]["cudagraph_skips"] += 1
         warnings.warn("skipping cudagraphs due to mutated inputs", stacklevel=1)
 
-    assert set(check_step_module._cuda_graph_skips(skip)) == {"skipping cudagraphs due to mutated inputs"}
+    def report(call):
+        report = StepReport()
+        check_step_module._try_cuda_graphs(call, report)
+        return report
+
+    assert report(replay).cuda_graph_skips == []
+    assert report(replay).cuda_graphs == (0, 4)
+    assert "all graphs" in report(lambda: None).cuda_graph_skips[0]
+    assert set(report(skip).cuda_graph_skips) == {"skipping cudagraphs due to mutated inputs"}
+
+
+def test_captures_and_replays_are_counted_by_torchs_hooks_where_it_has_them(monkeypatch):
+    hooks = {"capture_start": [], "replay_start": []}
+
+    def register(kind):
+        def add(hook):
+            hooks[kind].append(hook)
+            return mock.Mock(remove=lambda: hooks[kind].remove(hook))
+
+        return add
+
+    for kind in hooks:
+        monkeypatch.setattr(torch.cuda.graphs, f"register_graph_{kind}_hook", register(kind), raising=False)
+    with check_step_module._counted_graphs() as counted:
+        for kind, times in (("capture_start", 1), ("replay_start", 3)):
+            for _ in range(times):
+                hooks[kind][0](object())
+    assert counted == {"captures": 1, "replays": 3}
+    assert hooks == {"capture_start": [], "replay_start": []}
 
 
 def test_the_doctor_prints_its_table_and_passes(capsys, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Scalar semantics, end to end: from a call on a run to the point a backend is handed."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -210,18 +211,27 @@ def test_a_series_has_one_reduction(recorded):
             run.scalar("loss", 1.0, reduce="sum")
 
 
-def test_when_slots_run_out_the_error_names_series_and_field(recorded):
+def test_what_has_no_slot_left_is_dropped_said_once_and_counted(recorded, caplog):
     tracker = recorded(max_scalars=2, max_histograms=1)
     with tracker.open() as run:
-        run.scalar("a", 1.0)
-        run.scalar("b", 1.0)
+        run.scalars({"a": 1.0, "b": 1.0})
         run.bins("h", torch.ones(1))
-        with pytest.raises(TrackerValueError, match=r"'c'.*all 2 .*accumulator\.max_scalars"):
-            run.scalar("c", 1.0)
-        with pytest.raises(TrackerValueError, match=r"'i'.*all 1 .*accumulator\.max_histograms"):
-            run.bins("i", torch.ones(1))
+        for name in "cdc":
+            run.scalar(name, 1.0)
+        run.scalars({"b": 2.0, "e": 1.0, "a": 2.0}, reduce="mean")
+        run.bins_many({"i": torch.ones(1), "h": torch.ones(2)})
+        run.counts("j", torch.ones(3, dtype=torch.int64))
         run.scalar("a", 3.0)
-    assert tracker.run.points("a") == {0: 2.0}
+        run.set_step(1)
+    said = [record.getMessage() for record in caplog.records if record.name == "d9d_tracker"]
+    assert len(said) == 3
+    assert re.search(r"'c', all 2 .*accumulator\.max_scalars", said[0])
+    assert re.search(r"'i', all 1 .*accumulator\.max_histograms", said[1])
+    assert said[2].startswith("6 values")
+    assert tracker.tracker.report.without_slot == 6
+    assert (tracker.run.points("a"), tracker.run.points("b")) == ({0: 2.0}, {0: 1.5})
+    assert tracker.run.histograms("h")[0].count == 3
+    assert {record.name for record in tracker.run.records} == {"a", "b", "h"}
 
 
 @pytest.mark.parametrize("compiled", [False, True])

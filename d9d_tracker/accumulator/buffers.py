@@ -13,6 +13,7 @@ from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker_kernels import CELLS, HEADER, MOMENTS, allocate
 
 from .host_window import HostWindow
+from .places import Places
 from .registry import HistogramSeries, Registry, ScalarSeries
 from .scalars import LANES, ScalarBank
 from .window import Staging, Window
@@ -52,6 +53,7 @@ class Buffers:
         device_step: The current step for kernels to read, int64 of shape ``[1]``.
         scalar_series: Slots of the scalar series.
         histogram_series: Slots of the histogram series.
+        places: What compiled code holds of both.
         resolution: Whether scalars have one point per ``"step"`` or per ``"window"``.
         sync_every: Number of steps in a window.
         clock: Where the run stands.
@@ -74,52 +76,61 @@ class Buffers:
             self.device = self.device_step.device
             numbers = rows * LANES * config.max_scalars + config.max_histograms * (MOMENTS + HEADER + CELLS)
             self.staging = Staging(numbers, self.device)
-        state = (self.histograms.counts, self.histograms.moments, self.histograms.partials, self.device_step)
-        for tensor in state:
-            torch._dynamo.mark_static_address(tensor, guard=True)
-        self.scalar_series: Registry[ScalarSeries] = Registry(config.max_scalars, "max_scalars")
-        self.histogram_series: Registry[HistogramSeries] = Registry(config.max_histograms, "max_histograms")
+        bank = self.histograms
+        for tensor in (bank.counts, bank.moments, bank.partials, bank.places, self.device_step):
+            torch._dynamo.mark_static_address(tensor, guard=False)
+        self.scalar_series: Registry[ScalarSeries] = Registry(config.max_scalars, "max_scalars", "scalar")
+        self.histogram_series: Registry[HistogramSeries] = Registry(config.max_histograms, "max_histograms", "bins")
+        self.scalar_series.other, self.histogram_series.other = self.histogram_series, self.scalar_series
+        with torch.inference_mode(False):
+            self.places = Places(self.scalar_series, self.histogram_series, self.device)
         self.clock = Clock(began=time.time())
         self.outbox: deque[Window] = deque()
         self.lock = threading.RLock()  # reentrant, because a signal handler may log while set_step holds it
         self._changes: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 
     def start(self) -> None:
-        """Empty everything for a new run. The slots that compiled code knows stay."""
+        """Empty everything for a new run. The places that compiled code knows mean nothing until they are refilled."""
         self._changes.clear()
         self.outbox.clear()
-        self.scalar_series.forget()
-        self.histogram_series.forget()
+        self.scalar_series.clear()
+        self.histogram_series.clear()
+        self.places.start()
         self.scalars.reset()
         self.histograms.reset_()
         self.clock = Clock(began=time.time())
         self.device_step.fill_(0)
 
-    def count(self, populations: list[torch.Tensor], rows: list[int], *parameters: Any) -> None:
+    def count(
+        self, populations: list[torch.Tensor], at: list[int], *parameters: Any, places: torch.Tensor | None = None
+    ) -> None:
         """Count populations into histograms; may be traced.
 
         Args:
             populations: Tensors on the device.
-            rows: The slot of each.
-            *parameters: Cadence and binning, see ``histogram_slot``.
+            at: The place of each in the table; its slot without one.
+            *parameters: Cadence and binning, see ``histogram_place``.
+            places: The table: which slot each place means.
         """
         bank = self.histograms
-        state = (bank.counts, bank.moments, bank.partials, self.device_step)
-        if len(rows) == 1:
-            torch.ops.d9d_tracker.histogram_(populations[0], *state, rows[0], *parameters)
+        state = (bank.counts, bank.moments, bank.partials, bank.places if places is None else places, self.device_step)
+        if len(at) == 1:
+            torch.ops.d9d_tracker.histogram_(populations[0], *state, at[0], *parameters)
         else:
-            torch.ops.d9d_tracker.histogram_many_(populations, *state, rows, *parameters)
+            torch.ops.d9d_tracker.histogram_many_(populations, *state, at, *parameters)
 
-    def add_counts(self, values: torch.Tensor, row: int, every: int) -> None:
+    def add_counts(self, values: torch.Tensor, at: int, every: int, places: torch.Tensor | None = None) -> None:
         """Add counts to a histogram of integers; may be traced.
 
         Args:
             values: int of shape ``[n]``, on the device.
-            row: Its slot.
+            at: Its place in the table; its slot without one.
             every: Its cadence.
+            places: The table: which slot each place means.
         """
         bank = self.histograms
-        torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, self.device_step, row, every)
+        table = bank.places if places is None else places
+        torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, table, self.device_step, at, every)
 
     def advance(self, step: int) -> bool:
         """End the current step and begin another.

@@ -23,7 +23,7 @@ from d9d_tracker_kernels import CELLS, HEADER, MOMENTS
 
 from .buffers import Buffers, Clock
 from .host_window import HostWindow, Tail, contradictions, empty_window, merge_windows
-from .registry import HistogramSeries, Registry, ScalarSeries
+from .registry import HistogramSeries, ScalarSeries
 from .scalars import LANES
 
 logger = logging.getLogger("d9d_tracker")
@@ -169,7 +169,7 @@ def check_fit(snapshot: Snapshot, buffers: Buffers) -> None:
     """Refuse a state that does not fit into buffers, which are not touched.
 
     Raises:
-        ValueError: If the resolution, the length of the window, the number of series or a series itself differs.
+        ValueError: If the resolution or the length of the window differs, or there are too many series.
     """
     if snapshot.resolution != buffers.resolution:
         raise ValueError(
@@ -180,12 +180,19 @@ def check_fit(snapshot: Snapshot, buffers: Buffers) -> None:
             f"the state holds {snapshot.passed} steps of a window and accumulator.sync_every is now "
             f"{buffers.sync_every}; set it to more than {snapshot.passed} to resume"
         )
-    _check_series(snapshot.window.scalars, buffers.scalar_series, "max_scalars")
-    _check_series(snapshot.window.histograms, buffers.histogram_series, "max_histograms")
+    for saved, registry, capacity_field in (
+        (snapshot.window.scalars, buffers.scalar_series, "max_scalars"),
+        (snapshot.window.histograms, buffers.histogram_series, "max_histograms"),
+    ):
+        if len(saved) > registry.capacity:
+            raise ValueError(
+                f"the state holds {len(saved)} series and accumulator.{capacity_field} is {registry.capacity}; set it "
+                f"to {len(saved)} or more to resume"
+            )
 
 
 def apply(snapshot: Snapshot, buffers: Buffers) -> None:
-    """Put a state that fits into buffers; a series that has a slot there keeps it."""
+    """Put a state that fits into buffers."""
     buffers.start()
     window, rows = snapshot.window, len(snapshot.window.steps) - 1
     scalars = [buffers.scalar_series.slot(series) for series in window.scalars]
@@ -193,7 +200,7 @@ def apply(snapshot: Snapshot, buffers: Buffers) -> None:
     lanes, counts, moments = (
         torch.from_numpy(array).to(buffers.device) for array in (window.lanes, window.counts, window.moments)
     )
-    buffers.scalars.clear_rows(rows)  # a series that the state does not know has nothing in them
+    buffers.scalars.clear_rows(rows)  # a series that comes later has nothing in them
     for saved, slot in enumerate(scalars):
         buffers.scalars.current[:, slot] = lanes[-1, :, saved]
         buffers.scalars.window[:rows, :, slot] = lanes[:rows, :, saved]
@@ -339,23 +346,6 @@ def _check(table: _Table) -> None:
     for fault, holds in checks.items():
         if not holds:
             raise ValueError(fault)
-
-
-def _check_series(saved: list[Any], registry: Registry[Any], capacity_field: str) -> None:
-    known = {(series.name, series.context): series for series in registry.held}
-    new = 0
-    for series in saved:
-        before = known.get((series.name, series.context))
-        new += before is None
-        if before is not None and before != series:
-            raise ValueError(
-                f"series {series.name!r} was saved with {series.describe()} and is logged with {before.describe()} here"
-            )
-    if len(known) + new > registry.capacity:
-        raise ValueError(
-            f"the state holds {len(saved)} series and accumulator.{capacity_field} is {registry.capacity}; set it to "
-            f"{len(known) + new} or more to resume"
-        )
 
 
 _FIRST_KEYS = ("version", "backend", "kept", "table", "current", "window", "counts", "moments")

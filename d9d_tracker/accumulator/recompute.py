@@ -76,6 +76,16 @@ def check_traced_place(name: str) -> None:
         )
 
 
+@torch.compiler.assume_constant_result
+def is_refused_place() -> bool:
+    """Tell, while tracing, whether ``check_traced_place`` would refuse: without a name, which would be a guard."""
+    try:
+        check_traced_place("")
+    except TrackerValueError:
+        return True
+    return False
+
+
 def _is_checkpointing() -> bool:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

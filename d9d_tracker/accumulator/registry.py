@@ -1,11 +1,14 @@
 """Series and their slots: which row of the device buffers belongs to which name and context."""
 
+import logging
 import threading
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from d9d_tracker.config import Binning
 from d9d_tracker.errors import TrackerValueError
+
+logger = logging.getLogger("d9d_tracker")
 
 Reduction = Literal["mean", "sum", "min", "max", "last"]
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "min", "max", "last")
@@ -50,41 +53,44 @@ AnySeries = TypeVar("AnySeries", ScalarSeries, HistogramSeries)
 
 
 class Registry(Generic[AnySeries]):
-    """Gives every series a slot. Slots baked into compiled code stay right for ever; the others end with their run.
+    """Gives every series of a run a slot.
+
+    Args:
+        capacity: How many slots there are.
+        capacity_field: The field of the configuration that says so.
+        method: What logs the series, for messages.
 
     Attributes:
         series: The series, in the order of their slots.
         capacity: How many slots there are.
+        dropped: How many values had no slot in this run.
+        other: The registry of the other kind of series, with which it shares the names.
     """
 
-    def __init__(self, capacity: int, capacity_field: str):
+    def __init__(self, capacity: int, capacity_field: str, method: str):
         self.series: list[AnySeries] = []
         self.capacity = capacity
+        self.dropped = 0
+        self.other: Registry[Any] | None = None
         self._capacity_field = capacity_field
+        self._method = method
         self._slots: dict[tuple[str, ContextItems], int] = {}
         self._lock = threading.Lock()  # several threads may log
-        self._compiled = 0  # compiled code knows no slot from this one on
 
-    @property
-    def held(self) -> list[AnySeries]:
-        """The series whose slots the next run finds taken: compiled code knows them, or one behind them."""
-        return self.series[: self._compiled]
+    def clear(self) -> None:
+        """Free all slots, for a new run."""
+        self._slots.clear()
+        self.series.clear()
+        self.dropped = 0
 
-    def forget(self) -> None:
-        """Free the slots that no compiled code knows, for a new run."""
-        for series in self.series[self._compiled :]:
-            del self._slots[series.name, series.context]
-        del self.series[self._compiled :]
-
-    def slot(self, series: AnySeries, compiled: bool = False) -> int:
-        """Return the slot of a series, giving it one when it is new.
+    def slot(self, series: AnySeries) -> int:
+        """Return the slot of a series, giving it one when it is new; -1 if none is left, which is said once a run.
 
         Args:
             series: The series that is being logged.
-            compiled: Whether compiled code will know the slot.
 
         Raises:
-            TrackerValueError: If it was logged differently before, or the slots ran out.
+            TrackerValueError: If it was logged differently before.
         """
         key = (series.name, series.context)
         known = self._slots.get(key)
@@ -92,30 +98,29 @@ class Registry(Generic[AnySeries]):
             with self._lock:
                 known = self._slots.get(key)
                 known = self._add(key, series) if known is None else known
-        if compiled:
-            self._compiled = max(self._compiled, known + 1)
-        if self.series[known] != series:
+        if known >= 0 and self.series[known] != series:
             raise TrackerValueError(
                 f"{label(series.name, series.context)} was logged with {self.series[known].describe()} before and now "
                 f"with {series.describe()}: a series has one; use another name or context for the other"
             )
         return known
 
-    def knows(self, name: str, context: ContextItems) -> bool:
-        """Return whether a series has a slot.
-
-        Args:
-            name: Its name.
-            context: Its context.
-        """
-        return (name, context) in self._slots
-
     def _add(self, key: tuple[str, ContextItems], series: AnySeries) -> int:
-        if len(self.series) >= self.capacity:
+        if self.other is not None and key in self.other._slots:
             raise TrackerValueError(
-                f"no slot left for {label(series.name, series.context)}: all {self.capacity} are taken; raise "
-                f"accumulator.{self._capacity_field}"
+                f"{label(*key)} was logged with {self.other._method} before, and some backends have room for one of "
+                "them only; use another name or context for the other"
             )
+        if len(self.series) >= self.capacity:
+            self.dropped += 1
+            if self.dropped == 1:
+                logger.error(
+                    "no slot left for %s, all %d are taken: it and all further ones are dropped; raise accumulator.%s",
+                    label(*key),
+                    self.capacity,
+                    self._capacity_field,
+                )
+            return -1
         self.series.append(series)
         self._slots[key] = len(self.series) - 1
         return self._slots[key]

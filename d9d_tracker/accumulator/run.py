@@ -2,8 +2,9 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -15,15 +16,25 @@ from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 
 from .arguments import Number, check_context, check_counts, check_mapping, check_names, check_number, check_population
-from .backward import is_backward_traced
 from .buffers import Buffers
+from .effects import is_backward_traced
+from .handles import AccumulatingBinsHandle, AccumulatingScalarHandle
 from .inputs import begin_inputs, end_inputs
 from .placement import norm_of
-from .recompute import check_place, check_traced_place, is_recomputing
+from .recompute import check_place, check_traced_place, is_recomputing, is_refused_place
+from .regions import has_effect_here
 from .registry import ContextItems, Reduction, label
 from .runs import runs
 from .session import Session
-from .slots import counts_slot, histogram_slot, say_closed, scalar_slot
+from .slots import (
+    counts_place,
+    histogram_place,
+    histogram_series,
+    integer_binning,
+    say_closed,
+    scalar_place,
+    scalar_series,
+)
 from .watch import Watch
 
 Scope = Literal["global", "rank", "spread"]
@@ -31,6 +42,7 @@ Scope = Literal["global", "rank", "spread"]
 logger = logging.getLogger("d9d_tracker")
 
 _tokens = itertools.count()
+_WHAT_A_HANDLE_LOGS = "what a handle logs"
 
 
 def _report_hparams(future: Future[Any]) -> None:
@@ -61,6 +73,7 @@ class AccumulatingRun(BaseTrackerRun):
         self.buffers = buffers
         self.config = config
         self._context: ContextItems = ()
+        self._tags: dict[str, str] = {}  # of `context` blocks in compiled code
         self._token = f"run {next(_tokens)}"
         runs[self._token] = self
         self._session: Session | None = None
@@ -101,20 +114,45 @@ class AccumulatingRun(BaseTrackerRun):
                 session.send()
 
     def set_context(self, context: dict[str, str]) -> None:
-        """Replace the persistent context.
+        """Replace the persistent context, on the host; also for compiled code and CUDA graphs, which stay as they are.
+
+        Never waits for the device. Of a series in compiled code, the device is told its slot in the new context.
 
         Args:
             context: Tag names and values, attached to all following values.
 
         Raises:
             TrackerTypeError: If it is not a ``dict[str, str]``.
+            TrackerValueError: If it is called in compiled code (where ``with run.context(...)`` does it), or while a
+                CUDA graph is captured.
         """
+        self._refuse_inside_graphs("set_context")
         check_context("set_context", context)
-        self._context = tuple(sorted(context.items()))
+        items = tuple(sorted(context.items()))
+        if items != self._context:
+            self._context = items
+            if self.is_open:
+                self.buffers.places.refill(items)
 
     @override
     def get_context(self) -> dict[str, str]:
         return dict(self._context)
+
+    @override
+    @contextmanager
+    def context(self, **tags: str) -> Iterator[None]:
+        if not torch.compiler.is_compiling():
+            with super().context(**tags):
+                yield
+            return
+        # In compiled code, the tags are a part of each call.
+        check_context("context", tags)
+        before = self._tags
+        self._tags = {**before, **tags}
+        try:
+            yield
+        finally:
+            self._tags = before
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
@@ -165,7 +203,7 @@ class AccumulatingRun(BaseTrackerRun):
         Raises:
             TrackerTypeError: If the value is neither a real number nor a real tensor.
             TrackerValueError: If the tensor has not exactly one element, lies on a device other than the buffers', the
-                name is empty, the reduction is not that of the series, or the slots ran out.
+                name is empty, or the reduction is not that of the series.
         """
         self._merge([name], [value], context, reduce, weight, scope)
 
@@ -222,7 +260,7 @@ class AccumulatingRun(BaseTrackerRun):
         Raises:
             TrackerTypeError: If it is not a tensor, or one that cannot be binned (complex, quantized, sparse, partial).
             TrackerValueError: If it lies on another device, ``every`` is not positive, the name is empty, the binning
-                is not that of the series, or the slots ran out.
+                is not that of the series.
         """
         self._count([name], [values], context, binning, every, scope)
 
@@ -276,23 +314,126 @@ class AccumulatingRun(BaseTrackerRun):
         Raises:
             TrackerTypeError: If it is no tensor of integers, or split across ranks.
             TrackerValueError: If it is not a vector of 1 to 2046, lies on another device, ``every`` is not positive,
-                the name is empty, the series has another ``n``, or the slots ran out.
+                the name is empty, or the series has another ``n``.
         """
         check_names([name])
         if self._is_silent(name) or self._is_repeated(name):
             return
-        items = self._merged(name, context, scope)
+        items = self._items(name, context, scope)
         vector, counts = check_counts(name, items, values, self.buffers.device)
-        row, cadence = counts_slot(self._token, name, items, int(vector.shape[0]), every)
-        if not counts:
+        bins = int(vector.shape[0])
+        if self._holds_places():
+            at, cadence = counts_place(self._token, name, items, bins, every)
+        else:
+            binning = integer_binning(name, items, bins)
+            series, cadence = histogram_series(self.config, name, items, binning, every)
+            at = self.buffers.histogram_series.slot(series)
+        if not counts or at < 0:
             return
         if torch.compiler.is_compiling() and is_backward_traced():
-            torch.ops.d9d_tracker.add_counts_in_backward(self._token, vector, row, cadence)
-        elif torch.compiler.is_compiling():
-            self.buffers.add_counts(vector, row, cadence)
+            torch.ops.d9d_tracker.add_counts_with_effect(self._token, vector, at, cadence)
+        elif self._holds_places():
+            self.buffers.add_counts(vector, at, cadence, self.buffers.places.table)
         else:
             with self.buffers.lock:
-                self.buffers.add_counts(vector, row, cadence)
+                self.buffers.add_counts(vector, at, cadence)
+
+    @override
+    def scalar_series(
+        self,
+        name: str,
+        context: dict[str, str] | None = None,
+        *,
+        reduce: Reduction = "mean",
+        scope: Scope = "global",
+    ) -> AccumulatingScalarHandle:
+        """Return a handle of a scalar series, for a module to hold: ``handle.scalar(value)`` in place of ``scalar``.
+
+        Blocks of one class that are compiled one by one share their code if each logs to its own handle, where names
+        would be constants of the code. Make it outside of compiled code. It is good for the life of the tracker.
+
+        Args:
+            name: Name of the series.
+            context: Tags of the series; merged with the persistent context, over which they win.
+            reduce: See ``scalar``.
+            scope: See ``scalar``.
+
+        Raises:
+            TrackerTypeError: If the name or the context is none.
+            TrackerValueError: If it is called in compiled code, the name is empty, or the series was logged differently
+                before.
+        """
+        self._refuse_inside_graphs("scalar_series")
+        check_names([name])
+        items = self._items(name, context, scope, handle=True)
+        series = scalar_series(name, items, reduce, 1.0, scope == "spread")
+        return AccumulatingScalarHandle(self, series, self.buffers.places)
+
+    @override
+    def bins_series(
+        self,
+        name: str,
+        context: dict[str, str] | None = None,
+        *,
+        binning: Binning | None = None,
+        every: int | None = None,
+        scope: Scope = "global",
+    ) -> AccumulatingBinsHandle:
+        """Return a handle of a histogram series, for a module to hold: ``handle.bins(values)`` in place of ``bins``.
+
+        Args:
+            name: Name of the series.
+            context: Tags of the series; merged with the persistent context, over which they win.
+            binning: See ``bins``.
+            every: See ``bins``.
+            scope: See ``bins``.
+
+        Raises:
+            TrackerTypeError: If the name, the context or the binning is none.
+            TrackerValueError: See ``scalar_series``; or if ``every`` is not positive.
+        """
+        self._refuse_inside_graphs("bins_series")
+        check_names([name])
+        self._refuse_spread(name, scope)
+        items = self._items(name, context, scope, handle=True)
+        series, cadence = histogram_series(self.config, name, items, binning, every)
+        return AccumulatingBinsHandle(self, series, cadence, self.buffers.places)
+
+    def merge_at(self, handle: AccumulatingScalarHandle, value: Any, weight: Number | None) -> None:
+        """Merge one number into the series of a handle; see ``AccumulatingScalarHandle.scalar``."""
+        if torch.compiler.is_compiling():
+            begin_inputs()
+            for number in (value, weight):
+                isinstance(number, torch.Tensor)
+            end_inputs()
+        if self._is_silent(_WHAT_A_HANDLE_LOGS) or self._is_refused(handle):
+            return
+        if weight is not None and handle.reduce != "mean":
+            fail(TrackerValueError, f"series {handle.name!r}: a weight has no meaning with reduce={handle.reduce!r}")
+        device = self.buffers.device
+        number = check_number(handle.name, (), value, device, handle.reduce)
+        factor = None if weight is None else check_number(handle.name, (), weight, device)
+        if norm_of(value) != 1.0:
+            fail(TrackerValueError, f"series {handle.name!r}: a handle takes no partial norm; log it with run.scalar")
+        if self._holds_places():
+            self._write([0], [number], handle.reduce, factor, handle.table)
+        elif (slot := self.buffers.places.slot(handle.place)) >= 0:
+            with self.buffers.lock:
+                self.buffers.scalars.write([slot], [number], handle.reduce, factor)
+
+    def count_at(self, handle: AccumulatingBinsHandle, values: Any) -> None:
+        """Count a population into the series of a handle; see ``AccumulatingBinsHandle.bins``."""
+        if self._is_silent(_WHAT_A_HANDLE_LOGS) or self._is_refused(handle):
+            return
+        population, counts = check_population(handle.name, (), values, self.buffers.device)
+        if not counts:
+            return
+        population = population.detach() if torch.is_grad_enabled() else population
+        if self._holds_places():
+            self._count_at([population], [0], handle.parameters, handle.table)
+        elif (slot := self.buffers.places.slot(handle.place)) >= 0:
+            with self.buffers.lock:
+                self.buffers.count([population], [slot], *handle.parameters)
 
     def watch(
         self,
@@ -311,7 +452,7 @@ class AccumulatingRun(BaseTrackerRun):
             gradients: Log ``gradients/<parameter>`` whenever an optimizer steps.
             parameters: Log ``parameters/<parameter>`` whenever an optimizer steps, before it does.
             activations: Log ``activations/<module>``, the output of every leaf module, whenever it runs. Of several
-                outputs, the first. Code that was compiled before knows nothing of it.
+                outputs, the first. All compiled code is compiled once more then, to know of it.
             every: Count on steps divisible by this only. By default the one of the configuration.
             binning: How to bin. By default the one of the configuration.
 
@@ -356,7 +497,8 @@ class AccumulatingRun(BaseTrackerRun):
             end: Closes the run.
         """
         self._session, self._rank = session, str(session.rank)
-        self._context = ()
+        self._context, self._tags = (), {}
+        self.buffers.places.refill(())
         self._stepped = self.buffers.clock.step > 0
         self._leave = lambda kind, error, traceback: end(error)
         self.is_open = True
@@ -396,7 +538,7 @@ class AccumulatingRun(BaseTrackerRun):
         check_names(names)
         if not names or self._is_silent(names[0]) or self._is_repeated(names[0]):
             return
-        items = self._merged(names[0], context, scope)
+        items = self._items(names[0], context, scope)
         if weight is not None and reduce != "mean":
             fail(TrackerValueError, f"{label(names[0], items)}: a weight has no meaning with reduce={reduce!r}")
         device = self.buffers.device
@@ -404,16 +546,39 @@ class AccumulatingRun(BaseTrackerRun):
         factor = None if weight is None else check_number(f"{names[0]} (weight)", items, weight, device)
         roots = [norm_of(value) for value in values]
         spread = scope == "spread"
-        slots = [
-            scalar_slot(self._token, name, items, reduce, root, spread) for name, root in zip(names, roots, strict=True)
-        ]
-        if torch.compiler.is_compiling() and is_backward_traced():
-            self.buffers.scalars.write_in_backward(self._token, slots, numbers, reduce, factor)
-        elif torch.compiler.is_compiling():
-            self.buffers.scalars.write(slots, numbers, reduce, factor)
+        holds_places, token = self._holds_places(), self._token
+        if holds_places:
+            at = [scalar_place(token, n, items, reduce, r, spread) for n, r in zip(names, roots, strict=True)]
+        else:
+            registry = self.buffers.scalar_series
+            named = zip(names, roots, strict=True)
+            at = [registry.slot(scalar_series(name, items, reduce, root, spread)) for name, root in named]
+        if -1 in at:  # none was left
+            numbers = [number for number, one in zip(numbers, at, strict=True) if one >= 0]
+            at = [one for one in at if one >= 0]
+        if not at:
+            return
+        if holds_places:
+            self._write(at, numbers, reduce, factor, None)
         else:
             with self.buffers.lock:
-                self.buffers.scalars.write(slots, numbers, reduce, factor)
+                self.buffers.scalars.write(at, numbers, reduce, factor)
+
+    def _write(
+        self,
+        at: list[int],
+        numbers: list[Number],
+        reduce: Reduction,
+        weight: Number | None,
+        places: torch.Tensor | None,
+    ) -> None:
+        """Merge numbers in compiled or captured code; ``places`` is a handle's."""
+        buffers = self.buffers
+        if torch.compiler.is_compiling() and (is_backward_traced() or has_effect_here(places is not None)):
+            buffers.scalars.write_with_effect(self._token, at, numbers, reduce, weight, places)
+        else:
+            table = buffers.places.table if places is None else places
+            buffers.scalars.write(at, numbers, reduce, weight, table)
 
     def _count(
         self,
@@ -427,36 +592,54 @@ class AccumulatingRun(BaseTrackerRun):
         check_names(names)
         if not names or self._is_silent(names[0]) or self._is_repeated(names[0]):
             return
-        if scope == "spread":
-            fail(TrackerValueError, f"series {names[0]!r}: scope='spread' is of scalars; use 'global' or 'rank'")
-        items = self._merged(names[0], context, scope)
+        self._refuse_spread(names[0], scope)
+        items = self._items(names[0], context, scope)
         device = self.buffers.device
+        holds_places = self._holds_places()
         populations: list[torch.Tensor] = []
-        rows: list[int] = []
+        at: list[int] = []
         parameters: list[Any] = []
         for name, value in zip(names, values, strict=True):
             population, counts = check_population(name, items, value, device)
-            row, *parameters = histogram_slot(self._token, name, items, binning, every)
-            if counts:
+            if holds_places:
+                place, *parameters = histogram_place(self._token, name, items, binning, every)
+            else:
+                series, cadence = histogram_series(self.config, name, items, binning, every)
+                place, parameters = self.buffers.histogram_series.slot(series), [cadence, *series.binning.parameters()]
+            if counts and place >= 0:
                 # In inference mode, compiled code cannot view what was made outside, not even to detach it.
                 populations.append(population.detach() if torch.is_grad_enabled() else population)
-                rows.append(row)
-        if not rows:
+                at.append(place)
+        if not at:
             return
-        if torch.compiler.is_compiling() and is_backward_traced():
-            torch.ops.d9d_tracker.histogram_in_backward(self._token, populations, rows, *parameters)
-        elif torch.compiler.is_compiling():
-            self.buffers.count(populations, rows, *parameters)
+        if holds_places:
+            self._count_at(populations, at, parameters, None)
         else:
             with self.buffers.lock:
-                self.buffers.count(populations, rows, *parameters)
+                self.buffers.count(populations, at, *parameters)
 
-    def _is_silent(self, name: str) -> bool:
+    def _count_at(
+        self, populations: list[torch.Tensor], at: list[int], parameters: Sequence[Any], places: torch.Tensor | None
+    ) -> None:
+        """Count populations in compiled or captured code; ``places`` is a handle's."""
+        if torch.compiler.is_compiling() and (is_backward_traced() or has_effect_here(places is not None)):
+            torch.ops.d9d_tracker.histogram_with_effect(self._token, places, populations, at, *parameters)
+        else:
+            table = self.buffers.places.table if places is None else places
+            self.buffers.count(populations, at, *parameters, places=table)
+
+    def _holds_places(self) -> bool:
+        """Whether what is called now will run again without Python, under a context that is not known yet."""
+        if torch.compiler.is_compiling():
+            return True
+        return self.buffers.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def _is_silent(self, what: str) -> bool:
         """Whether nothing is to be logged: the run is closed, or a program is made that others will run."""
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             return True
         if not self.is_open:
-            say_closed(self._token, name)
+            say_closed(self._token, what)
         return not self.is_open
 
     def _is_repeated(self, name: str) -> bool:
@@ -466,10 +649,25 @@ class AccumulatingRun(BaseTrackerRun):
         check_place(name)
         return is_recomputing()
 
-    def _merged(self, name: str, context: dict[str, str] | None, scope: Scope) -> ContextItems:
-        if context is None and scope in ("global", "spread"):
-            return self._context
-        merged = dict(self._context)
+    def _is_refused(self, handle: Any) -> bool:
+        """Whether what a handle logs is logged again. Under trace, its name is read only to refuse it."""
+        if not torch.compiler.is_compiling():
+            return self._is_repeated(handle.name)
+        if is_refused_place():
+            check_traced_place(handle.name)
+        return False
+
+    def _refuse_spread(self, name: str, scope: Scope) -> None:
+        if scope == "spread":
+            fail(TrackerValueError, f"series {name!r}: scope='spread' is of scalars; use 'global' or 'rank'")
+
+    def _items(self, name: str, context: dict[str, str] | None, scope: Scope, handle: bool = False) -> ContextItems:
+        """The context of a call, without the persistent one where a place is held: that is data there."""
+        persistent = () if handle or self._holds_places() else self._context
+        tags = self._tags
+        if context is None and scope in ("global", "spread") and not tags:
+            return persistent
+        merged = {**dict(persistent), **tags}
         if context is not None:
             check_context(name, context)
             merged.update(context)

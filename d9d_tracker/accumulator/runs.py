@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from d9d_tracker.base import BinsHandle
 from d9d_tracker.config import AccumulatorConfig
 
 from .buffers import Buffers
@@ -20,8 +21,9 @@ class Run(Protocol):
     config: AccumulatorConfig
     watches: list[Any]
 
-    def bins(self, name: str, values: torch.Tensor, *, binning: Any = None, every: int | None = None) -> None:
+    def bins_series(self, name: str, *, binning: Any = None, every: int | None = None) -> BinsHandle:
         """See ``AccumulatingRun``."""
+        ...
 
     def bins_many(self, values: Mapping[str, torch.Tensor], *, binning: Any = None, every: int | None = None) -> None:
         """See ``AccumulatingRun``."""

@@ -33,11 +33,13 @@ class ScalarBank:
     """The device buffers of all scalar series.
 
     Attributes:
-        current: State of the step so far, float64 of shape ``[LANES, slots]``.
-        window: States of the finished steps, float64 of shape ``[rows, LANES, slots]``.
+        current: State of the step so far, float64 of shape ``[LANES, slots + 1]``. In the last column lands what an
+            indexed write, which cannot be left out, has no slot for.
+        window: States of the finished steps, float64 of shape ``[rows, LANES, slots + 1]``.
     """
 
     def __init__(self, rows: int, slots: int, device: torch.device):
+        slots += 1
         self._initial = torch.tensor(_INITIAL, dtype=torch.float64, device=device)[:, None].repeat(1, slots)
         self._added = torch.tensor(_ADDED, dtype=torch.float64, device=device)[:, None].contiguous()
         self.current = self._initial.clone()
@@ -50,28 +52,37 @@ class ScalarBank:
         self._added_low, self._lane_low = self._added[: COUNT + 1].clone(), self._lane[: COUNT + 1].clone()
         state = (self.current, self._lane, self._slot, self._added, self._zero, self._added_low, self._lane_low)
         for tensor in state:
-            torch._dynamo.mark_static_address(tensor, guard=True)
+            torch._dynamo.mark_static_address(tensor, guard=False)
 
-    def write(self, slots: list[int], values: list[Number], reduce: Reduction, weight: Number | None) -> None:
+    def write(
+        self,
+        at: list[int],
+        values: list[Number],
+        reduce: Reduction,
+        weight: Number | None,
+        places: torch.Tensor | None = None,
+    ) -> None:
         """Merge one value into each of several slots.
 
         Args:
-            slots: Distinct slots of series with the same reduction.
-            values: One number or one-element tensor a slot, tensors on the device of the bank.
+            at: Distinct places in the table, of series with the same reduction; their slots without one.
+            values: One number or one-element tensor each, tensors on the device of the bank.
             reduce: The reduction of the series.
             weight: Weight of all the values in a mean, a number or a one-element tensor on that device; 1 if None.
+            places: The table: which slot each place means. Traced code has one.
         """
         is_traced = torch.compiler.is_compiling()
-        if is_traced and not _is_transformed():
-            self._write_traced(slots, values, reduce, weight)
+        if is_traced and places is not None and not _is_transformed():
+            self._write_traced(places, at, values, reduce, weight)
         else:
             if is_traced:  # inside torch.func, which lets nothing but an opaque op write to the buffers
                 values = [self._traced(value) for value in values]
                 weight = None if weight is None else self._traced(weight)
-            tensors = [(s, v) for s, v in zip(slots, values, strict=True) if isinstance(v, torch.Tensor)]
-            numbers = [(s, float(v)) for s, v in zip(slots, values, strict=True) if not isinstance(v, torch.Tensor)]
+            tensors = [(s, v) for s, v in zip(at, values, strict=True) if isinstance(v, torch.Tensor)]
+            numbers = [(s, float(v)) for s, v in zip(at, values, strict=True) if not isinstance(v, torch.Tensor)]
             torch.ops.d9d_tracker.merge_scalars_(
                 self.current,
+                places,
                 [slot for slot, _ in tensors] + [slot for slot, _ in numbers],
                 [value for _, value in tensors],
                 [value for _, value in numbers],
@@ -80,38 +91,49 @@ class ScalarBank:
                 1.0 if weight is None or isinstance(weight, torch.Tensor) else float(weight),
             )
 
-    def write_in_backward(
-        self, token: str, slots: list[int], values: list[Number], reduce: Reduction, weight: Number | None
+    def write_with_effect(
+        self,
+        token: str,
+        at: list[int],
+        values: list[Number],
+        reduce: Reduction,
+        weight: Number | None,
+        places: torch.Tensor | None,
     ) -> None:
-        """Do what ``write`` does, under trace, from the backward of what is being compiled.
+        """Do what ``write`` does, under trace, where the buffers must not be arguments: see effects.py.
 
         Args:
             token: Token of the run.
-            slots: See ``write``.
+            at: See ``write``.
             values: See ``write``.
             reduce: See ``write``.
             weight: See ``write``.
+            places: A handle's part of the table, or None for the whole.
         """
         tensors = [self._traced(value) for value in values]
         factor = None if weight is None else self._traced(weight)
-        torch.ops.d9d_tracker.merge_scalars_in_backward(token, slots, tensors, _VALUE_LANE[reduce], factor)
+        torch.ops.d9d_tracker.merge_scalars_with_effect(token, places, at, tensors, _VALUE_LANE[reduce], factor)
 
-    def _write_traced(self, slots: list[int], values: list[Number], reduce: Reduction, weight: Number | None) -> None:
+    def _write_traced(
+        self, places: torch.Tensor, at: list[int], values: list[Number], reduce: Reduction, weight: Number | None
+    ) -> None:
         traced = [self._traced(value) for value in values]
         factor = None if weight is None else self._traced(weight)
         if self.current.device.type == "cpu":
-            self._write_cells(slots, traced, _VALUE_LANE[reduce], factor)
+            self._write_cells(places, at, traced, _VALUE_LANE[reduce], factor)
         else:
-            self._write_whole(slots, traced, _VALUE_LANE[reduce], factor)
+            self._write_whole(places, at, traced, _VALUE_LANE[reduce], factor)
 
     def _write_whole(
-        self, slots: list[int], values: list[torch.Tensor], lane: int, weight: torch.Tensor | None
+        self, places: torch.Tensor, at: list[int], values: list[torch.Tensor], lane: int, weight: torch.Tensor | None
     ) -> None:
         # Selecting by comparisons over the whole bank, and not by an index, lets Inductor fuse the writes of a graph
         # into one kernel of a GPU. It does so only while each write reads the state before it a single time.
-        at = self._slot
-        value = _spread(at, slots, values)
-        chosen = functools.reduce(torch.logical_or, [(at >= first) & (at < last + 1) for first, last in _spans(slots)])
+        masks = [self._slot == places[torch.arange(p, p + 1, device=places.device)] for p in at]
+        value = values[0]
+        for mask, other in zip(masks[1:], values[1:], strict=True):
+            value = torch.where(mask, other, value)
+        chosen = functools.reduce(torch.logical_or, masks)
         added = self._added
         if weight is not None:
             value = _weighted(value, weight)
@@ -128,12 +150,13 @@ class ScalarBank:
         self.current.copy_(merged)
 
     def _write_cells(
-        self, slots: list[int], values: list[torch.Tensor], lane: int, weight: torch.Tensor | None
+        self, places: torch.Tensor, at: list[int], values: list[torch.Tensor], lane: int, weight: torch.Tensor | None
     ) -> None:
         # A CPU would work through the whole bank for each write; an indexed write touches its own cells only.
-        for first, last in _spans(slots):
-            at = torch.arange(first, last + 1, device=self.current.device)
-            value = _spread(at, slots, values)
+        for first, last in _spans(at):
+            place = torch.arange(first, last + 1, device=places.device)
+            slot = places[place]
+            value = _spread(place, at, values)
             added = self._added_low
             if weight is not None:
                 value = _weighted(value, weight)
@@ -141,11 +164,11 @@ class ScalarBank:
             if lane == SUM:
                 added = torch.where(self._lane_low == SUM, value, added)
             else:
-                row = torch.full_like(at, lane)
+                row = torch.full_like(slot, lane)
                 if lane != LAST:
-                    value = torch.maximum(self.current[row, at], -value if lane == NEGATED_MIN else value)
-                self.current.index_put_((row, at), value)
-            self.current.index_put_((self._lane_low, at), added, accumulate=True)
+                    value = torch.maximum(self.current[row, slot], -value if lane == NEGATED_MIN else value)
+                self.current.index_put_((row, slot), value)
+            self.current.index_put_((self._lane_low, slot), added, accumulate=True)
 
     def _traced(self, value: Number) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
@@ -181,21 +204,18 @@ def _weighted(value: torch.Tensor, weight: torch.Tensor | float) -> torch.Tensor
     return value * weight if weight else torch.zeros_like(value)
 
 
-def _spread(at: torch.Tensor, slots: list[int], values: list[torch.Tensor]) -> torch.Tensor:
-    """Return, in a shape that broadcasts to ``at``, each slot's value where ``at`` is that slot; elsewhere whichever.
-
-    Not torch.stack: on a GPU, it takes a kernel for each value, and on a CPU a loop.
-    """
+def _spread(place: torch.Tensor, at: list[int], values: list[torch.Tensor]) -> torch.Tensor:
+    """Return, in a shape that broadcasts to ``place``, the value of each place. Not torch.stack: it would be a loop."""
     value = values[0]
-    for slot, other in zip(slots[1:], values[1:], strict=True):
-        value = torch.where(at == slot, other, value)
+    for one, other in zip(at[1:], values[1:], strict=True):
+        value = torch.where(place == one, other, value)
     return value
 
 
-def _spans(slots: list[int]) -> list[tuple[int, int]]:
-    """Return the first and the last slot of every unbroken span."""
+def _spans(at: list[int]) -> list[tuple[int, int]]:
+    """Return the first and the last number of every unbroken span."""
     spans: list[tuple[int, int]] = []
-    for slot in sorted(slots):
+    for slot in sorted(at):
         if spans and spans[-1][1] == slot - 1:
             spans[-1] = (spans[-1][0], slot)
         else:
@@ -212,7 +232,7 @@ def _is_transformed() -> bool:
 # then sees one mutation that it must not replay, and not arithmetic that it would cache and hand out in wrong order.
 _library = torch.library.Library("d9d_tracker", "FRAGMENT")
 _library.define(
-    "merge_scalars_(Tensor(a!) current, int[] slots, Tensor[] tensors, float[] numbers, int lane, "
+    "merge_scalars_(Tensor(a!) current, Tensor? places, int[] at, Tensor[] tensors, float[] numbers, int lane, "
     "Tensor? weight_tensor, float weight) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -220,7 +240,8 @@ _library.define(
 
 def _merge_scalars(
     current: torch.Tensor,
-    slots: list[int],
+    places: torch.Tensor | None,
+    at: list[int],
     tensors: list[torch.Tensor],
     numbers: list[float],
     lane: int,
@@ -230,20 +251,50 @@ def _merge_scalars(
     values = [tensor.detach().reshape(1).to(current.dtype) for tensor in tensors]
     values += [torch.full((1,), number, dtype=current.dtype, device=current.device) for number in numbers]
     weights = 1.0 * weight if weight_tensor is None else weight_tensor.detach().reshape(()).to(current.dtype)
-    ordered = torch.cat([value for _, value in sorted(zip(slots, values, strict=True), key=lambda pair: pair[0])])
+    pairs = sorted(zip(at, values, strict=True), key=lambda pair: pair[0])
+    is_weighted = weight_tensor is not None or weight != 1.0
+    if places is not None and places.is_cuda:
+        slots = torch.cat([places[place : place + 1] for place, _ in pairs])
+        _merge_at(current, slots, torch.cat([value for _, value in pairs]), lane, weights, is_weighted)
+        return
+    if places is not None:
+        table = places.numpy()
+        pairs = sorted(((int(table[place]), value) for place, value in pairs), key=lambda pair: pair[0])
+        pairs = [(slot, value) for slot, value in pairs if slot >= 0]
+    spans = _spans([slot for slot, _ in pairs])
     start = 0
-    for first, last in _spans(slots):
+    for first, last in spans:
         state = current[:, first : last + 1]
-        value = ordered[start : start + state.shape[1]]
+        value = torch.cat([value for _, value in pairs[start : start + state.shape[1]]])
         start += state.shape[1]
         state[WEIGHT].add_(weights)
         state[COUNT].add_(1.0)
         if lane == SUM:
-            state[SUM].add_(_weighted(value, weights) if weight_tensor is not None or weight != 1.0 else value)
+            state[SUM].add_(_weighted(value, weights) if is_weighted else value)
         elif lane == LAST:
             state[LAST].copy_(value)
         else:
             torch.maximum(state[lane], -value if lane == NEGATED_MIN else value, out=state[lane])
+
+
+def _merge_at(
+    current: torch.Tensor,
+    slots: torch.Tensor,
+    value: torch.Tensor,
+    lane: int,
+    weights: torch.Tensor | float,
+    is_weighted: bool,
+) -> None:
+    """Merge values into slots that the device alone knows; -1 is the last column."""
+    one = torch.ones_like(value)
+    current[WEIGHT].index_put_((slots,), one * weights, accumulate=True)
+    current[COUNT].index_put_((slots,), one, accumulate=True)
+    if lane == SUM:
+        current[SUM].index_put_((slots,), _weighted(value, weights) if is_weighted else value, accumulate=True)
+        return
+    if lane != LAST:
+        value = torch.maximum(current[lane][slots], -value if lane == NEGATED_MIN else value)
+    current[lane].index_put_((slots,), value)
 
 
 _library.impl("merge_scalars_", _merge_scalars, "CPU")

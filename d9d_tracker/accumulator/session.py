@@ -242,9 +242,16 @@ class Session:
         try:
             self._buffers.close_window(is_last=True)
             self._collector.put()
+            self._count_what_had_no_slot()
         finally:
             self._collector.close(max(0.1, deadline - time.monotonic()))
             self._close_deliveries(self._timeout, error)
+
+    def _count_what_had_no_slot(self) -> None:
+        dropped = self._buffers.scalar_series.dropped + self._buffers.histogram_series.dropped
+        self.report.without_slot = dropped
+        if dropped:
+            logger.error("%d values had no slot left and are lost; see above for the first", dropped)
 
     def abandon(self) -> None:
         """Leave at once, after a second interruption: what is in memory is put on disk."""

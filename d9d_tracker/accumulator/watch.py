@@ -12,10 +12,12 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from d9d_tracker.base import BinsHandle
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 
 from .runs import Run
 from .slots import check_settings
+from .tracing import forget_compiled_code
 
 if TYPE_CHECKING:
     from d9d_tracker.config import Binning
@@ -34,7 +36,7 @@ class Watch:
     the optimizer uses, accumulated over micro-batches, reduced across ranks and clipped; unscaled too, unless a fused
     optimizer does that itself. With ``optimizer.step(closure)`` they are those of the closure's first evaluation. All
     of them take one kernel launch per dtype. Activations are counted in the forward of every leaf module, also in
-    compiled code if the watch began before the module was compiled.
+    compiled code: what was compiled before does not look for hooks, so all compiled code is compiled once more.
 
     Of a sparse gradient its values are counted, for which a GPU has to be waited for; of complex numbers the real and
     the imaginary parts. Names are those of the bare model, whatever is wrapped around it. A hook never raises: what
@@ -98,7 +100,9 @@ class Watch:
             self._handles.append(register_optimizer_step_pre_hook(self._before_step))
         if activations:
             for name, child in leaves.items():
-                self._handles.append(child.register_forward_hook(partial(self._after_forward, name)))
+                handle = run.bins_series(f"activations/{name}", binning=binning, every=every)
+                self._handles.append(child.register_forward_hook(partial(self._after_forward, handle)))
+            forget_compiled_code()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
         """Return a watch of nothing: a copy of the module is not watched."""
@@ -166,7 +170,7 @@ class Watch:
                     populations[f"parameters/{name}"] = _numbers(parameter.detach())
         self._run.bins_many(populations, binning=self._binning, every=self._every)
 
-    def _after_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def _after_forward(self, handle: BinsHandle, module: nn.Module, args: Any, output: Any) -> None:
         if not self._is_live:
             return
         if isinstance(output, tuple | list) and output:
@@ -174,12 +178,12 @@ class Watch:
         if not isinstance(output, torch.Tensor):
             return
         if torch.compiler.is_compiling():
-            self._run.bins(f"activations/{name}", output, binning=self._binning, every=self._every)
+            handle.bins(output)
         else:
-            self._try(f"activations/{name}", self._count_output, name, output)
+            self._try(handle.name, self._count_output, handle, output)
 
-    def _count_output(self, name: str, output: torch.Tensor) -> None:
-        self._run.bins(f"activations/{name}", _numbers(output), binning=self._binning, every=self._every)
+    def _count_output(self, handle: BinsHandle, output: torch.Tensor) -> None:
+        handle.bins(_numbers(output))
 
 
 def _bare_names(module: nn.Module) -> Callable[[str], str]:

@@ -34,11 +34,14 @@ class RunReport:
         parts: The same.
         unread: Windows that never became records: the device failed or hung, memory ran out, or the rank that writes is
             gone. They are lost.
+        without_slot: Values that had no slot left in eager code, and series that had none in a context of compiled
+            code. They are lost.
     """
 
     def __init__(self, parts: Mapping[str, DeliveryReport] | None = None):
         self.parts = dict(parts or {})
         self.unread = 0
+        self.without_slot = 0
 
     @property
     def delivered(self) -> int:
@@ -67,6 +70,6 @@ class RunReport:
 
     def __repr__(self) -> str:
         """Return all numbers."""
-        names = ("delivered", "refused", "dropped", "undelivered", "failures", "unread")
+        names = ("delivered", "refused", "dropped", "undelivered", "failures", "unread", "without_slot")
         numbers = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"RunReport({numbers}, parts={self.parts!r})"

@@ -21,11 +21,13 @@ class HistogramState:
         moments: float64 [rows, MOMENTS], see `binning.Moment`.
         partials: float64 [rows, 1 + programs, PARTIAL_WIDTH], the kernels' scratch. The first place of a row is its
             ticket counter, zero between launches; [rows, 0, PARTIAL_WIDTH] on the CPU, where nothing needs it.
+        places: int64 [rows], for those who know the row: place k is row k.
     """
 
     counts: torch.Tensor
     moments: torch.Tensor
     partials: torch.Tensor
+    places: torch.Tensor
 
     def reset_(self, rows: int | None = None) -> None:
         """Empties rows in place, with asynchronous fills only.
@@ -53,6 +55,7 @@ def allocate(rows: int, device: torch.device | str) -> HistogramState:
         counts=torch.empty(rows, HEADER + CELLS, dtype=torch.int64, device=device),
         moments=torch.empty(rows, MOMENTS, dtype=torch.float64, device=device),
         partials=torch.zeros(rows, programs, PARTIAL_WIDTH, dtype=torch.float64, device=device),
+        places=torch.arange(rows, device=device),
     )
     state.reset_()
     return state

@@ -45,11 +45,11 @@ SUM_SQUARES = tl.constexpr(int(binning.Moment.SUM_SQUARES))
 MIN = tl.constexpr(int(binning.Moment.MIN))
 MAX = tl.constexpr(int(binning.Moment.MAX))
 
-# One row of the multi-tensor table, int64: which tensor, how many elements it has, which row of the bank it goes to,
+# One row of the multi-tensor table, int64: which tensor, how many elements it has, at which place it is logged,
 # which of its tiles this program takes, and which of how many segments that is.
 SEGMENT_TENSOR = tl.constexpr(0)
 SEGMENT_NUMEL = tl.constexpr(1)
-SEGMENT_ROW = tl.constexpr(2)
+SEGMENT_PLACE = tl.constexpr(2)
 SEGMENT_FIRST = tl.constexpr(3)
 SEGMENT_STOP = tl.constexpr(4)
 SEGMENT_INDEX = tl.constexpr(5)
@@ -309,8 +309,8 @@ def _count_segment(
 
 
 @triton.jit(
-    do_not_specialize=["numel", "tiles", "row", "every", "bins", "low", "closing", "width", "inverse_width"],
-    do_not_specialize_on_alignment=["values", "counts", "moments", "partials", "step"],
+    do_not_specialize=["numel", "tiles", "place", "every", "bins", "low", "closing", "width", "inverse_width"],
+    do_not_specialize_on_alignment=["values", "counts", "moments", "partials", "places", "step"],
 )
 def count_one(
     values,
@@ -319,8 +319,9 @@ def count_one(
     counts,
     moments,
     partials,
+    places,
     step,
-    row: tl.int64,
+    place: tl.int64,
     every: tl.int64,
     bins: tl.int32,
     low: tl.float64,
@@ -340,7 +341,8 @@ def count_one(
 ):
     """Counts one tensor, its tiles divided evenly among the programs. Does nothing off the cadence `every`."""
     now = tl.load(step)
-    if now % every == 0:
+    row = tl.load(places + place)
+    if (now % every == 0) & (row >= 0):
         segment = tl.program_id(0).to(tl.int64)
         segments = tl.num_programs(0).to(tl.int64)
         first = segment * tiles // segments
@@ -371,7 +373,7 @@ def count_one(
 
 @triton.jit(
     do_not_specialize=["every", "bins", "low", "closing", "width", "inverse_width"],
-    do_not_specialize_on_alignment=["table", "pointers", "counts", "moments", "partials", "step"],
+    do_not_specialize_on_alignment=["table", "pointers", "counts", "moments", "partials", "places", "step"],
 )
 def count_many(
     table,
@@ -379,6 +381,7 @@ def count_many(
     counts,
     moments,
     partials,
+    places,
     step,
     every: tl.int64,
     bins: tl.int32,
@@ -400,8 +403,9 @@ def count_many(
 ):
     """Counts many tensors of one dtype: each program reads in the table which segment of which tensor is its own."""
     now = tl.load(step)
-    if now % every == 0:
-        entry = table + tl.program_id(0) * SEGMENT_WIDTH
+    entry = table + tl.program_id(0) * SEGMENT_WIDTH
+    row = tl.load(places + tl.load(entry + SEGMENT_PLACE))
+    if (now % every == 0) & (row >= 0):
         address = tl.load(pointers + tl.load(entry + SEGMENT_TENSOR))
         _count_segment(
             address.to(tl.pointer_type(ELEMENT)),
@@ -411,7 +415,7 @@ def count_many(
             tl.load(entry + SEGMENT_INDEX),
             tl.load(entry + SEGMENT_COUNT),
             (counts, moments, partials),
-            tl.load(entry + SEGMENT_ROW),
+            row,
             now,
             (bins, low, closing, width, inverse_width),
             KIND,

@@ -45,7 +45,7 @@ class _Plan:
     """How a set of tensors is divided among programs, and where they lay last time.
 
     Attributes:
-        table: int64 [programs, SEGMENT_WIDTH], on the device. Depends on sizes and rows only.
+        table: int64 [programs, SEGMENT_WIDTH], on the device. Depends on sizes and places only.
         pointers: int64 [tensors], on the device.
         addresses: What `pointers` holds.
         is_captured: Whether a CUDA graph reads `table`, which must then never be freed.
@@ -66,8 +66,9 @@ def launch(
     counts: torch.Tensor,
     moments: torch.Tensor,
     partials: torch.Tensor,
+    places: torch.Tensor,
     step: torch.Tensor,
-    row: int,
+    place: int,
     every: int,
     kind: int,
     bins: int,
@@ -82,7 +83,7 @@ def launch(
     programs = min(tiles, partials.shape[1] - 1)
     with torch.cuda.device_of(counts):
         histogram.count_one[(programs,)](
-            flat, flat.numel(), tiles, counts, moments, partials, step, row, every, *numbers, **constants
+            flat, flat.numel(), tiles, counts, moments, partials, places, step, place, every, *numbers, **constants
         )
 
 
@@ -91,8 +92,9 @@ def launch_many(
     counts: torch.Tensor,
     moments: torch.Tensor,
     partials: torch.Tensor,
+    places: torch.Tensor,
     step: torch.Tensor,
-    rows: Sequence[int],
+    at: Sequence[int],
     every: int,
     kind: int,
     bins: int,
@@ -101,9 +103,9 @@ def launch_many(
 ) -> None:
     """Counts many tensors in one launch for each dtype. Arguments as for the operator, see ops.py."""
     groups: dict[torch.dtype, list[tuple[torch.Tensor, int]]] = {}
-    for tensor, row in zip(values, rows, strict=True):
+    for tensor, place in zip(values, at, strict=True):
         flat = _flatten(tensor)
-        groups.setdefault(flat.dtype, []).append((flat, row))
+        groups.setdefault(flat.dtype, []).append((flat, place))
     with torch.cuda.device_of(counts):
         for dtype, group in groups.items():
             constants: dict[str, Any] = {
@@ -118,6 +120,7 @@ def launch_many(
                 counts,
                 moments,
                 partials,
+                places,
                 step,
                 every,
                 *numbers,
@@ -199,16 +202,16 @@ def _locate(
 ) -> tuple[_Plan, torch.Tensor]:
     """The plan for a group of flat tensors, and the device table of their addresses."""
     sizes = tuple(flat.numel() for flat, _ in group)
-    rows = tuple(row for _, row in group)
+    at = tuple(place for _, place in group)
     addresses = tuple(flat.data_ptr() for flat, _ in group)
     most = partials.shape[1] - 1
-    key = (partials.device, dtype, most, sizes, rows)
+    key = (partials.device, dtype, most, sizes, at)
     if _is_capturing(partials):
         return _locate_captured(key, addresses)
     stream = torch.cuda.current_stream(partials.device) if partials.is_cuda else None
     plan = _plans.get((key, stream))
     if plan is None:
-        segments = _segments(sizes, rows, dtype, most)
+        segments = _segments(sizes, at, dtype, most)
         # torch.compile runs what it will capture once with all allocations of its thread in the graph's memory pool,
         # and raises an error if one outlives the run. What another thread allocates is none of the pool's.
         with ThreadPoolExecutor(1) as thread:
@@ -261,15 +264,15 @@ def _forget_old_plans() -> None:
         del _plans[key]
 
 
-def _segments(sizes: Sequence[int], rows: Sequence[int], dtype: torch.dtype, most: int) -> list[list[int]]:
+def _segments(sizes: Sequence[int], at: Sequence[int], dtype: torch.dtype, most: int) -> list[list[int]]:
     """The rows of the table, longest segments first. A tensor has at most `most` segments: its places in partials."""
     tiles = [_tiles(numel, dtype) for numel in sizes]
     even_share = -(-sum(tiles) // (most * _SEGMENTS_PER_PROGRAM))
     table = []
-    for tensor, (numel, row) in enumerate(zip(sizes, rows, strict=True)):
+    for tensor, (numel, place) in enumerate(zip(sizes, at, strict=True)):
         share = max(even_share, -(-tiles[tensor] // most))
         count = -(-tiles[tensor] // share)
         for index in range(count):
             first, stop = index * share, min((index + 1) * share, tiles[tensor])
-            table.append([tensor, numel, row, first, stop, index, count])
+            table.append([tensor, numel, place, first, stop, index, count])
     return sorted(table, key=lambda segment: segment[3] - segment[4])

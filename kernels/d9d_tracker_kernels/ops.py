@@ -1,6 +1,10 @@
 """The operators `d9d_tracker::histogram_` and `histogram_many_`: registration, checks and dispatch.
 
 They are opaque to the compiler and mutate the bank in place: Inductor calls them on the bank itself, without a copy.
+
+Which row of the bank is counted into is data: `places`, int64 [n] on the device, says for each place which row it means
+now, and -1 that it means none. So code that was compiled or captured with a place can be told to count elsewhere.
+
 `Library.define` and `impl` cost about 2 us a call where `torch.library.custom_op` costs 12.
 """
 
@@ -26,17 +30,20 @@ SUPPORTED_DTYPES = frozenset(
     }
 )
 
-_STATE = "Tensor(a!) counts, Tensor(b!) moments, Tensor(c!) partials, Tensor step"
+_STATE = "Tensor(a!) counts, Tensor(b!) moments, Tensor(c!) partials, Tensor places, Tensor step"
 _BINNING = "int every, int kind, int bins, float low, float high"
 
 _library = torch.library.Library("d9d_tracker", "DEF")
-_library.define(f"histogram_(Tensor values, {_STATE}, int row, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(
-    f"histogram_many_(Tensor[] values, {_STATE}, int[] rows, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
+    f"histogram_(Tensor values, {_STATE}, int place, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
+)
+_library.define(
+    f"histogram_many_(Tensor[] values, {_STATE}, int[] at, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
 )
 
 _library.define(
-    "add_counts_(Tensor values, Tensor(a!) counts, Tensor(b!) moments, Tensor step, int row, int every) -> ()",
+    "add_counts_(Tensor values, Tensor(a!) counts, Tensor(b!) moments, Tensor places, Tensor step, int place, "
+    "int every) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -74,20 +81,20 @@ def dense_move(values: torch.Tensor) -> str:
     return "its coalesce().values()" if values.layout == torch.sparse_coo else "its to_dense()"
 
 
-def _check(values, counts, rows, every, kind, bins, low, high) -> None:
+def _check(values, counts, places, at, every, kind, bins, low, high) -> None:
     """Refuses a call as a whole, before anything is counted.
 
     Raises:
         TypeError: See `check_values`.
-        ValueError: Tensors and rows that do not pair up one to one, a row that is none of the bank's, a cadence below
+        ValueError: Tensors and places that do not pair up one to one, a place that the table lacks, a cadence below
             1, a binning that makes no sense, or a tensor on another device.
     """
-    if len(values) != len(rows):
-        raise ValueError(f"{len(values)} tensors for {len(rows)} rows: pass one row for each tensor")
-    if len(set(rows)) != len(rows):
-        raise ValueError("a row is named twice: pass each series once a call")
-    if rows and not (min(rows) >= 0 and max(rows) < counts.shape[0]):
-        raise ValueError(f"rows={rows}: the bank has rows 0 to {counts.shape[0] - 1}")
+    if len(values) != len(at):
+        raise ValueError(f"{len(values)} tensors for {len(at)} places: pass one place for each tensor")
+    if len(set(at)) != len(at):
+        raise ValueError("a place is named twice: pass each series once a call")
+    if at and not (min(at) >= 0 and max(at) < places.shape[0]):
+        raise ValueError(f"at={at}: there are places 0 to {places.shape[0] - 1}")
     _check_settings(every, kind, bins, low, high)
     for tensor in values:
         check_values(tensor, counts.device)
@@ -100,61 +107,68 @@ def _check_settings(every: int, kind: int, bins: int, low: float, high: float) -
     validate(kind, bins, low, high)
 
 
-def _histogram_cpu(values, counts, moments, partials, step, row, every, kind, bins, low, high) -> None:
-    _histogram_many_cpu([values], counts, moments, partials, step, [row], every, kind, bins, low, high)
+def _rows(places: torch.Tensor, at: list[int]) -> list[int]:
+    table = places.numpy()
+    return [int(table[place]) for place in at]
 
 
-def _histogram_many_cpu(values, counts, moments, partials, step, rows, every, kind, bins, low, high) -> None:
-    _check(values, counts, rows, every, kind, bins, low, high)
+def _histogram_cpu(values, counts, moments, partials, places, step, place, every, kind, bins, low, high) -> None:
+    _histogram_many_cpu([values], counts, moments, partials, places, step, [place], every, kind, bins, low, high)
+
+
+def _histogram_many_cpu(values, counts, moments, partials, places, step, at, every, kind, bins, low, high) -> None:
+    _check(values, counts, places, at, every, kind, bins, low, high)
     now = int(step)
     if now % every == 0:
-        for tensor, row in zip(values, rows, strict=True):
-            reference.histogram_(tensor, counts, moments, now, row, kind, bins, low, high)
+        for tensor, row in zip(values, _rows(places, at), strict=True):
+            if row >= 0:
+                reference.histogram_(tensor, counts, moments, now, row, kind, bins, low, high)
 
 
-def _histogram_cuda(values, counts, moments, partials, step, row, every, kind, bins, low, high) -> None:
+def _histogram_cuda(values, counts, moments, partials, places, step, place, every, kind, bins, low, high) -> None:
     from d9d_tracker_kernels import launch  # needs triton, which a CPU-only installation lacks
 
-    _check([values], counts, [row], every, kind, bins, low, high)
-    launch.launch(values, counts, moments, partials, step, row, every, kind, bins, low, high)
+    _check([values], counts, places, [place], every, kind, bins, low, high)
+    launch.launch(values, counts, moments, partials, places, step, place, every, kind, bins, low, high)
 
 
-def _histogram_many_cuda(values, counts, moments, partials, step, rows, every, kind, bins, low, high) -> None:
+def _histogram_many_cuda(values, counts, moments, partials, places, step, at, every, kind, bins, low, high) -> None:
     from d9d_tracker_kernels import launch
 
-    _check(values, counts, rows, every, kind, bins, low, high)
-    launch.launch_many(values, counts, moments, partials, step, rows, every, kind, bins, low, high)
+    _check(values, counts, places, at, every, kind, bins, low, high)
+    launch.launch_many(values, counts, moments, partials, places, step, at, every, kind, bins, low, high)
 
 
-def _histogram_fake(values, counts, moments, partials, step, row, every, kind, bins, low, high) -> None:
-    _check([values], counts, [row], every, kind, bins, low, high)
+def _histogram_fake(values, counts, moments, partials, places, step, place, every, kind, bins, low, high) -> None:
+    _check([values], counts, places, [place], every, kind, bins, low, high)
 
 
-def _histogram_many_fake(values, counts, moments, partials, step, rows, every, kind, bins, low, high) -> None:
-    _check(values, counts, rows, every, kind, bins, low, high)
+def _histogram_many_fake(values, counts, moments, partials, places, step, at, every, kind, bins, low, high) -> None:
+    _check(values, counts, places, at, every, kind, bins, low, high)
 
 
-def _check_counts(values, counts, row, every) -> None:
+def _check_counts(values, counts, places, place, every) -> None:
     if values.dim() != 1 or values.dtype.is_floating_point or not 1 <= values.numel() <= CELLS - 2:
         raise ValueError(f"counts are a vector of 1 to {CELLS - 2} integers, not {values.dtype} {list(values.shape)}")
-    _check([values], counts, [row], every, INTEGER, values.numel(), 0.0, 0.0)
+    _check([values], counts, places, [place], every, INTEGER, values.numel(), 0.0, 0.0)
 
 
-def _add_counts_cpu(values, counts, moments, step, row, every) -> None:
-    _check_counts(values, counts, row, every)
-    if int(step) % every == 0:
+def _add_counts_cpu(values, counts, moments, places, step, place, every) -> None:
+    _check_counts(values, counts, places, place, every)
+    (row,) = _rows(places, [place])
+    if row >= 0 and int(step) % every == 0:
         reference.add_counts_(values, counts, moments, int(step), row)
 
 
-def _add_counts_cuda(values, counts, moments, step, row, every) -> None:
+def _add_counts_cuda(values, counts, moments, places, step, place, every) -> None:
     from d9d_tracker_kernels import ready_counts
 
-    _check_counts(values, counts, row, every)
-    ready_counts.launch(values, counts, moments, step, row, every)
+    _check_counts(values, counts, places, place, every)
+    ready_counts.launch(values, counts, moments, places, step, place, every)
 
 
-def _add_counts_fake(values, counts, moments, step, row, every) -> None:
-    _check_counts(values, counts, row, every)
+def _add_counts_fake(values, counts, moments, places, step, place, every) -> None:
+    _check_counts(values, counts, places, place, every)
 
 
 _library.impl("add_counts_", _add_counts_cpu, "CPU")

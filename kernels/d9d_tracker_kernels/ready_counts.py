@@ -11,23 +11,32 @@ from d9d_tracker_kernels.histogram import CALLS, CELLS, HEADER, LAST_STEP, MAX, 
 
 
 def launch(
-    values: torch.Tensor, counts: torch.Tensor, moments: torch.Tensor, step: torch.Tensor, row: int, every: int
+    values: torch.Tensor,
+    counts: torch.Tensor,
+    moments: torch.Tensor,
+    places: torch.Tensor,
+    step: torch.Tensor,
+    place: int,
+    every: int,
 ) -> None:
     """Adds counts in one launch. Arguments as for the operator, see ops.py."""
-    places = max(128, triton.next_power_of_2(values.numel()))
+    width = max(128, triton.next_power_of_2(values.numel()))
     with torch.cuda.device_of(counts):
-        add_counts[(1,)](values.contiguous(), values.numel(), counts, moments, step, row, every, PLACES=places)
+        add_counts[(1,)](values.contiguous(), values.numel(), counts, moments, places, step, place, every, WIDTH=width)
 
 
 @triton.jit(
-    do_not_specialize=["numel", "row", "every"],
-    do_not_specialize_on_alignment=["values", "counts", "moments", "step"],
+    do_not_specialize=["numel", "place", "every"],
+    do_not_specialize_on_alignment=["values", "counts", "moments", "places", "step"],
 )
-def add_counts(values, numel: tl.int32, counts, moments, step, row: tl.int64, every: tl.int64, PLACES: tl.constexpr):
+def add_counts(
+    values, numel: tl.int32, counts, moments, places, step, place: tl.int64, every: tl.int64, WIDTH: tl.constexpr
+):
     """Adds values[k] to the cell of the integer k. One program: nobody else touches the row meanwhile."""
     now = tl.load(step)
-    if now % every == 0:
-        k = tl.arange(0, PLACES)
+    row = tl.load(places + place)
+    if (now % every == 0) & (row >= 0):
+        k = tl.arange(0, WIDTH)
         mask = k < numel
         number = tl.load(values + k, mask=mask, other=0).to(tl.int64)
         header = counts + row * (HEADER + CELLS)

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from d9d_tracker.accumulator.registry import REDUCTIONS, ScalarSeries
-from d9d_tracker.accumulator.scalars import COUNT, ScalarBank, finalize
+from d9d_tracker.accumulator.scalars import COUNT, ScalarBank, _merge_at, finalize
 
 SLOTS = 12
+# Which slot each place means: in the tests, compiled code says SLOTS - 1 - slot where eager code says slot.
+PLACES = torch.arange(SLOTS).flip(0)
 
 
 class Reference:
@@ -43,16 +45,31 @@ def writes(reduce):
     yield [4, 5, 6, 9], [1.0, 2.0, 3.0, 4.0], None
 
 
+def places_of(slots):
+    return [SLOTS - 1 - slot for slot in slots]
+
+
 def write_op(bank, slots, values, reduce, weight):
     bank.write(slots, values, reduce, weight)
 
 
+def write_op_at_places(bank, slots, values, reduce, weight):
+    bank.write(places_of(slots), values, reduce, weight, PLACES)
+
+
+def write_at(bank, slots, values, reduce, weight):
+    """What the operator does on a GPU, where only the device knows the slots."""
+    tensors, lane, factor = traced(bank, values, reduce, weight)
+    value = torch.stack([tensor.reshape(()) for tensor in tensors])
+    _merge_at(bank.current, torch.tensor(slots), value, lane, 1.0 if factor is None else factor, factor is not None)
+
+
 def write_whole(bank, slots, values, reduce, weight):
-    bank._write_whole(slots, *traced(bank, values, reduce, weight))
+    bank._write_whole(PLACES, places_of(slots), *traced(bank, values, reduce, weight))
 
 
 def write_cells(bank, slots, values, reduce, weight):
-    bank._write_cells(slots, *traced(bank, values, reduce, weight))
+    bank._write_cells(PLACES, places_of(slots), *traced(bank, values, reduce, weight))
 
 
 def traced(bank, values, reduce, weight):
@@ -64,16 +81,33 @@ def traced(bank, values, reduce, weight):
 
 @pytest.mark.parametrize("kind", [float, torch.tensor], ids=["numbers", "tensors"])
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-@pytest.mark.parametrize("write", [write_op, write_whole, write_cells])
+@pytest.mark.parametrize("write", [write_op, write_op_at_places, write_at, write_whole, write_cells])
 def test_writes_equal_plain_python(write, reduce, kind):
     bank, reference = ScalarBank(1, SLOTS, torch.device("cpu")), Reference()
     for slots, values, weight in writes(reduce):
         write(bank, slots, [kind(value) for value in values], reduce, None if weight is None else kind(weight))
         reference.write(slots, values, 1.0 if weight is None else weight)
-    (found,) = finalize(bank.current.numpy()[None], [ScalarSeries("x", (), reduce)] * SLOTS)
+    (found,) = finalize(bank.current[:, :-1].numpy()[None], [ScalarSeries("x", (), reduce)] * SLOTS)
     for slot, values in reference.values.items():
         assert bank.current[COUNT, slot] == len(values)
         assert found[slot] == pytest.approx(reference.result(slot, reduce), rel=1e-15, nan_ok=True)
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+@pytest.mark.parametrize("write", ["write_op", "_write_whole", "_write_cells", "_merge_at"])
+def test_what_has_no_slot_touches_no_other(write, reduce):
+    bank = ScalarBank(1, SLOTS, torch.device("cpu"))
+    before = bank.current[:, :-1].clone()
+    nowhere = torch.tensor([-1, -1])
+    values = [torch.tensor(2.0), torch.tensor(3.0)]
+    tensors, lane, _ = traced(bank, values, reduce, None)
+    if write == "write_op":
+        bank.write([0, 1], values, reduce, None, nowhere)
+    elif write == "_merge_at":
+        _merge_at(bank.current, nowhere, torch.stack(tensors), lane, 1.0, False)
+    else:
+        getattr(bank, write)(nowhere, [0, 1], tensors, lane, None)
+    assert torch.equal(bank.current[:, :-1], before)
 
 
 def test_each_slot_is_finalized_by_its_own_reduction():
@@ -81,7 +115,7 @@ def test_each_slot_is_finalized_by_its_own_reduction():
     for slot, reduce in enumerate(REDUCTIONS):
         for value in (3.0, 5.0, 4.0):
             write_op(bank, [slot], [value], reduce, None)
-    rows = bank.current.numpy()[None].repeat(2, axis=0)
+    rows = bank.current[:, :-1].numpy()[None].repeat(2, axis=0)
     expected = {"mean": 4.0, "sum": 12.0, "min": 3.0, "max": 5.0, "last": 4.0}
     scalars = [ScalarSeries(reduce, (), reduce) for reduce in REDUCTIONS]
     assert finalize(rows, scalars).tolist() == 2 * [[expected[reduce] for reduce in REDUCTIONS]]

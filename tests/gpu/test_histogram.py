@@ -18,6 +18,7 @@ from d9d_tracker_kernels import (
     INTEGER,
     LINEAR,
     SUPPORTED_DTYPES,
+    add_counts_,
     allocate,
     cell_edges,
     histogram_,
@@ -53,7 +54,7 @@ def counting(request, monkeypatch):
 
 
 def buffers(state):
-    return state.counts, state.moments, state.partials
+    return state.counts, state.moments, state.partials, state.places
 
 
 def check(values, binning):
@@ -154,6 +155,28 @@ def test_there_is_no_wait_for_the_gpu():
         histogram_many_([moved], *args, [1], 1, *EXPONENTIAL_BINNING)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_replay_counts_where_the_table_says_now():
+    values, state = torch.randn(3000, device="cuda"), allocate(4, "cuda")
+    step, places = torch.zeros(1, dtype=torch.int64).cuda(), torch.tensor([0, 1]).cuda()
+    bank = (state.counts, state.moments, state.partials, places)
+
+    def train():
+        histogram_(values, *bank, step, 0, 1, *EXPONENTIAL_BINNING)
+        histogram_many_([values[:1000]], *bank, step, [1], 1, *EXPONENTIAL_BINNING)
+        add_counts_(torch.ones(5, dtype=torch.int64, device="cuda"), *bank[:2], places, step, 1, 1)
+
+    train()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        train()
+    torch.cuda.synchronize()
+    state.reset_()
+    for meaning in ([2, 3], [-1, 2], [3, -1]):
+        places.copy_(torch.tensor(meaning))
+        graph.replay()
+    assert state.counts[:, HEADER:].sum(1).tolist() == [0, 0, 3000 + 1005, 1005 + 3000]
 
 
 def test_cuda_graphs_replay_with_the_cadence():

@@ -53,11 +53,13 @@ TILE = {4: 8192, 2: 8192, 1: 8192, 8: 4096}
 def bank(rows, programs=3):
     """A bank on the CPU with the scratch that `allocate` gives GPUs only."""
     state = allocate(rows, "cpu")
-    return HistogramState(state.counts, state.moments, torch.zeros(rows, 1 + programs, 4, dtype=torch.float64))
+    return HistogramState(
+        state.counts, state.moments, torch.zeros(rows, 1 + programs, 4, dtype=torch.float64), state.places
+    )
 
 
 def buffers(state):
-    return state.counts, state.moments, state.partials
+    return state.counts, state.moments, state.partials, state.places
 
 
 def check(values, binning, programs=3, every=1):

@@ -16,6 +16,7 @@ from d9d_tracker_kernels import (
     INTEGER,
     LAST_STEP,
     LINEAR,
+    add_counts_,
     allocate,
     check_values,
     histogram_,
@@ -38,7 +39,7 @@ def step():
 
 
 def buffers(state):
-    return state.counts, state.moments, state.partials
+    return state.counts, state.moments, state.partials, state.places
 
 
 def test_the_cpu_path_is_the_reference(state, step, monkeypatch):
@@ -66,6 +67,18 @@ def test_the_cadence_follows_the_step_tensor(state, step):
         step.fill_(now)
         histogram_many_([torch.ones(5)], *buffers(state), step, [1], 4, *EXPONENTIAL_BINNING)
     assert state.counts[1, [CALLS, LAST_STEP]].tolist() == [3, 8]
+
+
+def test_a_place_means_the_row_that_the_table_says_and_minus_one_none(state, step):
+    places = torch.tensor([3, -1])
+    bank = (state.counts, state.moments, state.partials, places)
+    histogram_(torch.ones(5), *bank, step, 0, 1, *EXPONENTIAL_BINNING)
+    histogram_(torch.ones(5), *bank, step, 1, 1, *EXPONENTIAL_BINNING)
+    places.copy_(torch.tensor([-1, 2]))
+    histogram_many_([torch.ones(5), torch.ones(7)], *bank, step, [0, 1], 1, *EXPONENTIAL_BINNING)
+    add_counts_(torch.tensor([4]), state.counts, state.moments, places, step, 0, 1)
+    assert state.counts[:, HEADER:].sum(1).tolist() == [0, 0, 7, 5]
+    assert state.counts[:, CALLS].tolist() == [0, 0, 1, 1]
 
 
 def test_many_equals_one_by_one(state, step):
@@ -110,9 +123,9 @@ def test_another_device_is_refused(state, step):
 def test_the_operator_itself_refuses_too(state, step):
     with pytest.raises(TypeError, match="complex64"):
         histogram_(torch.zeros(2, dtype=torch.complex64), *buffers(state), step, 0, 1, *LINEAR_BINNING)
-    with pytest.raises(ValueError, match="2 tensors for 1 rows"):
+    with pytest.raises(ValueError, match="2 tensors for 1 places"):
         histogram_many_([torch.zeros(2)] * 2, *buffers(state), step, [0], 1, *LINEAR_BINNING)
-    with pytest.raises(ValueError, match="a row is named twice"):
+    with pytest.raises(ValueError, match="a place is named twice"):
         histogram_many_([torch.zeros(2)] * 2, *buffers(state), step, [1, 1], 1, *LINEAR_BINNING)
     with pytest.raises(ValueError, match="move one of them"):
         histogram_many_(
@@ -124,8 +137,8 @@ def test_the_operator_itself_refuses_too(state, step):
 @pytest.mark.parametrize(
     ("row", "every", "binning", "message"),
     [
-        (4, 1, EXPONENTIAL_BINNING, r"rows=\[4.*: the bank has rows 0 to 3"),
-        (-1, 1, EXPONENTIAL_BINNING, r"rows=\[-1"),
+        (4, 1, EXPONENTIAL_BINNING, r"at=\[4.*: there are places 0 to 3"),
+        (-1, 1, EXPONENTIAL_BINNING, r"at=\[-1"),
         (0, 0, EXPONENTIAL_BINNING, "every=0: pass 1 or more"),
         (0, 1, (7, 2048, 0.0, 0.0), "unknown kind of binning 7"),
         (0, 1, (EXPONENTIAL, 4096, 0.0, 0.0), "512, 1024 or 2048 bins, not 4096"),
@@ -189,13 +202,14 @@ def test_exported_it_stays_one_call(state, step):
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            for name, buffer in zip(("counts", "moments", "partials"), buffers(state), strict=True):
+            for name, buffer in zip(("counts", "moments", "partials", "places"), buffers(state), strict=True):
                 self.register_buffer(name, buffer)
             self.register_buffer("step", step)
 
         def forward(self, x):
             y = x * 2
-            histogram_(y, self.counts, self.moments, self.partials, self.step, 1, 1, *EXPONENTIAL_BINNING)
+            bank = (self.counts, self.moments, self.partials, self.places)
+            histogram_(y, *bank, self.step, 1, 1, *EXPONENTIAL_BINNING)
             return y
 
     program = torch.export.export(Model(), (torch.ones(6),))
@@ -220,4 +234,4 @@ def test_fakes_take_more_than_two_to_the_31_elements():
 def test_the_operators_pass_torchs_own_checks(state, step):
     args = (torch.randn(9), *buffers(state), step, 0, 1, *LINEAR_BINNING)
     torch.library.opcheck(histogram_, args)
-    torch.library.opcheck(histogram_many_, ([args[0]], *args[1:5], [0], *args[6:]))
+    torch.library.opcheck(histogram_many_, ([args[0]], *args[1:6], [0], *args[7:]))

@@ -105,7 +105,7 @@ def check(case: Case, change=lambda text: text) -> int:
     values = _values(case)
     partials = torch.zeros(ROWS, PARTIALS_PLACES, 4, dtype=torch.float64)
     actual, expected = allocate(ROWS, "cpu"), allocate(ROWS, "cpu")
-    actual = HistogramState(actual.counts, actual.moments, partials)
+    actual = HistogramState(actual.counts, actual.moments, partials, actual.places)
     memory = GlobalMemory()
     # What lies before the first value, up to the 16-byte boundary, is read, too, but must not be counted.
     before = np.full(case.offset * case.dtype.itemsize, 0xFF, np.uint8)
@@ -115,17 +115,19 @@ def check(case: Case, change=lambda text: text) -> int:
         memory.place(name, getattr(actual, name).numpy(), is_writable=True)
         for name in ("counts", "moments", "partials")
     ]
+    # Which row each place means: the launches must count into ROW, by way of it, and skip the place that means none.
+    bank.append(memory.place("places", np.array([-1, 2, ROW])))
     step = memory.place("the step", np.array([STEP]))
     numbers = launching._numbers(*case.binning, case.dtype in launching._FLOAT64_DTYPES)
     tiles = launching._tiles(values.numel(), case.dtype)
     if case.many:
-        table = np.array(launching._segments([0, values.numel()], [ROW + 1, ROW], case.dtype, case.programs))
-        tensors = memory.place("pointers", np.array([address, address]))
+        table = np.array(launching._segments([0, values.numel(), values.numel()], [1, 2, 0], case.dtype, case.programs))
+        tensors = memory.place("pointers", np.array([address, address, address]))
         blocks, arguments = len(table), [memory.place("the table", table), tensors, *bank, step, 2, *numbers]
         reference.histogram_(values[:0], expected.counts, expected.moments, STEP, ROW + 1, *case.binning)
     else:
         blocks = min(tiles, case.programs)
-        arguments = [address, values.numel(), tiles, *bank, step, ROW, 2, *numbers]
+        arguments = [address, values.numel(), tiles, *bank, step, 2, 2, *numbers]
     text = program.read(change(compiled.asm["ptx"]), compiled.metadata.shared)
     executed = launch(text, memory, arguments, launching.THREADS, blocks, random.Random(case.seed))
     reference.histogram_(values, expected.counts, expected.moments, STEP, ROW, *case.binning)

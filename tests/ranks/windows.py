@@ -24,6 +24,8 @@ def window_of(
     populations = populations or {}
     steps = sorted({*scalars, *populations}) if steps is None else steps
     buffers = Buffers(AccumulatorConfig(device="cpu", sync_every=1 + len(steps), max_scalars=32, max_histograms=8))
+    # A scalar and a histogram series of one name, which a run refuses.
+    buffers.scalar_series.other = buffers.histogram_series.other = None
     binning = ExponentialBinning()
     for step in steps:
         if step > buffers.clock.step:
@@ -40,7 +42,8 @@ def window_of(
             slot = buffers.histogram_series.slot(HistogramSeries(name, (), binning))
             bank = buffers.histograms
             histogram_(
-                torch.tensor(values), bank.counts, bank.moments, bank.partials, buffers.device_step, slot, 1,
+                torch.tensor(values), bank.counts, bank.moments, bank.partials, bank.places,
+                buffers.device_step, slot, 1,
                 *binning.parameters(),
             )  # fmt: skip
     buffers.close_window()

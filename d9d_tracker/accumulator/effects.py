@@ -20,42 +20,48 @@ _TRACING_A_BACKWARD = frozenset({"_method_register_hook", "trace_backward_graph"
 
 _library = torch.library.Library("d9d_tracker", "FRAGMENT")
 _library.define(
-    "merge_scalars_in_backward(str token, int[] slots, Tensor[] values, int lane, Tensor? weight) -> ()",
+    "merge_scalars_with_effect(str token, Tensor? places, int[] at, Tensor[] values, int lane, Tensor? weight) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    "histogram_in_backward(str token, Tensor[] values, int[] rows, int every, int kind, int bins, "
+    "histogram_with_effect(str token, Tensor? places, Tensor[] values, int[] at, int every, int kind, int bins, "
     "float low, float high) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    "add_counts_in_backward(str token, Tensor values, int row, int every) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
+    "add_counts_with_effect(str token, Tensor values, int at, int every) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
 )
 
 
 def _merge_scalars(
     token: str,
-    slots: list[int],
+    places: torch.Tensor | None,
+    at: list[int],
     values: list[torch.Tensor],
     lane: int,
     weight: torch.Tensor | None,
 ) -> None:
-    current = runs[token].buffers.scalars.current
-    torch.ops.d9d_tracker.merge_scalars_(current, slots, values, [], lane, weight, 1.0)
+    buffers = runs[token].buffers
+    table = buffers.places.table if places is None else places
+    torch.ops.d9d_tracker.merge_scalars_(buffers.scalars.current, table, at, values, [], lane, weight, 1.0)
 
 
-def _histogram(token: str, values: list[torch.Tensor], rows: list[int], *parameters: Any) -> None:
-    runs[token].buffers.count(values, rows, *parameters)
+def _histogram(
+    token: str, places: torch.Tensor | None, values: list[torch.Tensor], at: list[int], *parameters: Any
+) -> None:
+    buffers = runs[token].buffers
+    buffers.count(values, at, *parameters, places=buffers.places.table if places is None else places)
 
 
-def _add_counts(token: str, values: torch.Tensor, row: int, every: int) -> None:
-    runs[token].buffers.add_counts(values, row, every)
+def _add_counts(token: str, values: torch.Tensor, at: int, every: int) -> None:
+    buffers = runs[token].buffers
+    buffers.add_counts(values, at, every, buffers.places.table)
 
 
 for _name, _function in (
-    ("merge_scalars_in_backward", _merge_scalars),
-    ("histogram_in_backward", _histogram),
-    ("add_counts_in_backward", _add_counts),
+    ("merge_scalars_with_effect", _merge_scalars),
+    ("histogram_with_effect", _histogram),
+    ("add_counts_with_effect", _add_counts),
 ):
     _library.impl(_name, _function, "CPU")
     _library.impl(_name, _function, "CUDA")

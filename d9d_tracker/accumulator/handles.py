@@ -1,0 +1,91 @@
+"""Handles: series that a module holds, so that code shared by many modules logs each of them under its own name."""
+
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from d9d_tracker.base import BinsHandle, ScalarHandle
+
+from .arguments import Number
+from .places import Places
+from .registry import HistogramSeries, Reduction, ScalarSeries
+
+# What compiled code reads of a handle is a guard, and handles that differ in it share no code. So it reads neither the
+# series nor the place: a table of its own is its input.
+
+
+class AccumulatingScalarHandle(ScalarHandle):
+    """A scalar series, from ``AccumulatingRun.scalar_series``.
+
+    Args:
+        run: Where it logs.
+        series: The series, with the context of the handle alone.
+        places: Gives it its place.
+
+    Attributes:
+        series: The same.
+        reduce: The reduction.
+        place: Its place.
+        table: The table of this place alone.
+    """
+
+    def __init__(self, run: Any, series: ScalarSeries, places: Places):
+        super().__init__(run, series.name, dict(series.context))
+        self._run = run
+        self.series = series
+        self.reduce: Reduction = series.reduce
+        self.place = places.claim(series)
+        self.table = places.entry(self.place)
+
+    @override
+    def scalar(self, value: Number, *, weight: Number | None = None) -> None:
+        """Merge one number into the point of the current step.
+
+        Args:
+            value: See ``AccumulatingRun.scalar``.
+            weight: See ``AccumulatingRun.scalar``.
+
+        Raises:
+            TrackerTypeError: See ``AccumulatingRun.scalar``.
+            TrackerValueError: See ``AccumulatingRun.scalar``.
+        """
+        self._run.merge_at(self, value, weight)
+
+
+class AccumulatingBinsHandle(BinsHandle):
+    """A histogram series, from ``AccumulatingRun.bins_series``.
+
+    Args:
+        run: Where it logs.
+        series: The series, with the context of the handle alone.
+        every: Its cadence in steps.
+        places: Gives it its place.
+
+    Attributes:
+        series: The same.
+        parameters: Cadence and binning, as the operators take them.
+        place: Its place.
+        table: The table of this place alone.
+    """
+
+    def __init__(self, run: Any, series: HistogramSeries, every: int, places: Places):
+        super().__init__(run, series.name, dict(series.context))
+        self._run = run
+        self.series = series
+        self.parameters = (every, *series.binning.parameters())
+        self.place = places.claim(series)
+        self.table = places.entry(self.place)
+
+    @override
+    def bins(self, values: torch.Tensor) -> None:
+        """Count a population into the histogram of the current window.
+
+        Args:
+            values: See ``AccumulatingRun.bins``.
+
+        Raises:
+            TrackerTypeError: See ``AccumulatingRun.bins``.
+            TrackerValueError: See ``AccumulatingRun.bins``.
+        """
+        self._run.count_at(self, values)

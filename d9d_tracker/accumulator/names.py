@@ -1,0 +1,35 @@
+"""Names that cost graphs: a warning that says where, and what to do."""
+
+import logging
+from collections import defaultdict
+
+from .tracing import compilation, user_line
+
+logger = logging.getLogger("d9d_tracker")
+
+_MOST_GRAPHS = 4
+
+_graphs: dict[str, dict[str, str]] = defaultdict(dict)  # by line of code: the graph that each name was first met in
+
+
+def warn_of_names(name: str) -> None:
+    """Warn, while tracing, when a line has cost its fourth graph because it logged under yet another name.
+
+    Args:
+        name: Name of the series.
+    """
+    graph, line = compilation(), user_line()
+    if graph is None or line is None:
+        return
+    names = _graphs[line]
+    if len(names) >= _MOST_GRAPHS or name in names or graph in names.values():
+        return
+    names[name] = graph
+    if len(names) == _MOST_GRAPHS:
+        logger.warning(
+            "%s was compiled %d times because it logs under another name each time (%s): give each module a handle, "
+            "made once by run.scalar_series(name) or run.bins_series(name), and log to that",
+            line,
+            _MOST_GRAPHS,
+            ", ".join(repr(name) for name in names),
+        )
