@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx bench bench-gpu
+.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx matrix bench bench-gpu
 
 help:
 	@echo "make demo       train a small network and track it with Aim"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-gpu   what only a GPU can show"
 	@echo "make test-kill  the crash harness with KILLS=200 kills"
 	@echo "make test-ptx   the compiled kernels executed on the CPU, CASES=5000 random cases and every variant"
+	@echo "make matrix     the compile, accumulator and kernel tests on several versions of torch, which takes gigabytes"
 	@echo "make bench      the benchmarks of the CPU"
 	@echo "make bench-gpu  the benchmarks of a GPU"
 
@@ -53,6 +54,9 @@ test-gpu: $(VENV)/dev
 KILLS ?= 200
 test-kill: $(VENV)/dev
 	KILLS=$(KILLS) $(RUN) -m pytest tests/resume/test_kill.py -k no_trace -s
+
+matrix:
+	.ci/matrix
 
 CASES ?= 5000
 test-ptx: $(VENV)/dev

@@ -3,18 +3,12 @@
 from typing import NoReturn
 
 import torch
-from torch._dynamo.exc import UserError, UserErrorType
+
+from .tracing import TraceError
 
 
-class TrackerError(UserError):
-    """Base of the errors that a call on a run raises.
-
-    It derives from Dynamo's ``UserError`` because that is the one kind of exception that leaves a trace as itself: any
-    other becomes ``torch._dynamo.exc.Unsupported`` and loses its type.
-    """
-
-    def __init__(self, message: str):
-        super().__init__(UserErrorType.INVALID_INPUT, message)
+class TrackerError(TraceError):
+    """Base of the errors that a call on a run raises: it leaves a trace as itself."""
 
 
 class TrackerValueError(TrackerError, ValueError):

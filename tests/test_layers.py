@@ -11,14 +11,15 @@ PACKAGE = ROOT / "d9d_tracker"
 ALLOWED = {
     "at_exit": set(),
     "config": set(),
-    "errors": set(),
+    "tracing": set(),
+    "errors": {"tracing"},
     "record": {"config"},
     "base": {"at_exit", "config", "errors", "record"},
     "backend": {"base", "config", "record"},
     "delivery": {"base", "record", "delivery"},
     "provider": {"backend", "base", "config", "record", "provider"},
     "ranks": {"config", "errors", "ranks", "accumulator"},
-    "accumulator": {"at_exit", "base", "config", "delivery", "errors", "ranks", "record", "accumulator"},
+    "accumulator": {"at_exit", "base", "config", "delivery", "errors", "ranks", "record", "tracing", "accumulator"},
 }
 
 

@@ -14,7 +14,7 @@ from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
 
 from .placement import local_scalar, local_share
-from .registry import ContextItems, Reduction, label
+from .registry import ContextItems, Named, Reduction, label
 
 Number = torch.Tensor | float
 
@@ -71,12 +71,12 @@ def check_context(name: str, context: object) -> None:
 
 
 def check_number(
-    name: str, items: ContextItems, value: object, device: torch.device, reduce: Reduction = "mean"
+    name: str | Named, items: ContextItems, value: object, device: torch.device, reduce: Reduction = "mean"
 ) -> Number:
     """Return a value as a number that can be merged on a device.
 
     Args:
-        name: Name of the series.
+        name: Name of the series, or its handle.
         items: Its context.
         value: What was given.
         device: Where it will be merged.
@@ -103,7 +103,7 @@ def check_number(
     fail(TrackerTypeError, f"{label(name, items)}: a scalar is a number or a tensor of one element, not {received}")
 
 
-def _check_size(name: str, items: ContextItems, value: float, device: torch.device) -> float:
+def _check_size(name: str | Named, items: ContextItems, value: float, device: torch.device) -> float:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         fail(
             TrackerValueError,
@@ -117,7 +117,7 @@ def _check_size(name: str, items: ContextItems, value: float, device: torch.devi
 
 
 def _check_element(
-    name: str, items: ContextItems, value: torch.Tensor, device: torch.device, reduce: Reduction
+    name: str | Named, items: ContextItems, value: torch.Tensor, device: torch.device, reduce: Reduction
 ) -> Number:
     if value.numel() != 1:
         shape = f"{value.dim()} dimensions" if torch.compiler.is_compiling() else f"shape {tuple(value.shape)}"
@@ -156,11 +156,13 @@ def _check_element(
     return float(value.item())
 
 
-def check_population(name: str, items: ContextItems, values: object, device: torch.device) -> tuple[torch.Tensor, bool]:
+def check_population(
+    name: str | Named, items: ContextItems, values: object, device: torch.device
+) -> tuple[torch.Tensor, bool]:
     """Return the part of a population that can be counted on a device, and whether this process counts it.
 
     Args:
-        name: Name of the series.
+        name: Name of the series, or its handle.
         items: Its context.
         values: What was given.
         device: Where it will be counted.

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.tracing import mark_static
 from d9d_tracker_kernels import CELLS, HEADER, MOMENTS, allocate
 
 from .host_window import HostWindow
@@ -78,7 +79,7 @@ class Buffers:
             self.staging = Staging(numbers, self.device)
         bank = self.histograms
         for tensor in (bank.counts, bank.moments, bank.partials, bank.places, self.device_step):
-            torch._dynamo.mark_static_address(tensor, guard=False)
+            mark_static(tensor)
         self.scalar_series: Registry[ScalarSeries] = Registry(config.max_scalars, "max_scalars", "scalar")
         self.histogram_series: Registry[HistogramSeries] = Registry(config.max_histograms, "max_histograms", "bins")
         self.scalar_series.other, self.histogram_series.other = self.histogram_series, self.scalar_series

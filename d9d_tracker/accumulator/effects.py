@@ -6,17 +6,13 @@ writes to them would run again. So these operators take the token of a run and f
 registered to have an effect, which keeps the compiler from removing, repeating or reordering them.
 """
 
-import sys
-from types import FrameType
 from typing import Any
 
 import torch
-from torch._higher_order_ops.effects import _register_effectful_op
-from torch._library.effects import EffectType
+
+from d9d_tracker.tracing import register_effect
 
 from .runs import runs
-
-_TRACING_A_BACKWARD = frozenset({"_method_register_hook", "trace_backward_graph"})
 
 _library = torch.library.Library("d9d_tracker", "FRAGMENT")
 _library.define(
@@ -66,16 +62,8 @@ for _name, _function in (
     _library.impl(_name, _function, "CPU")
     _library.impl(_name, _function, "CUDA")
     _library.impl(_name, lambda *_: None, "Meta")
-    _register_effectful_op(f"d9d_tracker::{_name}", EffectType.ORDERED)
+    register_effect(f"d9d_tracker::{_name}")
 
-
-@torch.compiler.assume_constant_result
-def is_backward_traced() -> bool:
-    """Tell, under trace, whether the code will run in the backward of what is being compiled."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_name in _TRACING_A_BACKWARD and "_dynamo" in code.co_filename:
-            return True
-        frame = frame.f_back
-    return False
+add_counts_with_effect = torch.ops.d9d_tracker.add_counts_with_effect.default
+histogram_with_effect = torch.ops.d9d_tracker.histogram_with_effect.default
+merge_scalars_with_effect = torch.ops.d9d_tracker.merge_scalars_with_effect.default

@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 
-from .tracing import compilation, user_line
+from d9d_tracker.tracing import compilation, user_line
 
 logger = logging.getLogger("d9d_tracker")
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.tracing import mark_static, outside_transforms
 
 from .registry import ContextItems, HistogramSeries, Registry, ScalarSeries, label
-from .tracing import outside_transforms
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -41,7 +41,7 @@ class Places:
         self._capacity = _PLACES_PER_SLOT * (scalars.capacity + histograms.capacity)
         self._slots: np.ndarray = np.full(self._capacity, _NOWHERE)
         self.table = torch.full((self._capacity,), _NOWHERE, dtype=torch.int64, device=device)
-        torch._dynamo.mark_static_address(self.table, guard=False)
+        mark_static(self.table)
         self._series: list[Series] = []  # with the context of the call alone
         self._places: dict[Series, int] = {}
         self._entries: dict[int, torch.Tensor] = {}  # of those places that handles have
@@ -88,7 +88,7 @@ class Places:
         if place not in self._entries:
             with torch.inference_mode(False):
                 entry = torch.full((1,), self.slot(place), dtype=torch.int64, device=self.table.device)
-            torch._dynamo.mark_static_address(entry, guard=False)
+            mark_static(entry)
             self._entries[place] = entry
         return self._entries[place]
 

@@ -9,9 +9,9 @@ enabled, and has an effect, for a handle, where they are not; and what is left i
 import torch
 
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.tracing import REGIONS_WRITE_IN_TRAINING, check_when_traced, inputs_of_regions, is_in_region
 
 from .runs import runs
-from .tracing import check_when_traced, is_in_region, repeated_regions
 
 
 @torch.compiler.assume_constant_result
@@ -23,21 +23,31 @@ def has_effect_here(is_handle: bool) -> bool:
     """
     if not is_in_region():
         return False
-    check_when_traced(_refuse_repeated)
+    is_allowed_once = REGIONS_WRITE_IN_TRAINING or not torch.is_grad_enabled()
+    check_when_traced(_refuse_repeated if is_allowed_once else _refuse_all)
     return is_handle and not torch.is_grad_enabled()
 
 
 def _refuse_repeated(module: torch.fx.GraphModule) -> None:
-    for inputs in repeated_regions(module):
+    _refuse(module, 2, "that is called more than once")
+
+
+def _refuse_all(module: torch.fx.GraphModule) -> None:
+    _refuse(module, 1, f"in training, with torch {torch.__version__}")
+
+
+def _refuse(module: torch.fx.GraphModule, calls: int, when: str) -> None:
+    names: dict[str, None] = {}
+    for inputs in inputs_of_regions(module, calls):
         for run in list(runs.values()):
             buffers = run.buffers
             bank = (buffers.scalars.current, buffers.histograms.counts)
-            if not any(tensor is buffer for tensor in inputs for buffer in bank):
-                continue
-            names = dict.fromkeys(name for tensor in inputs for name in buffers.places.names(tensor))
-            raise TrackerValueError(
-                f"series {', '.join(map(repr, names))}: logged inside a torch.compiler.nested_compile_region that is "
-                "called more than once, which torch does not let write to buffers; return the value and log it outside "
-                "of the region, or compile the blocks one by one, each with a handle (without gradients, a handle "
-                "works in the region too: run.scalar_series, run.bins_series)"
-            )
+            if any(tensor is buffer for tensor in inputs for buffer in bank):
+                names |= dict.fromkeys(name for tensor in inputs for name in buffers.places.names(tensor))
+    if names:
+        raise TrackerValueError(
+            f"series {', '.join(map(repr, names))}: logged inside a torch.compiler.nested_compile_region {when}, which "
+            "torch does not let write to buffers; return the value and log it outside of the region, or compile the "
+            "blocks one by one, each with a handle (without gradients, a handle works in the region too: "
+            "run.scalar_series, run.bins_series)"
+        )

@@ -3,7 +3,7 @@
 import logging
 import threading
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from d9d_tracker.config import Binning
 from d9d_tracker.errors import TrackerValueError
@@ -126,6 +126,13 @@ class Registry(Generic[AnySeries]):
         return self._slots[key]
 
 
-def label(name: str, context: ContextItems) -> str:
+class Named(Protocol):
+    """A handle, whose name compiled code must not read unless it is refused: it would be a guard."""
+
+    name: str
+
+
+def label(name: str | Named, context: ContextItems) -> str:
     """Return a series in words, for messages."""
-    return f"series {name!r}" + (f" {dict(context)}" if context else "")
+    text = name if isinstance(name, str) else name.name
+    return f"series {text!r}" + (f" {dict(context)}" if context else "")

@@ -14,12 +14,12 @@ from typing_extensions import override
 from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
+from d9d_tracker.tracing import begin_inputs, end_inputs, is_backward_traced, is_producing_a_program
 
 from .arguments import Number, check_context, check_counts, check_mapping, check_names, check_number, check_population
 from .buffers import Buffers
-from .effects import is_backward_traced
+from .effects import add_counts_with_effect, histogram_with_effect, merge_scalars_with_effect
 from .handles import AccumulatingBinsHandle, AccumulatingScalarHandle
-from .inputs import begin_inputs, end_inputs
 from .placement import norm_of
 from .recompute import check_place, check_traced_place, is_recomputing, is_refused_place
 from .regions import has_effect_here
@@ -331,7 +331,7 @@ class AccumulatingRun(BaseTrackerRun):
         if not counts or at < 0:
             return
         if torch.compiler.is_compiling() and is_backward_traced():
-            torch.ops.d9d_tracker.add_counts_with_effect(self._token, vector, at, cadence)
+            add_counts_with_effect(self._token, vector, at, cadence)
         elif self._holds_places():
             self.buffers.add_counts(vector, at, cadence, self.buffers.places.table)
         else:
@@ -411,8 +411,8 @@ class AccumulatingRun(BaseTrackerRun):
         if weight is not None and handle.reduce != "mean":
             fail(TrackerValueError, f"series {handle.name!r}: a weight has no meaning with reduce={handle.reduce!r}")
         device = self.buffers.device
-        number = check_number(handle.name, (), value, device, handle.reduce)
-        factor = None if weight is None else check_number(handle.name, (), weight, device)
+        number = check_number(handle, (), value, device, handle.reduce)
+        factor = None if weight is None else check_number(handle, (), weight, device)
         if norm_of(value) != 1.0:
             fail(TrackerValueError, f"series {handle.name!r}: a handle takes no partial norm; log it with run.scalar")
         if self._holds_places():
@@ -425,7 +425,7 @@ class AccumulatingRun(BaseTrackerRun):
         """Count a population into the series of a handle; see ``AccumulatingBinsHandle.bins``."""
         if self._is_silent(_WHAT_A_HANDLE_LOGS) or self._is_refused(handle):
             return
-        population, counts = check_population(handle.name, (), values, self.buffers.device)
+        population, counts = check_population(handle, (), values, self.buffers.device)
         if not counts:
             return
         population = population.detach() if torch.is_grad_enabled() else population
@@ -575,7 +575,8 @@ class AccumulatingRun(BaseTrackerRun):
         """Merge numbers in compiled or captured code; ``places`` is a handle's."""
         buffers = self.buffers
         if torch.compiler.is_compiling() and (is_backward_traced() or has_effect_here(places is not None)):
-            buffers.scalars.write_with_effect(self._token, at, numbers, reduce, weight, places)
+            arguments = buffers.scalars.effect_arguments(at, numbers, reduce, weight)
+            merge_scalars_with_effect(self._token, places, *arguments)
         else:
             table = buffers.places.table if places is None else places
             buffers.scalars.write(at, numbers, reduce, weight, table)
@@ -623,7 +624,7 @@ class AccumulatingRun(BaseTrackerRun):
     ) -> None:
         """Count populations in compiled or captured code; ``places`` is a handle's."""
         if torch.compiler.is_compiling() and (is_backward_traced() or has_effect_here(places is not None)):
-            torch.ops.d9d_tracker.histogram_with_effect(self._token, places, populations, at, *parameters)
+            histogram_with_effect(self._token, places, populations, at, *parameters)
         else:
             table = self.buffers.places.table if places is None else places
             self.buffers.count(populations, at, *parameters, places=table)
@@ -636,7 +637,7 @@ class AccumulatingRun(BaseTrackerRun):
 
     def _is_silent(self, what: str) -> bool:
         """Whether nothing is to be logged: the run is closed, or a program is made that others will run."""
-        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        if is_producing_a_program():
             return True
         if not self.is_open:
             say_closed(self._token, what)

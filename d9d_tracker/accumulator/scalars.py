@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from d9d_tracker.tracing import is_transformed, mark_static
+
 from .arguments import Number
-from .recompute import is_transformed
 from .registry import Reduction, ScalarSeries
 
 SUM, WEIGHT, COUNT, MAX, NEGATED_MIN, LAST = range(6)
@@ -52,7 +53,7 @@ class ScalarBank:
         self._added_low, self._lane_low = self._added[: COUNT + 1].clone(), self._lane[: COUNT + 1].clone()
         state = (self.current, self._lane, self._slot, self._added, self._zero, self._added_low, self._lane_low)
         for tensor in state:
-            torch._dynamo.mark_static_address(tensor, guard=False)
+            mark_static(tensor)
 
     def write(
         self,
@@ -91,28 +92,19 @@ class ScalarBank:
                 1.0 if weight is None or isinstance(weight, torch.Tensor) else float(weight),
             )
 
-    def write_with_effect(
-        self,
-        token: str,
-        at: list[int],
-        values: list[Number],
-        reduce: Reduction,
-        weight: Number | None,
-        places: torch.Tensor | None,
-    ) -> None:
-        """Do what ``write`` does, under trace, where the buffers must not be arguments: see effects.py.
+    def effect_arguments(
+        self, at: list[int], values: list[Number], reduce: Reduction, weight: Number | None
+    ) -> tuple[list[int], list[torch.Tensor], int, torch.Tensor | None]:
+        """Return, under trace, what the operator takes that writes with an effect: see effects.py.
 
         Args:
-            token: Token of the run.
             at: See ``write``.
             values: See ``write``.
             reduce: See ``write``.
             weight: See ``write``.
-            places: A handle's part of the table, or None for the whole.
         """
-        tensors = [self._traced(value) for value in values]
         factor = None if weight is None else self._traced(weight)
-        torch.ops.d9d_tracker.merge_scalars_with_effect(token, places, at, tensors, _VALUE_LANE[reduce], factor)
+        return at, [self._traced(value) for value in values], _VALUE_LANE[reduce], factor
 
     def _write_traced(
         self, places: torch.Tensor, at: list[int], values: list[Number], reduce: Reduction, weight: Number | None

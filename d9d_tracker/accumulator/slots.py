@@ -8,10 +8,10 @@ import logging
 from typing import get_args
 
 import torch
-import torch.utils._pytree
 
 from d9d_tracker.config import AccumulatorConfig, Binning, IntegerBinning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
+from d9d_tracker.tracing import allow_as_constant
 from d9d_tracker_kernels import CELLS
 
 from .names import warn_of_names
@@ -24,7 +24,7 @@ _said_closed: set[str] = set()
 
 # Lets a binning be such an argument; guarded by equality.
 for _binning in get_args(Binning):
-    torch.utils._pytree.register_constant(_binning)
+    allow_as_constant(_binning)
 
 
 @torch.compiler.assume_constant_result

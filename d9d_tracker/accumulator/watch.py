@@ -14,10 +14,10 @@ from torch.utils.hooks import RemovableHandle
 
 from d9d_tracker.base import BinsHandle
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
+from d9d_tracker.tracing import forget_compiled_code
 
 from .runs import Run
 from .slots import check_settings
-from .tracing import forget_compiled_code
 
 if TYPE_CHECKING:
     from d9d_tracker.config import Binning

@@ -1,0 +1,228 @@
+"""Private parts of torch that the tracker leans on, all of them: seen to hold on torch 2.11 to 2.15.
+
+Each has a test of its own in ``tests/compile/test_tracing.py``, which names what has changed when one breaks.
+"""
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+import torch._dynamo.config
+import torch.utils._pytree
+import torch.utils.checkpoint
+from torch._dynamo.callback import callback_handler
+from torch._dynamo.exc import UserError, UserErrorType
+from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._guards import CompileContext, TracingContext
+from torch._higher_order_ops.effects import _register_effectful_op
+from torch._library.effects import EffectType
+
+_config: Any = torch._dynamo.config
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue] has no stubs
+
+# A region that is called once may write to buffers while gradients are enabled. Not so in 2.11; 2.12 was not tried.
+REGIONS_WRITE_IN_TRAINING = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+_REGION = "invoke_subgraph"
+_PACKAGE = os.path.dirname(__file__)
+_TRACING_A_BACKWARD = frozenset({"_method_register_hook", "trace_backward_graph"})
+_CHECKPOINT_FILE = torch.utils.checkpoint.__file__
+_AUTOGRAD_FILE = torch.autograd.__file__
+# Where checkpointing calls the user's forward again: reentrant, and not.
+_RECOMPUTING = frozenset({"backward", "recompute_fn", "unpack_hook"})
+
+_before: list[bool] = []
+
+
+class TraceError(UserError):
+    """The one kind of exception that leaves a trace as itself; any other becomes ``torch._dynamo.exc.Unsupported``."""
+
+    def __init__(self, message: str):
+        super().__init__(UserErrorType.INVALID_INPUT, message)
+
+
+def mark_static(tensor: torch.Tensor) -> None:
+    """Promise that a tensor keeps its address, as CUDA graphs need it of what they write to.
+
+    Without a guard: code that meets another tensor takes it for an input of another address.
+    """
+    torch._dynamo.mark_static_address(tensor, guard=False)
+
+
+def allow_as_constant(kind: type) -> None:
+    """Let instances of a class be arguments of functions whose results are constants, with a guard."""
+    torch.utils._pytree.register_constant(kind)
+
+
+def register_effect(operator: str) -> None:
+    """Keep the compiler from removing, repeating or reordering an operator that has no results.
+
+    Args:
+        operator: Its qualified name.
+    """
+    _register_effectful_op(operator, EffectType.ORDERED)
+
+
+@torch.compiler.assume_constant_result
+def is_producing_a_program() -> bool:
+    """Tell whether ``torch.export`` or ``torch.jit.trace`` runs: it makes a program that others will run.
+
+    Not by ``torch.compiler.is_exporting()``, which Dynamo takes for true in torch 2.11, whatever it traces for.
+    """
+    return torch.compiler._is_exporting_flag or torch._C._get_tracing_state() is not None
+
+
+@torch.compiler.assume_constant_result
+def begin_inputs() -> None:
+    """While tracing: numbers that are looked at from now on become inputs.
+
+    Dynamo compiles the first value of a float or int that it meets into the graph as a constant, and makes it an input
+    only when it meets another: one more graph. It decides when code first looks at a variable, be it as an argument of
+    a plain function.
+    """
+    if _restore not in callback_handler.end_callbacks:  # torch._dynamo.reset() forgets them
+        callback_handler.register_end_callback(_restore)
+    _before.append(_config.assume_static_by_default)
+    _config.assume_static_by_default = False
+
+
+@torch.compiler.assume_constant_result
+def end_inputs() -> None:
+    """While tracing: as it was before ``begin_inputs``."""
+    _config.assume_static_by_default = _before.pop()
+
+
+def _restore(*_: object) -> None:
+    """After a trace that was given up between the two calls: as it was before."""
+    while _before:
+        end_inputs()
+
+
+@torch.compiler.assume_constant_result
+def is_backward_traced() -> bool:
+    """Tell, while tracing, whether the code will run in the backward of what is being compiled."""
+    return any(code.co_name in _TRACING_A_BACKWARD and "_dynamo" in code.co_filename for code in _callers())
+
+
+def is_in_backward() -> bool:
+    """Tell whether the autograd engine is running the caller."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def is_recomputed() -> bool:
+    """Tell whether eager checkpointing runs the caller's forward again, in a backward.
+
+    A gradient hook runs in the backward too, but is no recomputation: between it and an enclosing checkpoint there is
+    always a call of the autograd engine.
+    """
+    for code in _callers():
+        if code.co_filename == _CHECKPOINT_FILE and code.co_name in _RECOMPUTING:
+            return True
+        if code.co_filename == _AUTOGRAD_FILE or code.co_name == "_engine_run_backward":
+            return False
+    return False
+
+
+def is_checkpointed() -> bool:
+    """Tell whether the caller runs, or is traced, inside of eager activation checkpointing."""
+    return any(code.co_filename == _CHECKPOINT_FILE for code in _callers())
+
+
+def _callers() -> Iterator[CodeType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
+
+
+def is_transformed() -> bool:
+    """Tell whether the caller runs inside a transform of torch.func, such as ``grad``."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
+def is_vmapped() -> bool:
+    """Tell whether the caller runs inside ``torch.vmap``."""
+    stack = _functorch.get_interpreter_stack()
+    return stack is not None and any(level.key() == _functorch.TransformType.Vmap for level in stack)
+
+
+def compilation() -> str | None:
+    """Return which compilation is going on, in words that are its own; None outside of one."""
+    compile_id = CompileContext.current_compile_id()
+    return None if compile_id is None else str(compile_id)
+
+
+def user_line() -> str | None:
+    """Return the file and line of the user's code that is being traced; None if unknown."""
+    if TracingContext.try_get() is None:
+        return None
+    for frame in reversed(TracingContext.extract_stack()):
+        if not frame.filename.startswith(_PACKAGE):
+            return f"{frame.filename}:{frame.lineno}"
+    return None
+
+
+def is_in_region() -> bool:
+    """Tell, while tracing, whether the code is inside ``torch.compiler.nested_compile_region``."""
+    tracer = InstructionTranslator.current_tx().output.current_tracer
+    while tracer is not None:
+        if _REGION in str(tracer.source_target):
+            return True
+        tracer = tracer.parent
+    return False
+
+
+def check_when_traced(check: Callable[[torch.fx.GraphModule], None]) -> None:
+    """Have the graph that is being traced checked when it is complete.
+
+    Args:
+        check: Gets the graph, once; what it raises ends the compilation.
+    """
+    output = InstructionTranslator.current_tx().output
+    if check not in output.register_finalizer_fns:
+        output.add_graph_finalizer(check)
+
+
+def outside_transforms() -> AbstractContextManager[Any]:
+    """Return a block whose work is done for real, also while a torch.func transform is traced."""
+    return temporarily_clear_interpreter_stack()
+
+
+def forget_compiled_code() -> None:
+    """Have all compiled code compiled again when it is next called: it has no guards on hooks."""
+    torch.compiler.reset()
+
+
+def inputs_of_regions(module: torch.fx.GraphModule, calls: int) -> Iterator[list[torch.Tensor]]:
+    """Yield what goes into each region that a graph calls so often, or more: the tensors from outside.
+
+    Args:
+        module: A graph as it was traced.
+        calls: How often, at least.
+    """
+    outside = {
+        node: node.meta["grapharg"].example
+        for node in module.graph.nodes
+        if node.op == "placeholder" and "grapharg" in node.meta
+    }
+    yield from _inputs(module, calls, outside)
+
+
+def _inputs(module: torch.fx.GraphModule, least: int, known: dict[Any, Any]) -> Iterator[list[torch.Tensor]]:
+    regions: dict[str, list[torch.fx.Node]] = defaultdict(list)
+    for node in module.graph.nodes:
+        if node.op == "call_function" and _REGION in str(node.target):
+            regions[node.args[0].target].append(node)
+    for name, calls in regions.items():
+        inputs = [[known.get(argument) for argument in call.args[2:]] for call in calls]
+        if len(calls) >= least:
+            yield [tensor for one in inputs for tensor in one if tensor is not None]
+        body = getattr(module, name)
+        placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
+        for one in inputs:
+            yield from _inputs(body, least, dict(zip(placeholders, one, strict=False)))
