@@ -49,10 +49,7 @@ class ScalarBank:
         self._lane = torch.arange(LANES, device=device)[:, None].contiguous()
         self._slot = torch.arange(slots, device=device).repeat(LANES, 1)  # one shape with the bank, to be one kernel
         self._zero = torch.zeros((), dtype=torch.float64, device=device)
-        # Nothing is viewed in compiled code: in inference mode, it fails for what was made outside.
-        self._added_low, self._lane_low = self._added[: COUNT + 1].clone(), self._lane[: COUNT + 1].clone()
-        state = (self.current, self._lane, self._slot, self._added, self._zero, self._added_low, self._lane_low)
-        for tensor in state:
+        for tensor in (self.current, self._lane, self._slot, self._added, self._zero):
             mark_static(tensor)
 
     def write(
@@ -145,22 +142,24 @@ class ScalarBank:
         self, places: torch.Tensor, at: list[int], values: list[torch.Tensor], lane: int, weight: torch.Tensor | None
     ) -> None:
         # A CPU would work through the whole bank for each write; an indexed write touches its own cells only.
+        # Every tensor from outside costs each call its checks, so that constants are made here.
+        added_lanes = torch.arange(COUNT + 1, device=places.device)[:, None]
         for first, last in _spans(at):
             place = torch.arange(first, last + 1, device=places.device)
             slot = places[place]
             value = _spread(place, at, values)
-            added = self._added_low
+            added = torch.where(added_lanes == SUM, 0.0, self.current.new_ones(()))
             if weight is not None:
                 value = _weighted(value, weight)
-                added = torch.where(self._lane_low == WEIGHT, weight, added)
+                added = torch.where(added_lanes == WEIGHT, weight, added)
             if lane == SUM:
-                added = torch.where(self._lane_low == SUM, value, added)
+                added = torch.where(added_lanes == SUM, value, added)
             else:
                 row = torch.full_like(slot, lane)
                 if lane != LAST:
                     value = torch.maximum(self.current[row, slot], -value if lane == NEGATED_MIN else value)
                 self.current.index_put_((row, slot), value)
-            self.current.index_put_((self._lane_low, slot), added, accumulate=True)
+            self.current.index_put_((added_lanes, slot), added, accumulate=True)
 
     def _traced(self, value: Number) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
