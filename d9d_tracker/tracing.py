@@ -151,6 +151,17 @@ def is_vmapped() -> bool:
     return stack is not None and any(level.key() == _functorch.TransformType.Vmap for level in stack)
 
 
+def is_plain() -> bool:
+    """Tell whether eager code runs as it is written: nothing transforms, intercepts, records or recomputes it."""
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or _functorch.peek_interpreter_stack()
+        or torch._C._get_tracing_state()
+        or torch.compiler._is_exporting_flag
+        or is_in_backward()
+    )
+
+
 def compilation() -> str | None:
     """Return which compilation is going on, in words that are its own; None outside of one."""
     compile_id = CompileContext.current_compile_id()

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -11,34 +11,41 @@ import torch
 
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.tracing import mark_static
-from d9d_tracker_kernels import CELLS, HEADER, MOMENTS, allocate
+from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS, allocate
 
 from .host_window import HostWindow
 from .places import Places
 from .registry import HistogramSeries, Registry, ScalarSeries
-from .scalars import LANES, ScalarBank
+from .scalars import ScalarBank
 from .window import Staging, Window
+
+_Change = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 class Clock(NamedTuple):
     """Where a run stands. Replaced as a whole, so that it is never seen half changed.
 
+    The lists may be longer than ``rows``, by what the next clock will hold: to copy them at every step would make a
+    step dearer the longer the window is.
+
     Attributes:
         step: The current step.
         began: When it began on the host, in seconds since the epoch.
         first: The step that the window began with.
-        filed: Steps of the rows that the window holds.
+        filed: The step of each row.
         times: When each of these began.
+        rows: How many rows the window holds.
         passed: How many steps of the window have ended.
         windows: Index of the next window.
         copies: How many copies to the host this run took.
     """
 
-    step: int = 0
-    began: float = 0.0
-    first: int = 0
-    filed: tuple[int, ...] = ()
-    times: tuple[float, ...] = ()
+    step: int
+    began: float
+    first: int
+    filed: MutableSequence[int]
+    times: MutableSequence[float]
+    rows: int = 0
     passed: int = 0
     windows: int = 0
     copies: int = 0
@@ -49,6 +56,7 @@ class Buffers:
 
     Attributes:
         device: Where the tensors are.
+        is_cuda: Whether that is a GPU.
         scalars: Scalar state.
         histograms: Histogram state: counts, moments and the kernels' scratch.
         device_step: The current step for kernels to read, int64 of shape ``[1]``.
@@ -73,8 +81,8 @@ class Buffers:
         with torch.inference_mode(False):
             self.scalars = ScalarBank(rows, config.max_scalars, device)
             self.histograms = allocate(config.max_histograms, device)
-            self.device_step = torch.zeros(1, dtype=torch.int64, device=device)
-            self.device = self.device_step.device
+            self.device_step = self.scalars.step
+            self.device, self.is_cuda = self.device_step.device, self.device_step.is_cuda
             numbers = rows * LANES * config.max_scalars + config.max_histograms * (MOMENTS + HEADER + CELLS)
             self.staging = Staging(numbers, self.device)
         bank = self.histograms
@@ -85,10 +93,10 @@ class Buffers:
         self.scalar_series.other, self.histogram_series.other = self.histogram_series, self.scalar_series
         with torch.inference_mode(False):
             self.places = Places(self.scalar_series, self.histogram_series, self.device)
-        self.clock = Clock(began=time.time())
+        self.clock = Clock(0, time.time(), 0, [], [])
         self.outbox: deque[Window] = deque()
         self.lock = threading.RLock()  # reentrant, because a signal handler may log while set_step holds it
-        self._changes: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._changes: deque[_Change] = deque()
 
     def start(self) -> None:
         """Empty everything for a new run. The places that compiled code knows mean nothing until they are refilled."""
@@ -99,7 +107,7 @@ class Buffers:
         self.places.start()
         self.scalars.reset()
         self.histograms.reset_()
-        self.clock = Clock(began=time.time())
+        self.clock = Clock(0, time.time(), 0, [], [])
         self.device_step.fill_(0)
 
     def count(
@@ -142,16 +150,18 @@ class Buffers:
         Returns:
             Whether this completed a window, which is then in the outbox.
         """
-        self.finish()
-        clock = self.clock
+        if self._changes:
+            self.finish()
+        clock, slots = self.clock, len(self.scalar_series.series)
         completes = clock.passed + 1 == self.sync_every
-        after = clock._replace(step=step, began=time.time(), passed=clock.passed + 1)
-        changes: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
-        if self._per_step or completes:
-            after = self._file(after, changes)
+        files = self._per_step or completes
+        changes: list[_Change] = []
+        rows = self._file(clock, slots, changes) if files else clock.rows
+        first, filed, times, _, passed, windows, copies = clock[2:]
+        after = Clock(step, time.time(), first, filed, times, rows, passed + 1, windows, copies)
         if completes:
             after = self._swap(after, changes, unfinished=None)
-        changes += [(self.device_step.fill_, (step,)), (self._set_clock, (after,))]
+        changes.append((self._begin, (after, slots if files else 0)))
         self.finish(changes)
         return completes
 
@@ -162,12 +172,14 @@ class Buffers:
             is_last: Whether nothing follows in this run.
         """
         self.finish()
-        changes: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
-        after = self._file(self.clock, changes)
+        changes: list[_Change] = []
+        slots = len(self.scalar_series.series)
+        after = self.clock._replace(rows=self._file(self.clock, slots, changes))
         after = self._swap(after, changes, unfinished=None if is_last else after.step, is_last=is_last)
-        self.finish([*changes, (self._set_clock, (after,))])
+        changes.append((self._begin, (after, slots)))
+        self.finish(changes)
 
-    def finish(self, changes: list[tuple[Callable[..., object], tuple[Any, ...]]] | None = None) -> None:
+    def finish(self, changes: list[_Change] | None = None) -> None:
         """Make changes, after those still due. An exception from a signal handler finds none or all of them made.
 
         SIGINT and SIGTERM may raise between any two lines of ``advance``, and what is then sent on the way out must
@@ -197,7 +209,7 @@ class Buffers:
         clock, scalars, histograms = self.clock, self.scalar_series.series[:], self.histogram_series.series[:]
         host, ready = self.staging.copy(
             (
-                self.scalars.window[: len(clock.filed), :, : len(scalars)],
+                self.scalars.window[: clock.rows, :, : len(scalars)],
                 self.scalars.current[:, : len(scalars)],
                 self.histograms.moments[: len(histograms)],
                 self.histograms.counts[: len(histograms)].view(torch.float64),
@@ -208,7 +220,7 @@ class Buffers:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the device has not answered for {timeout:g} s")
             time.sleep(1e-3)
-        steps, times = [*clock.filed, clock.step], [*clock.times, clock.began]
+        steps, times = [*clock.filed[: clock.rows], clock.step], [*clock.times[: clock.rows], clock.began]
         views = Window(0, steps, times, host, None, None, scalars, histograms).wait()
         copied = replace(views, lanes=views.lanes.copy(), counts=views.counts.copy(), moments=views.moments.copy())
         self.staging.give_back(host)
@@ -225,24 +237,29 @@ class Buffers:
             change(*arguments)
             self._changes.popleft()
 
-    def _set_clock(self, clock: Clock) -> None:
+    def _file(self, clock: Clock, slots: int, changes: list[_Change]) -> int:
+        """Put the current step away as a row of the window; return how many rows it then has."""
+        row = clock.rows if self._per_step else 0
+        changes.append((self._write_row, (clock, row, slots)))
+        return row + 1
+
+    def _write_row(self, clock: Clock, row: int, slots: int) -> None:
+        self.scalars.file(row, slots)
+        clock.filed[row:] = (clock.step,)
+        clock.times[row:] = (clock.began,)
+
+    def _begin(self, clock: Clock, slots: int) -> None:
+        self.scalars.begin(slots, clock.step)
         self.clock = clock
 
-    def _file(self, after: Clock, changes: list[Any]) -> Clock:
-        """Put the current step away as a row of the window."""
-        clock = self.clock
-        row = len(clock.filed) if self._per_step else 0
-        changes += [(self.scalars.file, (row,)), (self.scalars.reset, ())]
-        return after._replace(filed=(*clock.filed[:row], clock.step), times=(*clock.times[:row], clock.began))
-
-    def _swap(self, after: Clock, changes: list[Any], unfinished: int | None, is_last: bool = False) -> Clock:
+    def _swap(self, after: Clock, changes: list[_Change], unfinished: int | None, is_last: bool = False) -> Clock:
         """Send the window off, and begin the next one at the step of ``after``."""
         scalars, histograms = self.scalar_series.series[:], self.histogram_series.series[:]
         changes += [
             (self._send, (after, unfinished, is_last, scalars, histograms)),
             (self.histograms.reset_, (len(histograms),)),
         ]
-        return Clock(after.step, after.began, after.step, windows=after.windows + 1, copies=after.copies + 1)
+        return Clock(after.step, after.began, after.step, [], [], windows=after.windows + 1, copies=after.copies + 1)
 
     def _send(
         self,
@@ -257,14 +274,14 @@ class Buffers:
         host, ready, error = None, None, None
         try:
             host, ready = copy_to_host(
-                self.scalars.window[: len(clock.filed), :, : len(scalars)],
+                self.scalars.window[: clock.rows, :, : len(scalars)],
                 self.histograms.moments[: len(histograms)],
                 self.histograms.counts[: len(histograms)],
                 self.staging,
             )
         except Exception as failure:  # out of memory, for one: the window is lost, and training goes on
             error = failure
-        steps, times = list(clock.filed), list(clock.times)
+        steps, times = list(clock.filed[: clock.rows]), list(clock.times[: clock.rows])
         self.outbox.append(
             Window(
                 clock.windows, steps, times, host, ready, unfinished, scalars, histograms, is_last=is_last, error=error

@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, TypeAdapter
 
-from d9d_tracker_kernels import CELLS, HEADER, MOMENTS
+from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS
 
 from .buffers import Buffers, Clock
 from .host_window import HostWindow, Tail, contradictions, empty_window, merge_windows
 from .registry import HistogramSeries, ScalarSeries
-from .scalars import LANES
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -101,7 +100,14 @@ class Snapshot:
         """Where the run stands."""
         steps, times = self.window.steps, self.window.times
         return Clock(
-            steps[-1], times[-1], self.first, tuple(steps[:-1]), tuple(times[:-1]), self.passed, self.windows, 0
+            steps[-1],
+            times[-1],
+            self.first,
+            steps[:-1],
+            times[:-1],
+            rows=len(steps) - 1,
+            passed=self.passed,
+            windows=self.windows,
         )
 
 

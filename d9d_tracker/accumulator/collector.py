@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.ranks.ranks import Ranks
+from d9d_tracker_kernels import COUNT
 
 from .buffers import Buffers
 from .host_window import HostWindow, Tail
 from .records import records
-from .scalars import COUNT
 from .spread import expand
 from .window import Window
 

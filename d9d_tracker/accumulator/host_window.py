@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from d9d_tracker_kernels import CALLS, CELLS, HEADER, LAST_STEP, MOMENTS, Moment
+from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, LAST_STEP, MAX, MOMENTS, NEGATED_MIN, Moment
 
+from .lanes import merge_lanes
 from .registry import AnySeries, HistogramSeries, ScalarSeries, label
-from .scalars import COUNT, LANES, MAX, NEGATED_MIN, merge_lanes
 
 _COLUMNS = HEADER + CELLS
 

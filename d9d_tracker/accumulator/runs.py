@@ -1,13 +1,9 @@
 """The runs of this process by token: what code that may be traced is given in place of a run."""
 
 import os
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakValueDictionary
 
-import torch
-
-from d9d_tracker.base import BinsHandle
 from d9d_tracker.config import AccumulatorConfig
 
 from .buffers import Buffers
@@ -19,14 +15,6 @@ class Run(Protocol):
     is_open: bool
     buffers: Buffers
     config: AccumulatorConfig
-    watches: list[Any]
-
-    def bins_series(self, name: str, *, binning: Any = None, every: int | None = None) -> BinsHandle:
-        """See ``AccumulatingRun``."""
-        ...
-
-    def bins_many(self, values: Mapping[str, torch.Tensor], *, binning: Any = None, every: int | None = None) -> None:
-        """See ``AccumulatingRun``."""
 
 
 runs: WeakValueDictionary[str, Run] = WeakValueDictionary()

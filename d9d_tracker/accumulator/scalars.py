@@ -1,33 +1,19 @@
-"""Scalar state: lanes that any number of values merge into, on the device, without a sync.
-
-A slot's state is six numbers, whatever its reduction, so that the initial state is one constant and a series can appear
-at any time without a write to the device:
-
-    SUM, WEIGHT, COUNT     add up
-    MAX, NEGATED_MIN       take the larger
-    LAST                   takes the newer
-
-A value is merged into WEIGHT, COUNT and the one lane that the reduction of its series reads; the others stay initial.
-NaN runs through all of them as it does through eager arithmetic.
-"""
+"""The scalar state on the device, and what compiled code writes to it: without a sync, and for few launches."""
 
 import functools
 import math
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from d9d_tracker.tracing import is_transformed, mark_static
+from d9d_tracker_kernels import COUNT, INITIAL, LANES, LAST, NEGATED_MIN, SUM, WEIGHT, merge_scalars_
 
 from .arguments import Number
-from .registry import Reduction, ScalarSeries
+from .host_scalars import HostScalars
+from .lanes import VALUE_LANE
+from .registry import Reduction
 
-SUM, WEIGHT, COUNT, MAX, NEGATED_MIN, LAST = range(6)
-LANES = 6
-_INITIAL = (0.0, 0.0, 0.0, -math.inf, -math.inf, 0.0)
 _ADDED = (0.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # by any value to the lanes that hold no value
-_VALUE_LANE: dict[Reduction, int] = {"mean": SUM, "sum": SUM, "min": NEGATED_MIN, "max": MAX, "last": LAST}
 
 
 class ScalarBank:
@@ -36,16 +22,20 @@ class ScalarBank:
     Attributes:
         current: State of the step so far, float64 of shape ``[LANES, slots + 1]``. In the last column lands what an
             indexed write, which cannot be left out, has no slot for.
-        window: States of the finished steps, float64 of shape ``[rows, LANES, slots + 1]``.
+        window: States of the finished steps, float64 of shape ``[rows, LANES, slots + 1]``; initial
+            where a slot is not in use.
+        step: The current step for kernels to read, int64 of shape ``[1]``.
+        host: What eager code on a CPU writes by; None if the bank is on a GPU.
     """
 
     def __init__(self, rows: int, slots: int, device: torch.device):
         slots += 1
-        self._initial = torch.tensor(_INITIAL, dtype=torch.float64, device=device)[:, None].repeat(1, slots)
+        self._initial = torch.tensor(INITIAL, dtype=torch.float64, device=device)[:, None].repeat(1, slots)
         self._added = torch.tensor(_ADDED, dtype=torch.float64, device=device)[:, None].contiguous()
         self.current = self._initial.clone()
         self.window = self._initial.repeat(rows, 1, 1)
-        self._rows = self.window.unbind()
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.host = HostScalars(self.current, self.window, self.step) if device.type == "cpu" else None
         self._lane = torch.arange(LANES, device=device)[:, None].contiguous()
         self._slot = torch.arange(slots, device=device).repeat(LANES, 1)  # one shape with the bank, to be one kernel
         self._zero = torch.zeros((), dtype=torch.float64, device=device)
@@ -78,13 +68,13 @@ class ScalarBank:
                 weight = None if weight is None else self._traced(weight)
             tensors = [(s, v) for s, v in zip(at, values, strict=True) if isinstance(v, torch.Tensor)]
             numbers = [(s, float(v)) for s, v in zip(at, values, strict=True) if not isinstance(v, torch.Tensor)]
-            torch.ops.d9d_tracker.merge_scalars_(
+            merge_scalars_(
                 self.current,
                 places,
                 [slot for slot, _ in tensors] + [slot for slot, _ in numbers],
                 [value for _, value in tensors],
                 [value for _, value in numbers],
-                _VALUE_LANE[reduce],
+                VALUE_LANE[reduce],
                 weight if isinstance(weight, torch.Tensor) else None,
                 1.0 if weight is None or isinstance(weight, torch.Tensor) else float(weight),
             )
@@ -101,7 +91,7 @@ class ScalarBank:
             weight: See ``write``.
         """
         factor = None if weight is None else self._traced(weight)
-        return at, [self._traced(value) for value in values], _VALUE_LANE[reduce], factor
+        return at, [self._traced(value) for value in values], VALUE_LANE[reduce], factor
 
     def _write_traced(
         self, places: torch.Tensor, at: list[int], values: list[Number], reduce: Reduction, weight: Number | None
@@ -109,9 +99,9 @@ class ScalarBank:
         traced = [self._traced(value) for value in values]
         factor = None if weight is None else self._traced(weight)
         if self.current.device.type == "cpu":
-            self._write_cells(places, at, traced, _VALUE_LANE[reduce], factor)
+            self._write_cells(places, at, traced, VALUE_LANE[reduce], factor)
         else:
-            self._write_whole(places, at, traced, _VALUE_LANE[reduce], factor)
+            self._write_whole(places, at, traced, VALUE_LANE[reduce], factor)
 
     def _write_whole(
         self, places: torch.Tensor, at: list[int], values: list[torch.Tensor], lane: int, weight: torch.Tensor | None
@@ -167,17 +157,38 @@ class ScalarBank:
             return value.sum(dtype=torch.float64) if value.dim() else value.to(torch.float64)
         return self._zero + value
 
-    def file(self, row: int) -> None:
-        """Put the state of the step away as a row of the window; ``reset`` then starts the next step.
+    def file(self, row: int, slots: int) -> None:
+        """Put the state of the step away as a row of the window; ``begin`` then starts the next step.
 
         Args:
             row: Index of the row.
+            slots: How many slots are in use.
         """
-        self._rows[row].copy_(self.current)
+        if self.host is not None:
+            self.host.file(row, slots)
+        else:
+            self.window[row, :, :slots].copy_(self.current[:, :slots])
+
+    def begin(self, slots: int, step: int) -> None:
+        """Start a step: forget everything merged so far.
+
+        Args:
+            slots: How many slots are in use.
+            step: The step.
+        """
+        if self.host is not None:
+            self.host.begin(slots, step)
+        else:
+            from d9d_tracker_kernels.scalar_kernels import begin_step  # needs triton, which a CPU has no use for
+
+            begin_step(self.current, slots, self.step, step)
 
     def reset(self) -> None:
-        """Start a step: forget everything merged so far."""
+        """Forget everything, also which slots are in use."""
         self.current.copy_(self._initial)
+        self.window.copy_(self._initial)
+        if self.host is not None:
+            self.host.known.clear()
 
     def clear_rows(self, rows: int) -> None:
         """Empty the first rows of the window.
@@ -188,19 +199,22 @@ class ScalarBank:
         self.window[:rows].copy_(self._initial)
 
 
-def _weighted(value: torch.Tensor, weight: torch.Tensor | float) -> torch.Tensor:
-    """Return the product, and zero where the weight is: a micro-batch without tokens has a mean of NaN, and no say."""
-    if isinstance(weight, torch.Tensor):
-        return torch.where(weight == 0, 0.0, value * weight)
-    return value * weight if weight else torch.zeros_like(value)
-
-
 def _spread(place: torch.Tensor, at: list[int], values: list[torch.Tensor]) -> torch.Tensor:
     """Return, in a shape that broadcasts to ``place``, the value of each place. Not torch.stack: it would be a loop."""
     value = values[0]
     for one, other in zip(at[1:], values[1:], strict=True):
         value = torch.where(place == one, other, value)
     return value
+
+
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    return is_transformed()
+
+
+def _weighted(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the product, and zero where the weight is: see ``merge_number``."""
+    return torch.where(weight == 0, 0.0, value * weight)
 
 
 def _spans(at: list[int]) -> list[tuple[int, int]]:
@@ -212,121 +226,3 @@ def _spans(at: list[int]) -> list[tuple[int, int]]:
         else:
             spans.append((slot, slot))
     return spans
-
-
-@torch.compiler.assume_constant_result
-def _is_transformed() -> bool:
-    return is_transformed()
-
-
-# Eager writes go through one opaque op: a dispatch mode around the user's forward (selective activation checkpointing)
-# then sees one mutation that it must not replay, and not arithmetic that it would cache and hand out in wrong order.
-_library = torch.library.Library("d9d_tracker", "FRAGMENT")
-_library.define(
-    "merge_scalars_(Tensor(a!) current, Tensor? places, int[] at, Tensor[] tensors, float[] numbers, int lane, "
-    "Tensor? weight_tensor, float weight) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-
-
-def _merge_scalars(
-    current: torch.Tensor,
-    places: torch.Tensor | None,
-    at: list[int],
-    tensors: list[torch.Tensor],
-    numbers: list[float],
-    lane: int,
-    weight_tensor: torch.Tensor | None,
-    weight: float,
-) -> None:
-    values = [tensor.detach().reshape(1).to(current.dtype) for tensor in tensors]
-    values += [torch.full((1,), number, dtype=current.dtype, device=current.device) for number in numbers]
-    weights = 1.0 * weight if weight_tensor is None else weight_tensor.detach().reshape(()).to(current.dtype)
-    pairs = sorted(zip(at, values, strict=True), key=lambda pair: pair[0])
-    is_weighted = weight_tensor is not None or weight != 1.0
-    if places is not None and places.is_cuda:
-        slots = torch.cat([places[place : place + 1] for place, _ in pairs])
-        _merge_at(current, slots, torch.cat([value for _, value in pairs]), lane, weights, is_weighted)
-        return
-    if places is not None:
-        table = places.numpy()
-        pairs = sorted(((int(table[place]), value) for place, value in pairs), key=lambda pair: pair[0])
-        pairs = [(slot, value) for slot, value in pairs if slot >= 0]
-    spans = _spans([slot for slot, _ in pairs])
-    start = 0
-    for first, last in spans:
-        state = current[:, first : last + 1]
-        value = torch.cat([value for _, value in pairs[start : start + state.shape[1]]])
-        start += state.shape[1]
-        state[WEIGHT].add_(weights)
-        state[COUNT].add_(1.0)
-        if lane == SUM:
-            state[SUM].add_(_weighted(value, weights) if is_weighted else value)
-        elif lane == LAST:
-            state[LAST].copy_(value)
-        else:
-            torch.maximum(state[lane], -value if lane == NEGATED_MIN else value, out=state[lane])
-
-
-def _merge_at(
-    current: torch.Tensor,
-    slots: torch.Tensor,
-    value: torch.Tensor,
-    lane: int,
-    weights: torch.Tensor | float,
-    is_weighted: bool,
-) -> None:
-    """Merge values into slots that the device alone knows; -1 is the last column."""
-    one = torch.ones_like(value)
-    current[WEIGHT].index_put_((slots,), one * weights, accumulate=True)
-    current[COUNT].index_put_((slots,), one, accumulate=True)
-    if lane == SUM:
-        current[SUM].index_put_((slots,), _weighted(value, weights) if is_weighted else value, accumulate=True)
-        return
-    if lane != LAST:
-        value = torch.maximum(current[lane][slots], -value if lane == NEGATED_MIN else value)
-    current[lane].index_put_((slots,), value)
-
-
-_library.impl("merge_scalars_", _merge_scalars, "CPU")
-_library.impl("merge_scalars_", _merge_scalars, "CUDA")
-_library.impl("merge_scalars_", lambda *_: None, "Meta")
-
-
-def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
-    """Merge two states of the same slots.
-
-    Args:
-        older: Lanes, float64 of shape ``[LANES, slots]``.
-        newer: Lanes that came after, of the same shape.
-
-    Returns:
-        The lanes that all the values would have given, of the same shape.
-    """
-    merged = np.empty_like(older)
-    merged[: COUNT + 1] = older[: COUNT + 1] + newer[: COUNT + 1]
-    merged[MAX : NEGATED_MIN + 1] = np.maximum(older[MAX : NEGATED_MIN + 1], newer[MAX : NEGATED_MIN + 1])
-    merged[LAST] = np.where(newer[COUNT] > 0, newer[LAST], older[LAST])
-    return merged
-
-
-def finalize(lanes: np.ndarray, scalars: Sequence[ScalarSeries]) -> np.ndarray:
-    """Turn the states of slots into the values of their points.
-
-    Args:
-        lanes: Lanes, float64 of shape ``[rows, LANES, slots]``.
-        scalars: The series of each slot.
-
-    Returns:
-        Values, float64 of shape ``[rows, slots]``; meaningless where no value was merged in.
-    """
-    reductions: list[Reduction] = [series.reduce for series in scalars]
-    values = lanes[:, [_VALUE_LANE[reduce] for reduce in reductions], range(len(reductions))]
-    chosen = np.array(reductions, dtype=str)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = values / lanes[:, WEIGHT]
-        values = np.select([chosen == "mean", chosen == "min"], [means, -values], values)
-        for slot, series in enumerate(scalars):
-            if series.root != 1.0:
-                values[:, slot] **= 1 / series.root
-    return values

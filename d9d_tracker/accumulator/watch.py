@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -16,17 +16,32 @@ from d9d_tracker.base import BinsHandle
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.tracing import forget_compiled_code
 
-from .runs import Run
 from .slots import check_settings
 
 if TYPE_CHECKING:
-    from d9d_tracker.config import Binning
+    from d9d_tracker.config import AccumulatorConfig, Binning
 
 
 logger = logging.getLogger("d9d_tracker")
 
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+class WatchedRun(Protocol):
+    """What a watch needs of a run."""
+
+    config: AccumulatorConfig
+    watches: list[Watch]
+
+    def bins_series(self, name: str, *, binning: Binning | None = None, every: int | None = None) -> BinsHandle:
+        """See ``AccumulatingRun``."""
+        ...
+
+    def bins_many(
+        self, values: Mapping[str, torch.Tensor], *, binning: Binning | None = None, every: int | None = None
+    ) -> None:
+        """See ``AccumulatingRun``."""
 
 
 class Watch:
@@ -61,7 +76,7 @@ class Watch:
 
     def __init__(
         self,
-        run: Run,
+        run: WatchedRun,
         module: nn.Module,
         *,
         gradients: bool,

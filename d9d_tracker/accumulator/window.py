@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from d9d_tracker_kernels import CELLS, HEADER, MOMENTS
+from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS
 
 from .event_wait import wait_for
 from .host_window import HostWindow, empty_window
 from .registry import HistogramSeries, ScalarSeries
-from .scalars import LANES
 
 _COLUMNS = HEADER + CELLS
 _HOST_BUFFERS = 2

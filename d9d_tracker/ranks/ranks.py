@@ -21,8 +21,7 @@ from d9d_tracker.accumulator.host_window import (
     union_of_series,
 )
 from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries, label
-from d9d_tracker.accumulator.scalars import COUNT, LANES
-from d9d_tracker_kernels import CALLS, CELLS, HEADER, LAST_STEP, MOMENTS
+from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, LAST_STEP, MOMENTS
 
 from .exchange import exchange_bytes
 from .heartbeat import Heartbeat

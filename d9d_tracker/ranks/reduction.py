@@ -7,9 +7,8 @@ import torch
 import torch.distributed as dist
 
 from d9d_tracker.accumulator.host_window import HostWindow
-from d9d_tracker.accumulator.scalars import COUNT, LAST, MAX, NEGATED_MIN
 from d9d_tracker.accumulator.spread import rank_columns
-from d9d_tracker_kernels import LAST_STEP, Moment
+from d9d_tracker_kernels import COUNT, LAST, LAST_STEP, MAX, NEGATED_MIN, Moment
 
 _NAN = np.iinfo(np.int64).max
 

@@ -6,8 +6,11 @@ import random
 import pytest
 import torch
 
+from d9d_tracker.accumulator.host_scalars import as_number
+from d9d_tracker.accumulator.lanes import VALUE_LANE, finalize
 from d9d_tracker.accumulator.registry import REDUCTIONS, ScalarSeries
-from d9d_tracker.accumulator.scalars import COUNT, ScalarBank, _merge_at, finalize
+from d9d_tracker.accumulator.scalars import ScalarBank
+from d9d_tracker_kernels import COUNT
 
 SLOTS = 12
 # Which slot each place means: in the tests, compiled code says SLOTS - 1 - slot where eager code says slot.
@@ -57,11 +60,9 @@ def write_op_at_places(bank, slots, values, reduce, weight):
     bank.write(places_of(slots), values, reduce, weight, PLACES)
 
 
-def write_at(bank, slots, values, reduce, weight):
-    """What the operator does on a GPU, where only the device knows the slots."""
-    tensors, lane, factor = traced(bank, values, reduce, weight)
-    value = torch.stack([tensor.reshape(()) for tensor in tensors])
-    _merge_at(bank.current, torch.tensor(slots), value, lane, 1.0 if factor is None else factor, factor is not None)
+def write_on_host(bank, slots, values, reduce, weight):
+    numbers = [as_number(value) for value in values]
+    bank.host.merge(slots, numbers, reduce, 1.0 if weight is None else as_number(weight))
 
 
 def write_whole(bank, slots, values, reduce, weight):
@@ -73,15 +74,14 @@ def write_cells(bank, slots, values, reduce, weight):
 
 
 def traced(bank, values, reduce, weight):
-    from d9d_tracker.accumulator.scalars import _VALUE_LANE
 
     tensors = [bank._traced(value) for value in values]
-    return tensors, _VALUE_LANE[reduce], None if weight is None else bank._traced(weight)
+    return tensors, VALUE_LANE[reduce], None if weight is None else bank._traced(weight)
 
 
 @pytest.mark.parametrize("kind", [float, torch.tensor], ids=["numbers", "tensors"])
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-@pytest.mark.parametrize("write", [write_op, write_op_at_places, write_at, write_whole, write_cells])
+@pytest.mark.parametrize("write", [write_op, write_op_at_places, write_on_host, write_whole, write_cells])
 def test_writes_equal_plain_python(write, reduce, kind):
     bank, reference = ScalarBank(1, SLOTS, torch.device("cpu")), Reference()
     for slots, values, weight in writes(reduce):
@@ -94,7 +94,7 @@ def test_writes_equal_plain_python(write, reduce, kind):
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-@pytest.mark.parametrize("write", ["write_op", "_write_whole", "_write_cells", "_merge_at"])
+@pytest.mark.parametrize("write", ["write_op", "_write_whole", "_write_cells", "on_host"])
 def test_what_has_no_slot_touches_no_other(write, reduce):
     bank = ScalarBank(1, SLOTS, torch.device("cpu"))
     before = bank.current[:, :-1].clone()
@@ -103,8 +103,8 @@ def test_what_has_no_slot_touches_no_other(write, reduce):
     tensors, lane, _ = traced(bank, values, reduce, None)
     if write == "write_op":
         bank.write([0, 1], values, reduce, None, nowhere)
-    elif write == "_merge_at":
-        _merge_at(bank.current, nowhere, torch.stack(tensors), lane, 1.0, False)
+    elif write == "on_host":
+        bank.host.merge([-1, -1], [2.0, 3.0], reduce, 1.0)
     else:
         getattr(bank, write)(nowhere, [0, 1], tensors, lane, None)
     assert torch.equal(bank.current[:, :-1], before)

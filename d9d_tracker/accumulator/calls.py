@@ -1,0 +1,106 @@
+"""What is common to everything a run logs: whether it is logged at all, and under which context."""
+
+import itertools
+from typing import Any, Literal
+
+import torch
+
+from d9d_tracker.base import BaseTrackerRun
+from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.errors import TrackerValueError, fail
+from d9d_tracker.tracing import is_producing_a_program
+
+from .arguments import check_context
+from .buffers import Buffers
+from .recompute import check_place, check_traced_place, is_recomputing, is_refused_place
+from .registry import ContextItems
+from .runs import runs
+from .slots import say_closed
+
+Scope = Literal["global", "rank", "spread"]
+
+WHAT_A_HANDLE_LOGS = "what a handle logs"
+
+_tokens = itertools.count()
+
+
+class Calls(BaseTrackerRun):
+    """The state that a call hangs on.
+
+    Args:
+        buffers: The device state.
+        config: How to accumulate.
+
+    Attributes:
+        is_open: Whether it takes values.
+        buffers: The device state.
+        config: How to accumulate.
+    """
+
+    def __init__(self, buffers: Buffers, config: AccumulatorConfig):
+        self.is_open = False
+        self.buffers = buffers
+        self.config = config
+        self._context: ContextItems = ()
+        self._tags: dict[str, str] = {}  # of `context` blocks in compiled code
+        self._rank = "0"
+        self._token = f"run {next(_tokens)}"
+        runs[self._token] = self
+
+    def _holds_places(self) -> bool:
+        """Whether what is called now will run again without Python, under a context that is not known yet."""
+        if torch.compiler.is_compiling():
+            return True
+        return self.buffers.is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def _is_silent(self, what: str) -> bool:
+        """Whether nothing is to be logged: the run is closed, or a program is made that others will run."""
+        if is_producing_a_program():
+            return True
+        if not self.is_open:
+            say_closed(self._token, what)
+        return not self.is_open
+
+    def _is_repeated(self, name: str) -> bool:
+        if torch.compiler.is_compiling():
+            check_traced_place(name)
+            return False
+        check_place(name)
+        return is_recomputing()
+
+    def _is_refused(self, handle: Any) -> bool:
+        """Whether what a handle logs is logged again. Under trace, its name is read only to refuse it."""
+        if not torch.compiler.is_compiling():
+            return self._is_repeated(handle.name)
+        if is_refused_place():
+            check_traced_place(handle.name)
+        return False
+
+    def _refuse_spread(self, name: str, scope: Scope) -> None:
+        if scope == "spread":
+            fail(TrackerValueError, f"series {name!r}: scope='spread' is of scalars; use 'global' or 'rank'")
+
+    def _items(self, name: str, context: dict[str, str] | None, scope: Scope, handle: bool = False) -> ContextItems:
+        """The context of a call, without the persistent one where a place is held: that is data there."""
+        persistent = () if handle or self._holds_places() else self._context
+        tags = self._tags
+        if context is None and scope in ("global", "spread") and not tags:
+            return persistent
+        merged = {**dict(persistent), **tags}
+        if context is not None:
+            check_context(name, context)
+            merged.update(context)
+        if scope == "rank":
+            merged["rank"] = self._rank
+        elif scope not in ("global", "spread"):
+            fail(TrackerValueError, f"series {name!r}: scope={scope!r} is neither 'global', 'rank' nor 'spread'")
+        return tuple(sorted(merged.items()))
+
+    def _refuse_inside_graphs(self, method: str) -> None:
+        if torch.compiler.is_compiling():
+            fail(TrackerValueError, f"{method} was called inside compiled code; call it on the host, between steps")
+        if self.buffers.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise TrackerValueError(
+                f"{method} was called while a CUDA graph is captured, which would not repeat it on replay; call it "
+                "between replays"
+            )

@@ -1,0 +1,219 @@
+"""Histograms of a run: from names and populations to what is counted into the bank."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from d9d_tracker.config import Binning
+from d9d_tracker.tracing import is_backward_traced
+
+from .arguments import check_counts, check_mapping, check_names, check_population
+from .calls import WHAT_A_HANDLE_LOGS, Calls, Scope
+from .effects import add_counts_with_effect, histogram_with_effect
+from .handles import AccumulatingBinsHandle
+from .regions import has_effect_here
+from .slots import counts_place, histogram_place, histogram_series, integer_binning
+
+
+class HistogramCalls(Calls):
+    """Everything that logs a population."""
+
+    def bins(
+        self,
+        name: str,
+        values: torch.Tensor,
+        context: dict[str, str] | None = None,
+        *,
+        binning: Binning | None = None,
+        every: int | None = None,
+        scope: Scope = "global",
+    ) -> None:
+        """Count a population into the histogram of the current window.
+
+        Args:
+            name: Name of the series.
+            values: The population: any shape and stride, float16, bfloat16, float32, float64, bool or an integer
+                dtype, on the device of the buffers. An empty tensor gives an empty histogram. Of a ``DTensor`` the
+                local shard is counted, without communication, and what its mesh replicates on one rank only. A plain
+                tensor counts on every rank that logs it.
+            context: Tags for this population alone; merged with the persistent context, over which they win.
+            binning: How to bin it; a series has one binning. By default the one of the configuration.
+            every: Count on steps divisible by this only; the others skip the work on the device. By default the one of
+                the configuration.
+            scope: ``"global"`` counts the values of all ranks together; ``"rank"`` keeps a series for each rank, with
+                the context ``rank=<r>``.
+
+        Raises:
+            TrackerTypeError: If it is not a tensor, or one that cannot be binned (complex, quantized, sparse, partial).
+            TrackerValueError: If it lies on another device, ``every`` is not positive, the name is empty, the binning
+                is not that of the series.
+        """
+        self._count([name], [values], context, binning, every, scope)
+
+    def bins_many(
+        self,
+        values: Mapping[str, torch.Tensor],
+        context: dict[str, str] | None = None,
+        *,
+        binning: Binning | None = None,
+        every: int | None = None,
+        scope: Scope = "global",
+    ) -> None:
+        """Count many populations with one kernel launch per dtype: the gradients of a model, for example.
+
+        Args:
+            values: Name and population of each series; see ``bins``.
+            context: Tags for these populations alone; merged with the persistent context, over which they win.
+            binning: How to bin all of them; see ``bins``.
+            every: Count on steps divisible by this only; see ``bins``.
+            scope: See ``bins``.
+
+        Raises:
+            TrackerTypeError: See ``bins``; none of the populations is counted then.
+            TrackerValueError: See ``bins``; none of the populations is counted then.
+        """
+        check_mapping("bins_many", values)
+        self._count(list(values.keys()), list(values.values()), context, binning, every, scope)
+
+    def counts(
+        self,
+        name: str,
+        values: torch.Tensor,
+        context: dict[str, str] | None = None,
+        *,
+        every: int | None = None,
+        scope: Scope = "global",
+    ) -> None:
+        """Add counts that are counts already: tokens of each expert, actions, classes.
+
+        The series is a histogram with a bin for each index: what ``bins`` with ``IntegerBinning(n)`` would give for a
+        population in which each index ``k`` occurs ``values[k]`` times.
+
+        Args:
+            name: Name of the series.
+            values: An integer dtype, not negative, of shape ``[n]`` with 1 to 2046 counts, on the device of the
+                buffers; ``n`` is that of the series. Of a replicated ``DTensor`` one rank's copy counts.
+            context: Tags for these counts alone; merged with the persistent context, over which they win.
+            every: See ``bins``.
+            scope: See ``bins``.
+
+        Raises:
+            TrackerTypeError: If it is no tensor of integers, or split across ranks.
+            TrackerValueError: If it is not a vector of 1 to 2046, lies on another device, ``every`` is not positive,
+                the name is empty, or the series has another ``n``.
+        """
+        check_names([name])
+        if self._is_silent(name) or self._is_repeated(name):
+            return
+        items = self._items(name, context, scope)
+        vector, counts = check_counts(name, items, values, self.buffers.device)
+        bins = int(vector.shape[0])
+        if self._holds_places():
+            at, cadence = counts_place(self._token, name, items, bins, every)
+        else:
+            binning = integer_binning(name, items, bins)
+            series, cadence = histogram_series(self.config, name, items, binning, every)
+            at = self.buffers.histogram_series.slot(series)
+        if not counts or at < 0:
+            return
+        if torch.compiler.is_compiling() and is_backward_traced():
+            add_counts_with_effect(self._token, vector, at, cadence)
+        elif self._holds_places():
+            self.buffers.add_counts(vector, at, cadence, self.buffers.places.table)
+        else:
+            with self.buffers.lock:
+                self.buffers.add_counts(vector, at, cadence)
+
+    @override
+    def bins_series(
+        self,
+        name: str,
+        context: dict[str, str] | None = None,
+        *,
+        binning: Binning | None = None,
+        every: int | None = None,
+        scope: Scope = "global",
+    ) -> AccumulatingBinsHandle:
+        """Return a handle of a histogram series, for a module to hold: ``handle.bins(values)`` in place of ``bins``.
+
+        Args:
+            name: Name of the series.
+            context: Tags of the series; merged with the persistent context, over which they win.
+            binning: See ``bins``.
+            every: See ``bins``.
+            scope: See ``bins``.
+
+        Raises:
+            TrackerTypeError: If the name, the context or the binning is none.
+            TrackerValueError: See ``scalar_series``; or if ``every`` is not positive.
+        """
+        self._refuse_inside_graphs("bins_series")
+        check_names([name])
+        self._refuse_spread(name, scope)
+        items = self._items(name, context, scope, handle=True)
+        series, cadence = histogram_series(self.config, name, items, binning, every)
+        return AccumulatingBinsHandle(self, series, cadence, self.buffers.places)
+
+    def count_at(self, handle: AccumulatingBinsHandle, values: Any) -> None:
+        """Count a population into the series of a handle; see ``AccumulatingBinsHandle.bins``."""
+        if self._is_silent(WHAT_A_HANDLE_LOGS) or self._is_refused(handle):
+            return
+        population, counts = check_population(handle, (), values, self.buffers.device)
+        if not counts:
+            return
+        population = population.detach() if torch.is_grad_enabled() else population
+        if self._holds_places():
+            self._count_at([population], [0], handle.parameters, handle.table)
+        elif (slot := self.buffers.places.slot(handle.place)) >= 0:
+            with self.buffers.lock:
+                self.buffers.count([population], [slot], *handle.parameters)
+
+    def _count(
+        self,
+        names: list[str],
+        values: list[torch.Tensor],
+        context: dict[str, str] | None,
+        binning: Binning | None,
+        every: int | None,
+        scope: Scope,
+    ) -> None:
+        check_names(names)
+        if not names or self._is_silent(names[0]) or self._is_repeated(names[0]):
+            return
+        self._refuse_spread(names[0], scope)
+        items = self._items(names[0], context, scope)
+        device = self.buffers.device
+        holds_places = self._holds_places()
+        populations: list[torch.Tensor] = []
+        at: list[int] = []
+        parameters: list[Any] = []
+        for name, value in zip(names, values, strict=True):
+            population, counts = check_population(name, items, value, device)
+            if holds_places:
+                place, *parameters = histogram_place(self._token, name, items, binning, every)
+            else:
+                series, cadence = histogram_series(self.config, name, items, binning, every)
+                place, parameters = self.buffers.histogram_series.slot(series), [cadence, *series.binning.parameters()]
+            if counts and place >= 0:
+                # In inference mode, compiled code cannot view what was made outside, not even to detach it.
+                populations.append(population.detach() if torch.is_grad_enabled() else population)
+                at.append(place)
+        if not at:
+            return
+        if holds_places:
+            self._count_at(populations, at, parameters, None)
+        else:
+            with self.buffers.lock:
+                self.buffers.count(populations, at, *parameters)
+
+    def _count_at(
+        self, populations: list[torch.Tensor], at: list[int], parameters: Sequence[Any], places: torch.Tensor | None
+    ) -> None:
+        """Count populations in compiled or captured code; ``places`` is a handle's."""
+        if torch.compiler.is_compiling() and (is_backward_traced() or has_effect_here(places is not None)):
+            histogram_with_effect(self._token, places, populations, at, *parameters)
+        else:
+            table = self.buffers.places.table if places is None else places
+            self.buffers.count(populations, at, *parameters, places=table)

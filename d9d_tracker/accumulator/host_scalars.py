@@ -1,0 +1,85 @@
+"""Numbers of eager code on a CPU: merged into the bank where it lies, without the dispatcher of torch."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from d9d_tracker_kernels import INITIAL
+from d9d_tracker_kernels.scalars import flat_numbers, merge_number
+
+from .lanes import VALUE_LANE
+from .registry import ContextItems, Reduction
+
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+_NUMBERS = (float, int, np.floating, np.integer, np.bool_)
+
+
+class HostScalars:
+    """A scalar bank in the memory of the host.
+
+    Args:
+        current: The state of the step, float64 of shape ``[LANES, columns]``, on the CPU.
+        window: Those of the finished steps, float64 of shape ``[rows, LANES, columns]``.
+        step: The current step, int64 of shape ``[1]``.
+
+    Attributes:
+        known: Slots of series of this run that were logged in the most ordinary way, which are looked up quickest.
+    """
+
+    def __init__(self, current: torch.Tensor, window: torch.Tensor, step: torch.Tensor):
+        self._current = current.numpy()
+        self._rows = list(window.numpy())
+        self._step = step.numpy()
+        self._initial = np.array(INITIAL)[:, None]
+        self._numbers = flat_numbers(current)
+        self._columns = current.shape[1]
+        self.known: dict[tuple[str, ContextItems, Reduction], int] = {}
+
+    def merge(self, slots: Iterable[int], values: Sequence[float], reduce: Reduction, weight: float) -> None:
+        """Merge one value into each of several slots.
+
+        Args:
+            slots: The slots; -1 is none.
+            values: One number each.
+            reduce: The reduction of their series.
+            weight: The weight of all the values.
+        """
+        lane = VALUE_LANE[reduce]
+        for slot, value in zip(slots, values, strict=True):
+            if slot >= 0:
+                merge_number(self._numbers, self._columns, slot, lane, value, weight)
+
+    def file(self, row: int, slots: int) -> None:
+        """Copy the state of the step to a row of the window; see ``ScalarBank.file``."""
+        self._rows[row][:, :slots] = self._current[:, :slots]
+
+    def begin(self, slots: int, step: int) -> None:
+        """Start a step; see ``ScalarBank.begin``."""
+        self._current[:, :slots] = self._initial
+        self._step[0] = step
+
+
+def as_number(value: Any) -> float | None:
+    """Return what is a number on the host, in plain code.
+
+    Args:
+        value: What was given to be logged.
+
+    Returns:
+        The number; None for all that takes a closer look: another type, shape, dtype or device.
+    """
+    if type(value) in _TENSORS:
+        if not value.is_cpu:
+            return None
+        try:
+            value = value.item()
+        except RuntimeError:
+            return None
+    if isinstance(value, _NUMBERS):
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+    return None

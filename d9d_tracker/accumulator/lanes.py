@@ -1,0 +1,50 @@
+"""Lanes and reductions: how states of scalar series merge, and what is read of them in the end."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from d9d_tracker_kernels import COUNT, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
+
+from .registry import Reduction, ScalarSeries
+
+VALUE_LANE: dict[Reduction, int] = {"mean": SUM, "sum": SUM, "min": NEGATED_MIN, "max": MAX, "last": LAST}
+
+
+def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
+    """Merge two states of the same slots.
+
+    Args:
+        older: Lanes, float64 of shape ``[LANES, slots]``.
+        newer: Lanes that came after, of the same shape.
+
+    Returns:
+        The lanes that all the values would have given, of the same shape.
+    """
+    merged = np.empty_like(older)
+    merged[: COUNT + 1] = older[: COUNT + 1] + newer[: COUNT + 1]
+    merged[MAX : NEGATED_MIN + 1] = np.maximum(older[MAX : NEGATED_MIN + 1], newer[MAX : NEGATED_MIN + 1])
+    merged[LAST] = np.where(newer[COUNT] > 0, newer[LAST], older[LAST])
+    return merged
+
+
+def finalize(lanes: np.ndarray, scalars: Sequence[ScalarSeries]) -> np.ndarray:
+    """Turn the states of slots into the values of their points.
+
+    Args:
+        lanes: Lanes, float64 of shape ``[rows, LANES, slots]``.
+        scalars: The series of each slot.
+
+    Returns:
+        Values, float64 of shape ``[rows, slots]``; meaningless where no value was merged in.
+    """
+    reductions: list[Reduction] = [series.reduce for series in scalars]
+    values = lanes[:, [VALUE_LANE[reduce] for reduce in reductions], range(len(reductions))]
+    chosen = np.array(reductions, dtype=str)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = values / lanes[:, WEIGHT]
+        values = np.select([chosen == "mean", chosen == "min"], [means, -values], values)
+        for slot, series in enumerate(scalars):
+            if series.root != 1.0:
+                values[:, slot] **= 1 / series.root
+    return values

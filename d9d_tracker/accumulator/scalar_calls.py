@@ -1,0 +1,247 @@
+"""Scalars of a run: from names and numbers to what is written into the bank."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from d9d_tracker.errors import TrackerValueError, fail
+from d9d_tracker.tracing import begin_inputs, end_inputs, is_backward_traced, is_plain
+
+from .arguments import Number, check_mapping, check_names, check_number
+from .calls import WHAT_A_HANDLE_LOGS, Calls, Scope
+from .effects import merge_scalars_with_effect
+from .handles import AccumulatingScalarHandle
+from .host_scalars import as_number
+from .placement import norm_of
+from .regions import has_effect_here
+from .registry import Reduction, label
+from .slots import scalar_place, scalar_series
+
+
+class ScalarCalls(Calls):
+    """Everything that logs a number."""
+
+    def scalar(
+        self,
+        name: str,
+        value: Number,
+        context: dict[str, str] | None = None,
+        *,
+        reduce: Reduction = "mean",
+        weight: Number | None = None,
+        scope: Scope = "global",
+    ) -> None:
+        """Merge one number into the point of the current step.
+
+        Args:
+            name: Name of the series.
+            value: A number, or a tensor of one element, of any real dtype. It is detached, never kept alive. A
+                ``DTensor`` is replicated, every rank's copy counting, or partial (sum, avg, a norm; min and max in a
+                series of that reduction): then the ranks' parts become the whole when their windows meet. Compiled
+                code copies a tensor on the CPU to the device without a wait; in pinned memory it must therefore keep
+                its value for the step.
+            context: Tags for this value alone; merged with the persistent context, over which they win.
+            reduce: How several values of one step combine; a series has one reduction.
+            weight: Weight in a mean, a number or a tensor of one element: the number of tokens, for example.
+            scope: ``"global"`` combines the values of all ranks, ``last`` being that of the highest rank with a value
+                in the step; ``"rank"`` keeps a series for each rank, with the context ``rank=<r>``; ``"spread"`` gives
+                four for any number of ranks: ``<name>/min``, ``/mean``, ``/max`` and ``/max_rank``.
+
+        Raises:
+            TrackerTypeError: If the value is neither a real number nor a real tensor.
+            TrackerValueError: If the tensor has not exactly one element, lies on a device other than the buffers', the
+                name is empty, or the reduction is not that of the series.
+        """
+        if not self._merge_on_host((name,), (value,), context, reduce, weight, scope):
+            self._merge([name], [value], context, reduce, weight, scope)
+
+    def scalars(
+        self,
+        values: Mapping[str, Number],
+        context: dict[str, str] | None = None,
+        *,
+        reduce: Reduction = "mean",
+        weight: Number | None = None,
+        scope: Scope = "global",
+    ) -> None:
+        """Merge many numbers at once: cheaper to run, and much cheaper to compile, than as many ``scalar`` calls.
+
+        Args:
+            values: Name and value of each series; see ``scalar``.
+            context: Tags for these values alone; merged with the persistent context, over which they win.
+            reduce: How several values of one step combine; a series has one reduction.
+            weight: Weight of all the values in a mean.
+            scope: See ``scalar``.
+
+        Raises:
+            TrackerTypeError: See ``scalar``.
+            TrackerValueError: See ``scalar``.
+        """
+        check_mapping("scalars", values)
+        names, numbers = list(values.keys()), list(values.values())
+        if not self._merge_on_host(names, numbers, context, reduce, weight, scope):
+            self._merge(names, numbers, context, reduce, weight, scope)
+
+    @override
+    def scalar_series(
+        self,
+        name: str,
+        context: dict[str, str] | None = None,
+        *,
+        reduce: Reduction = "mean",
+        scope: Scope = "global",
+    ) -> AccumulatingScalarHandle:
+        """Return a handle of a scalar series, for a module to hold: ``handle.scalar(value)`` in place of ``scalar``.
+
+        Blocks of one class that are compiled one by one share their code if each logs to its own handle, where names
+        would be constants of the code. Make it outside of compiled code. It is good for the life of the tracker.
+
+        Args:
+            name: Name of the series.
+            context: Tags of the series; merged with the persistent context, over which they win.
+            reduce: See ``scalar``.
+            scope: See ``scalar``.
+
+        Raises:
+            TrackerTypeError: If the name or the context is none.
+            TrackerValueError: If it is called in compiled code, the name is empty, or the series was logged differently
+                before.
+        """
+        self._refuse_inside_graphs("scalar_series")
+        check_names([name])
+        items = self._items(name, context, scope, handle=True)
+        series = scalar_series(name, items, reduce, 1.0, scope == "spread")
+        return AccumulatingScalarHandle(self, series, self.buffers.places)
+
+    def merge_at(self, handle: AccumulatingScalarHandle, value: Any, weight: Number | None) -> None:
+        """Merge one number into the series of a handle; see ``AccumulatingScalarHandle.scalar``."""
+        if torch.compiler.is_compiling():
+            begin_inputs()
+            for number in (value, weight):
+                isinstance(number, torch.Tensor)
+            end_inputs()
+        elif self._merge_handle_on_host(handle, value, weight):
+            return
+        if self._is_silent(WHAT_A_HANDLE_LOGS) or self._is_refused(handle):
+            return
+        if weight is not None and handle.reduce != "mean":
+            fail(TrackerValueError, f"series {handle.name!r}: a weight has no meaning with reduce={handle.reduce!r}")
+        device = self.buffers.device
+        number = check_number(handle, (), value, device, handle.reduce)
+        factor = None if weight is None else check_number(handle, (), weight, device)
+        if norm_of(value) != 1.0:
+            fail(TrackerValueError, f"series {handle.name!r}: a handle takes no partial norm; log it with run.scalar")
+        if self._holds_places():
+            self._write([0], [number], handle.reduce, factor, handle.table)
+        elif (slot := self.buffers.places.slot(handle.place)) >= 0:
+            with self.buffers.lock:
+                self.buffers.scalars.write([slot], [number], handle.reduce, factor)
+
+    def _merge_on_host(
+        self,
+        names: Sequence[str],
+        values: Sequence[Any],
+        context: dict[str, str] | None,
+        reduce: Reduction,
+        weight: Number | None,
+        scope: Scope,
+    ) -> bool:
+        """Merge numbers as almost every call does, quickly; False, with nothing done, if there is more to the call."""
+        if torch.compiler.is_compiling():
+            return False
+        host = self.buffers.scalars.host
+        if host is None or not names or not self.is_open or scope != "global" or not is_plain():
+            return False
+        factor = 1.0
+        if weight is not None:
+            factor = as_number(weight)
+            if factor is None or reduce != "mean":
+                return False
+        items = self._context if context is None else self._items(names[0], context, scope)
+        try:
+            slots = [host.known[name, items, reduce] for name in names]
+        except (KeyError, TypeError):  # the first time; no name at all
+            return False
+        numbers = [number for number in map(as_number, values) if number is not None]
+        if len(numbers) < len(slots):
+            return False
+        with self.buffers.lock:
+            host.merge(slots, numbers, reduce, factor)
+        return True
+
+    def _merge_handle_on_host(self, handle: AccumulatingScalarHandle, value: Any, weight: Number | None) -> bool:
+        """See ``_merge_on_host``."""
+        host = self.buffers.scalars.host
+        number, factor = as_number(value), 1.0 if weight is None else as_number(weight)
+        if host is None or number is None or factor is None or not self.is_open or not is_plain():
+            return False
+        if weight is not None and handle.reduce != "mean":
+            return False
+        with self.buffers.lock:
+            host.merge((self.buffers.places.slot(handle.place),), (number,), handle.reduce, factor)
+        return True
+
+    def _merge(
+        self,
+        names: list[str],
+        values: list[Any],
+        context: dict[str, str] | None,
+        reduce: Reduction,
+        weight: Number | None,
+        scope: Scope,
+    ) -> None:
+        if torch.compiler.is_compiling():
+            begin_inputs()
+            for value in (*values, weight):
+                isinstance(value, torch.Tensor)
+            end_inputs()
+        check_names(names)
+        if not names or self._is_silent(names[0]) or self._is_repeated(names[0]):
+            return
+        items = self._items(names[0], context, scope)
+        if weight is not None and reduce != "mean":
+            fail(TrackerValueError, f"{label(names[0], items)}: a weight has no meaning with reduce={reduce!r}")
+        device = self.buffers.device
+        numbers = [check_number(name, items, value, device, reduce) for name, value in zip(names, values, strict=True)]
+        factor = None if weight is None else check_number(f"{names[0]} (weight)", items, weight, device)
+        roots = [norm_of(value) for value in values]
+        spread = scope == "spread"
+        holds_places, token = self._holds_places(), self._token
+        if holds_places:
+            at = [scalar_place(token, n, items, reduce, r, spread) for n, r in zip(names, roots, strict=True)]
+        else:
+            registry = self.buffers.scalar_series
+            named = zip(names, roots, strict=True)
+            at = [registry.slot(scalar_series(name, items, reduce, root, spread)) for name, root in named]
+            host = self.buffers.scalars.host
+            if host is not None and scope == "global" and set(roots) == {1.0} and -1 not in at:
+                host.known.update(zip([(name, items, reduce) for name in names], at, strict=True))
+        if -1 in at:  # none was left
+            numbers = [number for number, one in zip(numbers, at, strict=True) if one >= 0]
+            at = [one for one in at if one >= 0]
+        if not at:
+            return
+        if holds_places:
+            self._write(at, numbers, reduce, factor, None)
+        else:
+            with self.buffers.lock:
+                self.buffers.scalars.write(at, numbers, reduce, factor)
+
+    def _write(
+        self,
+        at: list[int],
+        numbers: list[Number],
+        reduce: Reduction,
+        weight: Number | None,
+        places: torch.Tensor | None,
+    ) -> None:
+        """Merge numbers in compiled or captured code; ``places`` is a handle's."""
+        buffers = self.buffers
+        if torch.compiler.is_compiling() and (is_backward_traced() or has_effect_here(places is not None)):
+            arguments = buffers.scalars.effect_arguments(at, numbers, reduce, weight)
+            merge_scalars_with_effect(self._token, places, *arguments)
+        else:
+            table = buffers.places.table if places is None else places
+            buffers.scalars.write(at, numbers, reduce, weight, table)
