@@ -1,7 +1,7 @@
 """Counts that are counts already: a vector of integers added to the cells of an integer binning, in one launch."""
 
 # Kernels are in Triton's language, which only looks like Python: pyright cannot type it.
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportInvalidTypeForm=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportInvalidTypeForm=false, reportCallIssue=false
 
 import torch
 import triton
@@ -22,7 +22,18 @@ def launch(
     """Adds counts in one launch. Arguments as for the operator, see ops.py."""
     width = max(128, triton.next_power_of_2(values.numel()))
     with torch.cuda.device_of(counts):
-        add_counts[(1,)](values.contiguous(), values.numel(), counts, moments, places, step, place, every, WIDTH=width)
+        add_counts[(1,)](
+            values.contiguous(),
+            values.numel(),
+            counts,
+            moments,
+            places,
+            step,
+            place,
+            every,
+            WIDTH=width,
+            enable_fp_fusion=False,  # said, because Triton warns of a default that will change
+        )
 
 
 @triton.jit(

@@ -22,6 +22,7 @@ COUNT = tl.constexpr(lanes.COUNT)
 NEGATED_MIN = tl.constexpr(lanes.NEGATED_MIN)
 LAST = tl.constexpr(lanes.LAST)
 MAX = tl.constexpr(lanes.MAX)
+LANES = tl.constexpr(lanes.LANES)
 
 # What an argument stands for: a number, or the address of one that is to be read as a dtype.
 _NUMBER, _NOTHING = 0, 15
@@ -80,8 +81,8 @@ def begin_step(current: torch.Tensor, slots: int, step: torch.Tensor, now: int) 
     """
     block = 256
     with torch.cuda.device_of(current):
-        empty_slots[(lanes.LANES, max(1, triton.cdiv(slots, block)))](
-            current, current.shape[1], slots, step, now, BLOCK=block, num_warps=4
+        empty_slots[(lanes.LANES * max(1, triton.cdiv(slots, block)),)](
+            current, current.shape[1], slots, step, now, BLOCK=block, num_warps=4, enable_fp_fusion=False
         )
 
 
@@ -188,8 +189,8 @@ def merge_values(current, columns, table, targets, lows, highs, HAS_PLACES: tl.c
 @triton.jit(do_not_specialize=["slots", "now"], do_not_specialize_on_alignment=["current", "step"])
 def empty_slots(current, columns, slots: tl.int32, step, now: tl.int64, BLOCK: tl.constexpr):
     """Writes the initial state to the first slots, a program for each lane and block, and the step."""
-    lane = tl.program_id(0)
-    slot = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    lane = tl.program_id(0) % LANES
+    slot = tl.program_id(0) // LANES * BLOCK + tl.arange(0, BLOCK)
     initial = tl.where((lane == MAX) | (lane == NEGATED_MIN), float("-inf"), 0.0).to(tl.float64)
     tl.store(current + lane * columns + slot, initial + tl.zeros((BLOCK,), tl.float64), mask=slot < slots)
     tl.store(step, now)  # the same by all

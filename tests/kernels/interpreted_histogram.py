@@ -1,4 +1,4 @@
-"""The Triton kernels against the reference, under Triton's interpreter: run by `test_histogram.py`.
+"""The Triton kernels against the reference, under Triton's interpreter: run by `test_interpreted.py`.
 
 By hand: TRITON_INTERPRET=1 pytest tests/kernels/interpreted_histogram.py
 """

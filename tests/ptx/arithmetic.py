@@ -28,6 +28,11 @@ def compute(parts: list[str], get: Get, operands: int) -> np.ndarray:
     Raises:
         Fault: If it is none that is known here.
     """
+    if parts[-1] == "bf16":
+        if parts[0] != "cvt":
+            raise Fault(f"{'.'.join(parts)} is not known to the executor")
+        value = (get(1, np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return _convert(value, TYPES[parts[-2]], toward_zero=False)
     kind, of = parts[0], TYPES[parts[-1]]
     if kind in _UNARY:
         return _UNARY[kind](get(1, of))
@@ -46,6 +51,9 @@ def compute(parts: list[str], get: Get, operands: int) -> np.ndarray:
             return _set_predicate(parts, get, of, operands)
         case "selp":
             return np.where(get(3, np.bool_), get(1, of), get(2, of))
+        case "mul" if "hi" in parts:
+            product = get(1, of).astype(_TWICE[of]) * get(2, of).astype(_TWICE[of])
+            return (product >> (8 * np.dtype(of).itemsize)).astype(of)
         case "mul" | "mad":
             result = _TWICE[of] if "wide" in parts else of
             product = get(1, of).astype(result) * get(2, of).astype(result)

@@ -1,4 +1,4 @@
-"""Runs `interpreted_histogram.py`, the tests of the Triton kernels, under Triton's interpreter.
+"""Runs `interpreted_histogram.py` and `interpreted_scalars.py`, the tests of the kernels, in Triton's interpreter.
 
 TRITON_INTERPRET must be set before Triton is first imported, which the other tests of this session do without it:
 hence a session of its own.
@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-TESTS = Path(__file__).with_name("interpreted_histogram.py")
+TESTS = ("interpreted_histogram.py", "interpreted_scalars.py")
 
 
 @pytest.mark.skipif(
     Version(version("triton")) < Version("3.8"),
     reason="before 3.8, the interpreter's tl.minimum and tl.maximum return NaN, which those of no GPU do",
 )
-def test_the_kernels_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS)]
+@pytest.mark.parametrize("tests", TESTS)
+def test_the_kernels_under_the_interpreter(tests):
+    path = str(Path(__file__).with_name(tests))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
