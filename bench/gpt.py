@@ -3,8 +3,8 @@
 import copy
 
 from .contenders import BACKENDS, Contender, Nothing, Ours, Start, configure, others, start
-from .interleave import interleave
 from .models import Batch, Gpt
+from .pairs import take_turns
 from .plan import Plan, count_parameters, subject
 from .report import Result, Row, losses
 from .training import Training, forward_of
@@ -33,22 +33,23 @@ def run(plan: Plan) -> Result:
         batch = model.batch(plan.device, size, length)
         trainings = [_training(plan, contender, model, batch) for contender in contenders]
         names = [contender.name for contender in contenders]
-        timings = interleave(
-            {training.contender.name: subject(training, _EVERY, 2) for training in trainings},
-            rounds=3,
-            round_seconds=0.1 if plan.quick else 2.0,
+        found = take_turns(
+            {training.contender.name: subject(training, _EVERY) for training in trainings},
+            subject(_training(plan, Nothing(), model, batch), _EVERY),
+            turns=2 if plan.quick else 8,
+            windows=1,
             device=plan.device,
         )
-    baseline = timings[Nothing.name]
     for contender, name in zip(contenders, names, strict=True):
         cells = {
-            "vs untracked": timings[name].ratio(baseline),
-            "added ms a step": timings[name].added(baseline).scaled(1e3),
-            "vs untracked, all written": timings[name].ratio(baseline, settled=True),
+            "vs untracked": found[name].ratio(),
+            "added ms a step": found[name].added().scaled(1e3),
+            "vs untracked, all written": found[name].ratio(settled=True),
         }
         result.rows.append(Row(contender.name, contender.kind, dict(cells), _note(contender)))
     result.missing = missing
-    milliseconds = sum(baseline.loop) / len(baseline.loop) * 1e3
+    untracked = found[Nothing.name].neighbour
+    milliseconds = sum(untracked) / len(untracked) * 1e3
     result.remarks = [
         f"Batch {size} by {length} tokens; the untracked step takes {milliseconds:,.0f} ms. d9d_tracker counts every "
         f"element of every step's gradients and writes one histogram per window, here of {_EVERY} steps; the others "

@@ -29,9 +29,9 @@ class Plan:
         return "aot_eager" if self.quick else "inductor"
 
 
-def subject(training: Training, window: int, windows: int) -> Subject:
-    """Return a training loop as something to time: some windows of steps."""
-    return Subject(training.run, windows * window, training.before, training.contender.settle, window)
+def subject(training: Training, window: int) -> Subject:
+    """Return a training loop as something to time in windows of steps."""
+    return Subject(training.run, window, training.before, training.contender.settle, window)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,15 +1,14 @@
 """(a) A compiled MLP step with 1, 10 and 100 scalars."""
 
 from .contenders import BACKENDS, EVERY, Contender, Nothing, others, ours, start
-from .interleave import Timing, interleave
 from .models import Mlp
+from .pairs import Pairs, take_turns
 from .plan import Plan, subject
 from .report import Result, Row, losses
 from .training import Training, forward_of
 
-_ROUNDS = 5
-_WINDOWS = 4
-_ROUND_SECONDS = 1.0
+_TURNS = 40
+_WINDOWS = 2
 
 
 def run(plan: Plan) -> Result:
@@ -17,26 +16,26 @@ def run(plan: Plan) -> Result:
     result = Result(
         "a",
         "A compiled MLP step with 1, 10 and 100 scalars",
-        {"vs untracked": ".2f", "added µs a step": ",.0f", "vs untracked, all written": ".2f"},
+        {"vs untracked": ".3f", "added µs a step": ",.0f", "vs untracked, all written": ".2f"},
         series={"plot": "scalars"},
     )
     for scalars in (4,) if plan.quick else (1, 10, 100):
         backends = BACKENDS if scalars == 10 else ("null", "jsonl")
         wanted = {**others(plan.folder, plan.device), **ours(plan.folder, plan.device, backends)}
         with start({Nothing.name: Nothing, **wanted}) as (contenders, missing):
-            timings = _measure(plan, contenders, scalars)
+            found = _measure(plan, contenders, scalars)
         result.missing |= missing
-        baseline = timings[Nothing.name]
         for contender in contenders:
-            timing = timings[contender.name]
+            pairs = found[contender.name]
             cells = {
-                "vs untracked": timing.ratio(baseline),
-                "added µs a step": timing.added(baseline).scaled(1e6),
-                "vs untracked, all written": timing.ratio(baseline, settled=True),
+                "vs untracked": pairs.ratio(),
+                "added µs a step": pairs.added().scaled(1e6),
+                "vs untracked, all written": pairs.ratio(settled=True),
             }
             group = f"{scalars} scalar{'s' * (scalars > 1)}"
             result.rows.append(Row(contender.name, contender.kind, dict(cells), contender.note, group))
-        result.series[f"untracked µs, {scalars}"] = sum(baseline.loop) / len(baseline.loop) * 1e6
+        untracked = found[Nothing.name].neighbour
+        result.series[f"untracked µs, {scalars}"] = sum(untracked) / len(untracked) * 1e6
     result.remarks = _remarks(plan) + losses(
         result.rows,
         "vs untracked",
@@ -47,28 +46,32 @@ def run(plan: Plan) -> Result:
     return result
 
 
-def _measure(plan: Plan, contenders: list[Contender], scalars: int) -> dict[str, Timing]:
+def _measure(plan: Plan, contenders: list[Contender], scalars: int) -> dict[str, Pairs]:
     model = Mlp(scalars).to(plan.device)
     batch = model.batch(plan.device)
+    untracked = forward_of(model, Nothing(), backend=plan.backend)
     returning = forward_of(model, Contender(), backend=plan.backend)
     trainings = []
     for contender in contenders:
         shares = contender.tracks and not contender.inside
-        forward = returning if shares else forward_of(model, contender, backend=plan.backend)
+        forward = returning if shares else untracked if not contender.tracks else None
+        forward = forward or forward_of(model, contender, backend=plan.backend)
         trainings.append(Training(contender, model, batch, forward))
-    return interleave(
-        {training.contender.name: subject(training, EVERY, 1 if plan.quick else _WINDOWS) for training in trainings},
-        rounds=3 if plan.quick else _ROUNDS,
-        round_seconds=0.1 if plan.quick else _ROUND_SECONDS,
+    return take_turns(
+        {training.contender.name: subject(training, EVERY) for training in trainings},
+        subject(Training(Nothing(), model, batch, untracked), EVERY),
+        turns=2 if plan.quick else _TURNS,
+        windows=1 if plan.quick else _WINDOWS,
         device=plan.device,
     )
 
 
 def _remarks(plan: Plan) -> list[str]:
     remarks = [
-        f"A step is forward, backward and AdamW; a sample is {_WINDOWS} windows of {EVERY} steps. The untracked step "
-        "neither computes nor returns the values. Figures are medians of the ratio to the untracked step of the same "
-        "round, with quartiles.",
+        f"A step is forward, backward and AdamW. {_TURNS} turns of {_WINDOWS} windows of {EVERY} steps, each beside "
+        "one of the untracked step, which neither computes nor returns the values. Figures are medians over the pairs, "
+        "with the bootstrap interval of 95 %.",
+        f'"{Nothing.name}" is the untracked step against itself: what its row is away from 1 the figures cannot see.',
         "Until all is written: the loop, and then waiting for background threads (and files) to finish.",
     ]
     if plan.device == "cpu":
