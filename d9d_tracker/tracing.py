@@ -33,6 +33,8 @@ _PACKAGE = os.path.dirname(__file__)
 _TRACING_A_BACKWARD = frozenset({"_method_register_hook", "trace_backward_graph"})
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 _AUTOGRAD_FILE = torch.autograd.__file__
+_OPTIMIZER_FILE = sys.modules[torch.optim.Optimizer.__module__].__file__
+_OPTIMIZER_STEP = "wrapper"
 # Where checkpointing calls the user's forward again: reentrant, and not.
 _RECOMPUTING = frozenset({"backward", "recompute_fn", "unpack_hook"})
 
@@ -126,6 +128,12 @@ def is_recomputed() -> bool:
         if code.co_filename == _AUTOGRAD_FILE or code.co_name == "_engine_run_backward":
             return False
     return False
+
+
+def is_in_another_step() -> bool:
+    """Tell whether the optimizer that calls a hook before its step was called by another optimizer's step."""
+    steps = [code for code in _callers() if code.co_filename == _OPTIMIZER_FILE and code.co_name == _OPTIMIZER_STEP]
+    return len(steps) > 1
 
 
 def is_checkpointed() -> bool:

@@ -47,7 +47,7 @@ class Calls(BaseTrackerRun):
         self._token = f"run {next(_tokens)}"
         runs[self._token] = self
 
-    def _holds_places(self) -> bool:
+    def holds_places(self) -> bool:
         """Whether what is called now will run again without Python, under a context that is not known yet."""
         if torch.compiler.is_compiling():
             return True
@@ -82,7 +82,7 @@ class Calls(BaseTrackerRun):
 
     def _items(self, name: str, context: dict[str, str] | None, scope: Scope, handle: bool = False) -> ContextItems:
         """The context of a call, without the persistent one where a place is held: that is data there."""
-        persistent = () if handle or self._holds_places() else self._context
+        persistent = () if handle or self.holds_places() else self._context
         tags = self._tags
         if context is None and scope in ("global", "spread") and not tags:
             return persistent

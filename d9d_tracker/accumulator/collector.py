@@ -16,6 +16,7 @@ from .buffers import Buffers
 from .host_window import HostWindow, Tail
 from .records import records
 from .spread import expand
+from .watch.promises import Promises
 from .window import Window
 
 logger = logging.getLogger("d9d_tracker")
@@ -33,6 +34,7 @@ class Collector:
         ranks: The ranks that share the run; None if there are no others.
         rank: This process among them.
         report: Counts the windows that are lost.
+        promises: What watches have promised.
 
     Attributes:
         tail: What was written for the last, unfinished step; steady after ``drain``.
@@ -47,6 +49,7 @@ class Collector:
         ranks: Ranks | None,
         rank: int,
         report: RunReport,
+        promises: Promises,
     ):
         self.tail = tail
         self.has_merged = False
@@ -56,6 +59,7 @@ class Collector:
         self._outbox = buffers.outbox
         self._staging = buffers.staging
         self._report = report
+        self._promises = promises
         self._newest = -1
         self._pending: deque[Window] = deque()  # put, and not yet turned into records
         self._abandoned = False
@@ -145,6 +149,7 @@ class Collector:
             logger.error("window %d (steps %s) is lost: %r", window.index, window.steps, error)
             host = window.without_values()  # the other ranks wait for this one's part
         self.has_merged = self.has_merged or bool((host.lanes[:, COUNT] > 1).any())
+        self._promises.look(host)
         host = expand(host, self._rank)
         if self._ranks is not None:
             host = self._ranks.reduce(host, ended=window.unfinished is None, is_last=window.is_last)

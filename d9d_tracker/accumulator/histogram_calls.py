@@ -110,7 +110,7 @@ class HistogramCalls(Calls):
         items = self._items(name, context, scope)
         vector, counts = check_counts(name, items, values, self.buffers.device)
         bins = int(vector.shape[0])
-        if self._holds_places():
+        if self.holds_places():
             at, cadence = counts_place(self._token, name, items, bins, every)
         else:
             binning = integer_binning(name, items, bins)
@@ -120,7 +120,7 @@ class HistogramCalls(Calls):
             return
         if torch.compiler.is_compiling() and is_backward_traced():
             add_counts_with_effect(self._token, vector, at, cadence)
-        elif self._holds_places():
+        elif self.holds_places():
             self.buffers.add_counts(vector, at, cadence, self.buffers.places.table)
         else:
             with self.buffers.lock:
@@ -164,7 +164,7 @@ class HistogramCalls(Calls):
         if not counts:
             return
         population = population.detach() if torch.is_grad_enabled() else population
-        if self._holds_places():
+        if self.holds_places():
             self._count_at([population], [0], handle.parameters, handle.table)
         elif (slot := self.buffers.places.slot(handle.place)) >= 0:
             with self.buffers.lock:
@@ -185,7 +185,7 @@ class HistogramCalls(Calls):
         self._refuse_spread(names[0], scope)
         items = self._items(names[0], context, scope)
         device = self.buffers.device
-        holds_places = self._holds_places()
+        holds_places = self.holds_places()
         populations: list[torch.Tensor] = []
         at: list[int] = []
         parameters: list[Any] = []

@@ -9,7 +9,7 @@ logger = logging.getLogger("d9d_tracker")
 
 _MOST_GRAPHS = 4
 
-_graphs: dict[str, dict[str, str]] = defaultdict(dict)  # by line of code: the graph that each name was first met in
+_graphs: dict[str, dict[str, str]] = defaultdict(dict)  # by line of code: the first name that each graph logs there
 
 
 def warn_of_names(name: str) -> None:
@@ -21,11 +21,13 @@ def warn_of_names(name: str) -> None:
     graph, line = compilation(), user_line()
     if graph is None or line is None:
         return
-    names = _graphs[line]
-    if len(names) >= _MOST_GRAPHS or name in names or graph in names.values():
+    first_names = _graphs[line]
+    if graph in first_names:
         return
-    names[name] = graph
-    if len(names) == _MOST_GRAPHS:
+    is_new = name not in first_names.values()
+    first_names[graph] = name
+    names = dict.fromkeys(first_names.values())
+    if is_new and len(names) == _MOST_GRAPHS:
         logger.warning(
             "%s was compiled %d times because it logs under another name each time (%s): give each module a handle, "
             "made once by run.scalar_series(name) or run.bins_series(name), and log to that",

@@ -21,7 +21,8 @@ from .buffers import Buffers
 from .histogram_calls import HistogramCalls
 from .scalar_calls import ScalarCalls
 from .session import Session
-from .watch import Watch
+from .watch.promises import Promises
+from .watch.watch import Watch
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -41,6 +42,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         buffers: The device state.
         config: How to accumulate.
         watches: What ``watch`` began in this run.
+        promises: What they have promised.
     """
 
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
@@ -48,6 +50,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         self._session: Session | None = None
         self._stepped = False
         self.watches: list[Watch] = []
+        self.promises = Promises()
 
     def set_step(self, step: int) -> None:
         """Begin a step, on the host, between steps. Never waits for the device or the backend.
@@ -148,6 +151,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         gradients: bool = True,
         parameters: bool = False,
         activations: bool = False,
+        evaluation: bool = False,
         every: int | None = None,
         binning: Binning | None = None,
     ) -> Watch:
@@ -157,9 +161,11 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
             module: What to watch.
             gradients: Log ``gradients/<parameter>`` whenever an optimizer steps.
             parameters: Log ``parameters/<parameter>`` whenever an optimizer steps, before it does.
-            activations: Log ``activations/<module>``, the output of every leaf module, whenever it runs. Of several
-                outputs, the first. All compiled code is compiled once more then, to know of it.
-            every: Count on steps divisible by this only. By default the one of the configuration.
+            activations: Log ``activations/<module>``, the output of every layer, whenever it runs in training mode.
+                All compiled code is compiled once more then, to know of it.
+            evaluation: Count activations in evaluation mode too, with the context ``mode=eval``.
+            every: Count every so many steps of an optimizer, or forwards of a layer; in compiled and captured code, on
+                steps of the run that are divisible by it. By default the cadence of the configuration.
             binning: How to bin. By default the one of the configuration.
 
         Returns:
@@ -167,8 +173,8 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
 
         Raises:
             TrackerTypeError: If the module or the binning is none.
-            TrackerValueError: If the run is closed, the cadence is no positive int, there is nothing to log, or one of
-                the series is watched already.
+            TrackerValueError: If the run is closed, the cadence is no positive int, there is nothing to log, there are
+                too few slots, or one of the series is watched already.
         """
         self._open_session("watch")
         watch = Watch(
@@ -177,6 +183,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
             gradients=gradients,
             parameters=parameters,
             activations=activations,
+            evaluation=evaluation,
             every=every,
             binning=binning,
         )
@@ -202,7 +209,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
             session: Takes the windows.
             end: Closes the run.
         """
-        self._session, self._rank = session, str(session.rank)
+        self._session, self._rank, self.promises = session, str(session.rank), session.promises
         self._context, self._tags = (), {}
         self.buffers.places.refill(())
         self._stepped = self.buffers.clock.step > 0

@@ -133,7 +133,7 @@ class ScalarCalls(Calls):
         factor = None if weight is None else check_number(handle, (), weight, device)
         if norm_of(value) != 1.0:
             fail(TrackerValueError, f"series {handle.name!r}: a handle takes no partial norm; log it with run.scalar")
-        if self._holds_places():
+        if self.holds_places():
             self._write([0], [number], handle.reduce, factor, handle.table)
         elif (slot := self.buffers.places.slot(handle.place)) >= 0:
             with self.buffers.lock:
@@ -208,7 +208,7 @@ class ScalarCalls(Calls):
         factor = None if weight is None else check_number(f"{names[0]} (weight)", items, weight, device)
         roots = [norm_of(value) for value in values]
         spread = scope == "spread"
-        holds_places, token = self._holds_places(), self._token
+        holds_places, token = self.holds_places(), self._token
         if holds_places:
             at = [scalar_place(token, n, items, reduce, r, spread) for n, r in zip(names, roots, strict=True)]
         else:

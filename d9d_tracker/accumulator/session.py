@@ -22,6 +22,7 @@ from .buffers import Buffers
 from .collector import Collector
 from .host_window import Tail
 from .records import records
+from .watch.promises import Promises
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -154,6 +155,7 @@ class Session:
 
     Attributes:
         report: What became of the records.
+        promises: What watches have promised.
         process: The process that opened it: a forked child has none of its threads.
     """
 
@@ -176,7 +178,8 @@ class Session:
             written = tail.as_window(buffers.take_index())
             for delivery in deliveries.values():
                 delivery.put(written.index, records(written), tail.step, unfinished=tail.step)
-        self._collector = Collector(list(deliveries.values()), buffers, tail, ranks, rank, self.report)
+        self.promises = Promises()
+        self._collector = Collector(list(deliveries.values()), buffers, tail, ranks, rank, self.report, self.promises)
 
     @property
     def tail(self) -> Tail | None:

@@ -233,3 +233,20 @@ def test_many_names_in_one_graph_are_no_fault(recorded, caplog):
 
         torch.compile(log, fullgraph=True, backend="eager")(torch.ones(2))
     assert "scalar_series" not in caplog.text
+
+
+def test_models_that_log_under_the_same_names_are_no_matter_of_names(recorded, caplog):
+    tracker = recorded()
+
+    def make(scale):
+        def forward(inputs):
+            run.scalars({"first": inputs.sum(), "second": inputs.sum() * scale})
+            return inputs
+
+        return forward
+
+    with tracker.open() as run:
+        for scale in range(7):
+            torch._dynamo.reset_code(make(scale).__code__)
+            torch.compile(make(scale), fullgraph=True, backend="eager")(torch.ones(2))
+    assert "scalar_series" not in caplog.text

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,6 +19,7 @@ from typing_extensions import override
 
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.hparams import plain_hparams
 from d9d_tracker.provider.lock import hold, let_go
 from d9d_tracker.provider.rebin import rebin
@@ -76,6 +78,7 @@ class AimRun(RecordRun):
         self._run = run
         self._lock = lock
         self._open_again = open_again
+        self._claims = Claims(self.id)
         self._torn = False
 
     @override
@@ -86,21 +89,24 @@ class AimRun(RecordRun):
     @override
     def write_record(self, record: Record) -> None:
         if not isinstance(record.value, Histogram):
-            self._track(record.value, record.name, record)
+            self._track(record.value, record)
             return
         histogram = record.value
         if histogram.count:
             counts, low, high = rebin(histogram, _BINS)
-            self._track(aim.Distribution.from_histogram(counts, (low, high)), record.name, record)
+            self._track(aim.Distribution.from_histogram(counts, (low, high)), record)
         for key, count in {"nan": histogram.nan, "inf": histogram.posinf + histogram.neginf}.items():
             if count:
-                self._track(float(count), f"{record.name}/{key}", record)
+                self._track(float(count), record, f"/{key}")
 
-    def _track(self, value: float | aim.Distribution, name: str, record: Record) -> None:
+    def _track(self, value: float | aim.Distribution, record: Record, kind: str = "") -> None:
         context: Any = dict(record.context)
+        name = self._claims.name(record.name, kind)
         self._mend()
         try:
-            self._run.track(value, name=name, step=record.step, context=context)
+            # What Run.track does, which would take the moment of the call for the time.
+            tracker: Any = self._run._tracker
+            tracker._track(value, record.time or time.time(), name, record.step, context=context)
         except RocksIOError as error:
             self._torn = True
             raise OSError(

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.hparams import flat_hparams, plain_hparams
 from d9d_tracker.provider.lock import let_go, lock_on_this_machine
 from d9d_tracker.provider.names import encodable, flat_name
@@ -57,6 +58,7 @@ class MLflowRun(RecordRun):
         self._lock = lock
         self._pending: dict[tuple[str, int], Metric] = {}
         self._last: dict[str, int] = {}  # last step sent of every key
+        self._claims = Claims(run_id)
         self._rewound: int | None = None
         self._kept: dict[str, set[int]] = {}  # steps of an earlier life, of the keys that were logged since
 
@@ -93,13 +95,13 @@ class MLflowRun(RecordRun):
             # Moments of values near the largest float overflow.
             return
         # MLflow's page makes a section of what has all but the last part in common.
-        key = valid_key(flat_name(record.name, record.context, sign=":") + kind)
+        key = valid_key(self._claims.name(flat_name(record.name, record.context, sign=":"), kind))
         if record.step <= self._last.get(key, -1):
             raise ValueError(
                 f"{record.name!r} at step {record.step}: MLflow cannot replace what was flushed for this step; flush "
                 "between steps"
             )
-        self._pending[key, record.step] = Metric(key, value, round(time.time() * 1000), record.step)
+        self._pending[key, record.step] = Metric(key, value, round((record.time or time.time()) * 1000), record.step)
 
     @override
     def sync(self) -> None:

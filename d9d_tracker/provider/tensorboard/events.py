@@ -34,9 +34,15 @@ def purge(step: int) -> bytes:
     )
 
 
-def points(step: int, values: Iterable[Any]) -> bytes:
-    """Return the points of one step."""
-    return _framed(_EVENTS.Event(wall_time=time.time(), step=step, summary=_SUMMARIES.Summary(value=values)))
+def points(step: int, values: Iterable[Any], began: float | None = None) -> bytes:
+    """Return the points of one step.
+
+    Args:
+        step: The step.
+        values: What ``point`` returned.
+        began: When it began, in seconds since the epoch; now if None.
+    """
+    return _framed(_EVENTS.Event(wall_time=began or time.time(), step=step, summary=_SUMMARIES.Summary(value=values)))
 
 
 def point(tag: str, value: float | Histogram) -> Any:

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.files import append, sync_folder
 from d9d_tracker.provider.lock import hold, let_go
 from d9d_tracker.provider.names import encodable, flat_name
@@ -53,6 +54,8 @@ class TensorBoardRun(RecordRun):
         self._properties = events.properties(properties, self.id)
         self._pending: dict[int, dict[str, Any]] = {}  # step and tag of what is not on disk yet
         self._written: dict[int, dict[str, Any]] = {}  # the same of the last step that is
+        self._times: dict[int, float] = {}  # when the steps of both began
+        self._claims = Claims(self.id)
         self._purge_from: int | None = None
         self._file: int | None = None
         self._size = 0
@@ -85,16 +88,18 @@ class TensorBoardRun(RecordRun):
     @override
     def write_record(self, record: Record) -> None:
         if not isinstance(record.value, Histogram):
-            self._put(record, record.name, record.value)
+            self._put(record, "", record.value)
             return
         if record.value.count:
-            self._put(record, record.name, record.value)
+            self._put(record, "", record.value)
         for key, count in {"nan": record.value.nan, "inf": record.value.posinf + record.value.neginf}.items():
             if count:
-                self._put(record, f"{record.name}/{key}", count)
+                self._put(record, f"/{key}", count)
 
-    def _put(self, record: Record, name: str, value: float | Histogram) -> None:
-        tag = flat_name(name, record.context)
+    def _put(self, record: Record, kind: str, value: float | Histogram) -> None:
+        tag = flat_name(self._claims.name(record.name, kind), record.context)
+        if record.time is not None:
+            self._times.setdefault(record.step, record.time)
         self._pending.setdefault(record.step, {})[tag] = events.point(tag, value)
 
     @override
@@ -106,7 +111,9 @@ class TensorBoardRun(RecordRun):
         if not self._pending and self._purge_from is None:
             return
         purge = b"" if self._purge_from is None else events.purge(self._purge_from)
-        data = purge + b"".join(events.points(step, values.values()) for step, values in self._pending.items())
+        data = purge + b"".join(
+            events.points(step, values.values(), self._times.get(step)) for step, values in self._pending.items()
+        )
         try:
             file = self._named_file()
             append(file, self._size, data)
@@ -119,6 +126,7 @@ class TensorBoardRun(RecordRun):
         if self._pending:
             last = max(self._pending)
             self._written = {last: {**self._written.get(last, {}), **self._pending[last]}}
+            self._times = {step: began for step, began in self._times.items() if step == last}
             self._pending = {}
 
     def _named_file(self) -> int:

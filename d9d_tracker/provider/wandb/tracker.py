@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.hparams import plain_hparams
 from d9d_tracker.provider.lock import let_go, lock_on_this_machine
 from d9d_tracker.provider.names import encodable, flat_name
@@ -53,6 +54,7 @@ class WandbRun(RecordRun):
         self._log = log
         self._earlier = earlier
         self._lock = lock
+        self._claims = Claims(run.id)
         self._rows: dict[int, dict[str, Any]] = {}
         self._first = run.starting_step if run.resumed else 0  # what an earlier life has stored ends before it
         self._stored = self._first - 1  # last step of which W&B takes nothing more
@@ -93,14 +95,17 @@ class WandbRun(RecordRun):
                 "between steps"
             )
         row = self._rows.setdefault(record.step, {})
+        if record.time is not None:
+            row.setdefault("_timestamp", record.time)
+        key = flat_name(self._claims.name(record.name), record.context)
         if not isinstance(record.value, Histogram):
-            row[flat_name(record.name, record.context)] = record.value
+            row[key] = record.value
             return
         if record.value.count:
-            row[flat_name(record.name, record.context)] = wandb.Histogram(np_histogram=coarsen(record.value, _BINS))
+            row[key] = wandb.Histogram(np_histogram=coarsen(record.value, _BINS))
         for kind, count in {"nan": record.value.nan, "inf": record.value.posinf + record.value.neginf}.items():
             if count:
-                row[flat_name(f"{record.name}/{kind}", record.context)] = count
+                row[flat_name(self._claims.name(record.name, f"/{kind}"), record.context)] = count
 
     @override
     def sync(self) -> None:

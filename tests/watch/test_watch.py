@@ -1,5 +1,7 @@
 """`bins_many` and `watch`: a whole model's histograms."""
 
+import contextlib
+import copy
 from unittest import mock
 
 import pytest
@@ -93,14 +95,15 @@ def test_watch_counts_activations_of_leaf_modules(recorded, compiled):
     assert equal(names["activations/1"], Histogram.from_values(model[1](model[0](batch))))
 
 
-def test_watch_counts_the_first_of_several_outputs(recorded):
+def test_of_several_outputs_the_first_has_the_name_of_the_module(recorded):
     tracker, model = recorded(), nn.LSTM(4, 8)
     with tracker.open() as run:
         run.watch(model, gradients=False, activations=True)
-        output, _ = model(torch.randn(5, 4))
-    (record,) = tracker.run.records
-    assert record.name == "activations/LSTM"
-    assert equal(record.value, Histogram.from_values(output))
+        output, (hidden, cell) = model(torch.randn(5, 4))
+    found = {record.name: record.value for record in tracker.run.records}
+    expected = {"activations/LSTM": output, "activations/LSTM/1": hidden, "activations/LSTM/1/1": cell}
+    assert found.keys() == expected.keys()
+    assert all(equal(found[name], Histogram.from_values(expected[name])) for name in found)
 
 
 def test_watch_counts_the_values_of_sparse_gradients_and_the_parts_of_complex_numbers(recorded):
@@ -247,7 +250,6 @@ def test_a_hook_never_ends_the_training(recorded, caplog, monkeypatch):
     with tracker.open() as run:
         run.watch(module, activations=True)
         monkeypatch.setattr(run, "bins_many", mock.Mock(side_effect=RuntimeError("out of memory")))
-        monkeypatch.setattr(run, "count_at", mock.Mock(side_effect=RuntimeError("out of memory")))
         for step in range(3):
             run.set_step(step)
             module(torch.ones(1, 2)).sum().backward()
@@ -256,18 +258,14 @@ def test_a_hook_never_ends_the_training(recorded, caplog, monkeypatch):
         assert caplog.text.count(f"{what} cannot be counted, and training goes on: out of memory") == 1
 
 
-def test_what_a_watch_has_no_slot_for_is_dropped_and_said_once(recorded, caplog):
+def test_more_series_than_slots_are_refused_at_once(recorded):
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    tracker = recorded(max_histograms=1)
+    tracker = recorded(max_histograms=3)
     with tracker.open() as run:
-        run.watch(module, activations=True)
-        for step in range(3):
-            run.set_step(step)
-            module(torch.ones(1, 2)).sum().backward()
-            optimizer.step()
-    assert caplog.text.count("max_histograms") == 1
-    assert tracker.run.histograms("activations/0")
+        with pytest.raises(TrackerValueError, match=r"4 series, and 3 of 3 slots .* accumulator.max_histograms=4 or"):
+            run.watch(module, activations=True)
+        run.watch(module)
+        run.bins("one more", torch.ones(2))
 
 
 def test_conjugated_gradients_are_counted(recorded):
@@ -281,3 +279,139 @@ def test_conjugated_gradients_are_counted(recorded):
         torch.optim.SGD([parameter], lr=0.1).step()
     histogram = tracker.run.histograms("gradients/weight")[0]
     assert (histogram.min, histogram.max, histogram.count) == (-2.0, 1.0, 6)
+
+
+def test_every_counts_steps_of_the_optimizer_and_forwards(recorded):
+    # A loop whose steps are micro-batches: it steps the optimizer on every eighth.
+    tracker, model = recorded(sync_every=1), network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracker.open() as run:
+        run.watch(model, activations=True, every=10)
+        for step in range(8 * 30):
+            run.set_step(step)
+            model(torch.ones(1, 4)).sum().backward()
+            if (step + 1) % 8 == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert list(tracker.run.histograms("gradients/0.weight")) == [7, 87, 167]
+    assert list(tracker.run.histograms("activations/0")) == list(range(0, 240, 10))
+
+
+def test_every_optimizer_has_a_count_of_its_own(recorded):
+    tracker, one, two = recorded(sync_every=1), nn.Linear(1, 1), nn.Linear(1, 1)
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.1) for module in (one, two)]
+    with tracker.open() as run:
+        run.watch(nn.ModuleDict({"one": one, "two": two}), every=2)
+        for step in range(6):
+            run.set_step(step)
+            (one(torch.ones(1, 1)) + two(torch.ones(1, 1))).sum().backward()
+            optimizers[step % 2].step()
+    assert list(tracker.run.histograms("gradients/one.weight")) == [0, 4]
+    assert list(tracker.run.histograms("gradients/two.weight")) == [1, 5]
+
+
+class Outer(torch.optim.Optimizer):
+    """An optimizer within an optimizer, as ZeroRedundancyOptimizer is one."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+        self.inner = torch.optim.SGD(self.param_groups[0]["params"], lr=0.1)
+
+    def step(self, closure=None):
+        if any(parameter.grad.isnan().any() for parameter in self.param_groups[0]["params"]):
+            raise RuntimeError("a NaN")
+        return self.inner.step(closure)
+
+
+def test_of_nested_optimizers_the_outermost_counts(recorded):
+    tracker, model = recorded(sync_every=1), nn.Linear(1, 1, bias=False)
+    outer = Outer(model.parameters())
+    with tracker.open() as run:
+        run.watch(model)
+        for step, gradient in enumerate((1.0, float("nan"), 2.0)):
+            run.set_step(step)
+            model.weight.grad = torch.full((1, 1), gradient)
+            with contextlib.suppress(RuntimeError):
+                outer.step()
+        run.set_step(3)
+        outer.inner.step()
+    counts = {step: (found.count, found.nan) for step, found in tracker.run.histograms("gradients/weight").items()}
+    assert counts == {0: (1, 0), 1: (0, 1), 2: (1, 0), 3: (1, 0)}
+
+
+def test_activations_of_an_evaluation_are_kept_apart(recorded):
+    for evaluation in (False, True):
+        tracker, model = recorded(sync_every=1), network()
+        with tracker.open() as run:
+            run.watch(model, gradients=False, activations=True, evaluation=evaluation)
+            for step, is_training in enumerate((True, False, True)):
+                run.set_step(step)
+                model.train(is_training)
+                model(torch.randn(3, 4))
+        assert list(tracker.run.histograms("activations/1")) == [0, 2]
+        assert list(tracker.run.histograms("activations/1", mode="eval")) == [1] * evaluation
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_structures_and_complex_outputs(recorded, compiled):
+    class Both(nn.Module):
+        def forward(self, inputs):
+            return {"spectrum": torch.fft.rfft(inputs), "parts": (inputs, inputs + 1), "indices": inputs.argmax()}
+
+    class Spectrum(nn.Module):
+        def forward(self, inputs):
+            return torch.fft.rfft(inputs)
+
+    tracker, model = recorded(), nn.ModuleDict({"both": Both(), "spectrum": Spectrum()})
+
+    def forward(inputs):
+        return model["both"](inputs)["parts"][0] + model["spectrum"](inputs).abs().sum()
+
+    with tracker.open() as run:
+        run.watch(model, gradients=False, activations=True)
+        (torch.compile(forward, fullgraph=True, backend="aot_eager") if compiled else forward)(torch.ones(4))
+    found = {record.name: (record.value.count, record.value.max) for record in tracker.run.records}
+    assert found == {
+        "activations/both/spectrum": (6, 4.0),
+        "activations/both/parts": (4, 1.0),
+        "activations/both/parts/1": (4, 2.0),
+        "activations/spectrum": (6, 4.0),
+    }
+
+
+def test_the_program_of_an_export_is_that_of_the_bare_model(recorded):
+    model, batch = network(), torch.ones(2, 4)
+    bare = str(torch.export.export(model, (batch,)).graph)
+    with recorded().open() as run:
+        run.watch(model, activations=True)
+        assert str(torch.export.export(model, (batch,)).graph) == bare
+        traced = torch.jit.trace(model, batch)
+    assert torch.equal(traced(batch), model(batch))
+
+
+def test_a_watched_model_is_stored_and_copied_without_its_hooks(recorded, tmp_path):
+    tracker, model = recorded(), network()
+    with tracker.open() as run:
+        run.watch(model, activations=True)
+        torch.save(model, tmp_path / "model.pt")
+        copies = [copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)]
+        for other in copies:
+            assert torch.equal(other(torch.ones(1, 4)), model.forward(torch.ones(1, 4)))
+        before = {record.name for record in tracker.run.records}
+    assert before == set()
+    counts = {record.name: record.value.count for record in tracker.run.records}
+    assert counts == {"activations/0": 16, "activations/1": 16, "activations/2": 4}  # by model.forward alone
+    assert b"d9d_tracker" not in (tmp_path / "model.pt").read_bytes()
+
+
+def test_watching_survives_another_head(recorded):
+    tracker, model = recorded(sync_every=1), network()
+    with tracker.open() as run:
+        run.watch(model)
+        for step in range(2):
+            run.set_step(step)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            model(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+            model[2] = nn.Linear(8, 2)
+    assert list(tracker.run.histograms("gradients/2.weight")) == [0, 1]

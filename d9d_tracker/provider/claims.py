@@ -1,0 +1,53 @@
+"""Names that a backend makes by adding to those of series: kept apart from series that are called so."""
+
+import logging
+
+_LOGGER = logging.getLogger(__name__)
+
+_MARK = "~"
+
+
+class Claims:
+    """The names under which a run writes its series, each of one owner.
+
+    ``bins("act")`` may be written as ``act/mean``, which is also what ``scalar("act/mean")`` is called. Whoever comes
+    second is written with a ``~`` behind its name.
+
+    Args:
+        run_id: The run, for messages.
+    """
+
+    def __init__(self, run_id: str):
+        self._run_id = run_id
+        self._owners: dict[str, tuple[str, str]] = {}
+        self._names: dict[tuple[str, str], str] = {}
+
+    def name(self, series: str, suffix: str = "") -> str:
+        """Return the name to write under: the series' with the suffix, unless another series has it.
+
+        Args:
+            series: Name of the series.
+            suffix: What is added for a part of it, for example ``/mean``.
+        """
+        owner = (series, suffix)
+        known = self._names.get(owner)
+        if known is not None:
+            return known
+        name = series + suffix
+        while self._owners.setdefault(name, owner) != owner:
+            name += _MARK
+        if name != series + suffix:
+            _LOGGER.warning(
+                "run %r: %s is written as %r, because %s is so called already; give one of them another name",
+                self._run_id,
+                _words(owner),
+                name,
+                _words(self._owners[series + suffix]),
+            )
+        self._names[owner] = name
+        return name
+
+
+def _words(owner: tuple[str, str]) -> str:
+    series, suffix = owner
+    return f"{suffix.lstrip('/')!r} of series {series!r}" if suffix else f"series {series!r}"
