@@ -58,6 +58,10 @@ class Storage(ABC):
         """All numbers of a run."""
 
     @abstractmethod
+    def times(self, run_id: str, name: str) -> dict[int, float]:
+        """When the points of a series without a context were, in seconds since the epoch, by step."""
+
+    @abstractmethod
     def distributions(self, run_id: str) -> dict[Key, tuple[int, float, float, int, int]]:
         """Number of finite values, minimum, maximum, NaN count and infinity count of the histograms of a run."""
 
@@ -83,6 +87,10 @@ class JsonlStorage(Storage):
             for r in records
             if isinstance(h := r.value, Histogram)
         }
+
+    def times(self, run_id: str, name: str) -> dict[int, float]:
+        _, records = read_run(self.folder / f"{run_id}.jsonl")
+        return {record.step: record.time or math.nan for record in records if record.name == name}
 
 
 class AimStorage(Storage):
@@ -138,6 +146,11 @@ class AimStorage(Storage):
                 found[series, context, step] = (total, low, high, *counts)
         return found
 
+    def times(self, run_id: str, name: str) -> dict[int, float]:
+        (data,) = [metric.data for metric in self.run(run_id).metrics() if metric.name == name]
+        steps, (_, _, times) = data.items_list()
+        return dict(zip(steps, times, strict=True))
+
 
 class TensorBoardStorage(Storage):
     tracker_type = TensorBoardTracker
@@ -181,6 +194,9 @@ class TensorBoardStorage(Storage):
                 assert sum(histogram.bucket) == histogram.num
                 found[tagged(tag, "=", point.step)] = (int(histogram.num), histogram.min, histogram.max, 0, 0)
         return with_non_finite(found, self.scalars(run_id))
+
+    def times(self, run_id: str, name: str) -> dict[int, float]:
+        return {point.step: point.wall_time for point in self.events(run_id).Scalars(name)}
 
 
 class WandbStorage(Storage):
@@ -230,6 +246,10 @@ class WandbStorage(Storage):
                 assert len(edges) == len(counts) + 1 <= 512
                 found[tagged(key, "=", step)] = (sum(counts), edges[0], edges[-1], 0, 0)
         return with_non_finite(found, self.scalars(run_id))
+
+    def times(self, run_id: str, name: str) -> dict[int, float]:
+        history = [record["history"] for record in self.records(run_id) if record["type"] == "history"]
+        return {one["step"].get("num", 0): one["item"]["_timestamp"] for one in history if name in one["item"]}
 
 
 class MLflowStorage(Storage):
@@ -286,6 +306,9 @@ class MLflowStorage(Storage):
                 key = (name.removesuffix("/count"), context, step)
                 found[key] = (int(count), numbers["min"], numbers["max"], int(numbers["nan"]), int(numbers["inf"]))
         return found
+
+    def times(self, run_id: str, name: str) -> dict[int, float]:
+        return {metric.step: metric.timestamp / 1000 for metric in self.client.get_metric_history(run_id, name)}
 
 
 def tagged(text: str, sign: str, step: int) -> Key:

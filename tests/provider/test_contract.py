@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from d9d_tracker.backend import RecordRun
 from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.provider.console import ConsoleTracker, ConsoleTrackerConfig
+from d9d_tracker.provider.jsonl import JsonlTracker
 from d9d_tracker.provider.null import NullTracker, NullTrackerConfig
 from d9d_tracker.record import Histogram, Record
 
@@ -369,3 +371,44 @@ def _hparams(storage: Storage, run_id: str) -> dict[str, Any]:
             if record["type"] == "config":
                 found |= record["config"]["update"]
     return found
+
+
+def test_points_have_the_time_of_their_step(storage: Storage) -> None:
+    tracker = storage.tracker()
+    began = {0: 1_700_000_000.0, 1: 1_700_000_001.5, 2: 1_700_003_600.25}
+    records = [Record(name, step, {}, step + 1.0, time) for step, time in began.items() for name in ("loss", "lr")]
+    with tracker.open(PROPERTIES) as run:
+        run.write(records[:2])
+        run.flush()
+        run.write(records[2:])
+    assert storage.times(tracker.run_id, "loss") == began
+
+
+def test_what_has_no_time_was_now(storage: Storage) -> None:
+    if storage.tracker_type is JsonlTracker:
+        return  # it keeps what it is given
+    tracker = storage.tracker()
+    before = time.time()
+    with tracker.open(PROPERTIES) as run:
+        run.scalar("loss", 1.0)
+    assert before - 1 < storage.times(tracker.run_id, "loss")[0] < time.time() + 1
+
+
+@pytest.mark.parametrize("histogram_first", [True, False])
+def test_a_series_called_as_a_part_of_another_is_kept_apart(storage: Storage, histogram_first: bool) -> None:
+    values = torch.tensor([1.0, 3.0, math.nan])
+    tracker = storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        calls = [
+            lambda: run.bins("act", values),
+            lambda: [run.scalar(f"act/{part}", 77.0) for part in ("mean", "nan", "p50", "count")],
+        ]
+        for call in calls if histogram_first else reversed(calls):
+            call()
+    kept = list(storage.scalars(tracker.run_id).values()) + [
+        part for histogram in storage.distributions(tracker.run_id).values() for part in histogram
+    ]
+    if isinstance(storage, MLflowStorage):
+        kept = list(storage.metrics(tracker.run_id).values())
+        assert {2.0, 1.0, 3.0} <= set(kept)
+    assert sum(value == 77.0 for value in kept) >= 4
