@@ -1,6 +1,7 @@
 """What the backends of this package share: calls become checked records, runs are closed on every way out."""
 
 import numbers
+import operator
 import os
 import secrets
 from abc import abstractmethod
@@ -12,22 +13,10 @@ import torch
 
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
+from d9d_tracker.context import as_context
 from d9d_tracker.record import Histogram, Record
 
 TConfig = TypeVar("TConfig", bound=TrackerConfig)
-
-
-def check_context(context: dict[str, str]) -> None:
-    """Refuse a context that is not a dict of text to text.
-
-    Args:
-        context: What was passed as a context.
-
-    Raises:
-        TypeError: If it is anything else.
-    """
-    if not isinstance(context, dict) or not all(isinstance(part, str) for pair in context.items() for part in pair):
-        raise TypeError(f"a context is a dict of str to str, not {context!r}: convert its tags with str()")
 
 
 def as_float(name: str, value: float | torch.Tensor) -> float:
@@ -78,6 +67,7 @@ class RecordRun(BaseTrackerRun):
         self.id = run_id or secrets.token_hex(16)
         self._step = step
         self._context: dict[str, str] = {}
+        self._resumed = False
         self._closed = False
         self._error: BaseException | None = None
         self._process = os.getpid()
@@ -116,18 +106,23 @@ class RecordRun(BaseTrackerRun):
         """Set the step that the following values belong to.
 
         Args:
-            step: Index of the training step; never smaller than the one before.
+            step: Index of the training step; never smaller than the one before. The first one of a run that was
+                re-attached to takes back what an earlier life wrote there and later.
 
         Raises:
             TypeError: If it is not an int.
             ValueError: If it is smaller than the one before, or the run is closed.
         """
-        if not isinstance(step, int) or isinstance(step, bool):
+        if isinstance(step, bool | torch.Tensor) or not hasattr(step, "__index__"):
             raise TypeError(f"a step is an int, not {step!r} of type {type(step).__name__}")
+        step = operator.index(step)
         if not self._is_open():
             raise ValueError(
                 f"step {step} set on run {self.id!r}, which is closed: set it inside `with tracker.open(...)`"
             )
+        if self._resumed:
+            self._resumed = False
+            self.rewind(step)
         if step < self._step:
             raise ValueError(
                 f"step {step} is before step {self._step} of run {self.id!r}: steps never go back, unless "
@@ -143,6 +138,14 @@ class RecordRun(BaseTrackerRun):
         """
         self._step = min(self._step, step)
 
+    def resume(self, resumed: bool) -> None:
+        """Say whether this run is one that was re-attached to and has no accumulator in front of it.
+
+        Args:
+            resumed: Then the first ``set_step`` rewinds it.
+        """
+        self._resumed = resumed
+
     def set_context(self, context: dict[str, str]) -> None:
         """Replace the persistent context: tags attached to all following values.
 
@@ -150,10 +153,9 @@ class RecordRun(BaseTrackerRun):
             context: Tag names and values, for example ``{"stage": "train"}``.
 
         Raises:
-            TypeError: If it is not a dict of str to str.
+            TypeError: If it is not a dict of text; numbers become text.
         """
-        check_context(context)
-        self._context = dict(context)
+        self._context = as_context("set_context", context)
 
     def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
         """Log one number; a tensor on a device is waited for.
@@ -226,9 +228,8 @@ class RecordRun(BaseTrackerRun):
 
     def _record(self, name: str, value: float | Histogram, context: dict[str, str] | None) -> Record:
         self._check_open(name)
-        if context:
-            check_context(context)
-        return Record(name=name, step=self._step, context={**self._context, **(context or {})}, value=value)
+        tags = as_context(name, context) if context else {}
+        return Record(name=name, step=self._step, context={**self._context, **tags}, value=value)
 
     def _is_open(self) -> bool:
         return not self._closed and os.getpid() == self._process
@@ -296,6 +297,7 @@ class RecordTracker(BaseTracker[TConfig]):
             The open run.
         """
         run = self.open_run(properties, self.resume_id)
+        run.resume(self.resume_id is not None and not self.accumulates)
         self.run_id, self.resume_id = run.id, None
         try:
             yield run

@@ -15,11 +15,23 @@ ALLOWED = {
     "errors": {"tracing"},
     "record": {"config"},
     "base": {"at_exit", "config", "errors", "record"},
-    "backend": {"base", "config", "record"},
+    "context": {"errors"},
+    "backend": {"base", "config", "context", "record"},
     "delivery": {"base", "record", "delivery"},
     "provider": {"backend", "base", "config", "record", "provider"},
     "ranks": {"config", "errors", "ranks", "accumulator"},
-    "accumulator": {"at_exit", "base", "config", "delivery", "errors", "ranks", "record", "tracing", "accumulator"},
+    "accumulator": {
+        "at_exit",
+        "base",
+        "config",
+        "context",
+        "delivery",
+        "errors",
+        "ranks",
+        "record",
+        "tracing",
+        "accumulator",
+    },
 }
 
 

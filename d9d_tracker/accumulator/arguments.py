@@ -3,6 +3,7 @@
 Code under trace cannot format everything (a symbolic shape, an exception), so the messages are made of constants.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
@@ -17,6 +18,11 @@ from .placement import local_scalar, local_share
 from .registry import ContextItems, Named, Reduction, label
 
 Number = torch.Tensor | float
+
+logger = logging.getLogger("d9d_tracker")
+
+_NO_NUMBERS = (str, bytes, dict, list, tuple, set)
+_left_out: set[str] = set()
 
 
 def check_names(names: Sequence[object]) -> None:
@@ -50,24 +56,27 @@ def check_mapping(method: str, values: object) -> None:
         fail(TrackerTypeError, f"{method} takes a mapping of names to values, not {type(values).__name__}")
 
 
-def check_context(name: str, context: object) -> None:
-    """Refuse a context that is not ``dict[str, str]``.
+def numbers_among(names: Sequence[object], values: Sequence[object]) -> list[int]:
+    """Return which values of a mapping are not None, text or a collection; the others are named once.
 
     Args:
-        name: What is being logged, for the message.
-        context: What was given as context.
-
-    Raises:
-        TrackerTypeError: If it is anything else.
+        names: Names of series.
+        values: As many values.
     """
-    if not isinstance(context, dict):
-        fail(TrackerTypeError, f"{name!r}: a context is a dict[str, str], not {type(context).__name__}")
-    for key, value in context.items():
-        if not isinstance(key, str):
-            fail(TrackerTypeError, f"{name!r}: a context is a dict[str, str], but a tag is {_describe(key)}")
-        if not isinstance(value, str):
-            what = _describe(value)
-            fail(TrackerTypeError, f"{name!r}: a context is a dict[str, str], but {key!r} is {what}; pass a str")
+    used: list[int] = []
+    for index, value in enumerate(values):
+        if value is None or isinstance(value, _NO_NUMBERS):
+            _say_left_out(str(names[index]), type(value).__name__)
+        else:
+            used.append(index)
+    return used
+
+
+@torch.compiler.assume_constant_result
+def _say_left_out(name: str, kind: str) -> None:
+    if name not in _left_out:
+        _left_out.add(name)
+        logger.warning("scalars: %r is left out, now and later: it is a %s, not a number", name, kind)
 
 
 def check_number(

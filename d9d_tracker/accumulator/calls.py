@@ -7,10 +7,10 @@ import torch
 
 from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.context import as_context
 from d9d_tracker.errors import TrackerValueError, fail
 from d9d_tracker.tracing import is_producing_a_program
 
-from .arguments import check_context
 from .buffers import Buffers
 from .recompute import check_place, check_traced_place, is_recomputing, is_refused_place
 from .registry import ContextItems
@@ -88,8 +88,7 @@ class Calls(BaseTrackerRun):
             return persistent
         merged = {**dict(persistent), **tags}
         if context is not None:
-            check_context(name, context)
-            merged.update(context)
+            merged.update(as_context(name, context))
         if scope == "rank":
             merged["rank"] = self._rank
         elif scope not in ("global", "spread"):

@@ -14,9 +14,9 @@ from typing_extensions import override
 
 from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.config import AccumulatorConfig, Binning
+from d9d_tracker.context import as_context
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 
-from .arguments import check_context
 from .buffers import Buffers
 from .histogram_calls import HistogramCalls
 from .scalar_calls import ScalarCalls
@@ -92,13 +92,12 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
             context: Tag names and values, attached to all following values.
 
         Raises:
-            TrackerTypeError: If it is not a ``dict[str, str]``.
+            TrackerTypeError: If it is not a dict of text; numbers become text.
             TrackerValueError: If it is called in compiled code (where ``with run.context(...)`` does it), or while a
                 CUDA graph is captured.
         """
         self._refuse_inside_graphs("set_context")
-        check_context("set_context", context)
-        items = tuple(sorted(context.items()))
+        items = tuple(sorted(as_context("set_context", context).items()))
         if items != self._context:
             self._context = items
             if self.is_open:
@@ -116,9 +115,8 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
                 yield
             return
         # In compiled code, the tags are a part of each call.
-        check_context("context", tags)
         before = self._tags
-        self._tags = {**before, **tags}
+        self._tags = {**before, **as_context("context", tags)}
         try:
             yield
         finally:

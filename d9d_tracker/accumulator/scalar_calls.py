@@ -9,7 +9,7 @@ from typing_extensions import override
 from d9d_tracker.errors import TrackerValueError, fail
 from d9d_tracker.tracing import begin_inputs, end_inputs, is_backward_traced, is_plain
 
-from .arguments import Number, check_mapping, check_names, check_number
+from .arguments import Number, check_mapping, check_names, check_number, numbers_among
 from .calls import WHAT_A_HANDLE_LOGS, Calls, Scope
 from .effects import merge_scalars_with_effect
 from .handles import AccumulatingScalarHandle
@@ -69,7 +69,8 @@ class ScalarCalls(Calls):
         """Merge many numbers at once: cheaper to run, and much cheaper to compile, than as many ``scalar`` calls.
 
         Args:
-            values: Name and value of each series; see ``scalar``.
+            values: Name and value of each series; see ``scalar``. What is None, text or a collection, as there may be
+                among the metrics of a framework, is left out and named once.
             context: Tags for these values alone; merged with the persistent context, over which they win.
             reduce: How several values of one step combine; a series has one reduction.
             weight: Weight of all the values in a mean.
@@ -82,7 +83,8 @@ class ScalarCalls(Calls):
         check_mapping("scalars", values)
         names, numbers = list(values.keys()), list(values.values())
         if not self._merge_on_host(names, numbers, context, reduce, weight, scope):
-            self._merge(names, numbers, context, reduce, weight, scope)
+            used = numbers_among(names, numbers)
+            self._merge([names[k] for k in used], [numbers[k] for k in used], context, reduce, weight, scope)
 
     @override
     def scalar_series(

@@ -43,6 +43,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         self.report = RunReport()
         self.config = tracker.config
         self._tracker = tracker
+        for backend in tracker.backends().values():
+            backend.accumulates = True
         self._config = config
         self._group = group
         self._job: Job | None = None

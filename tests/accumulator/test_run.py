@@ -186,3 +186,53 @@ def test_a_forked_process_leaves_the_run_without_waiting(recorded):
     assert os.read(reader, 10) == b"left"
     os.close(reader)
     assert tracker.run.points("loss") == {0: 1.0}
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, int])
+def test_whatever_is_an_index_is_a_step(recorded, kind):
+    tracker = recorded()
+    with tracker.open() as run:
+        for step in range(3):
+            run.set_step(kind(step))
+            run.scalar("loss", step)
+        for other in (1.0, True, "3", torch.tensor(3)):
+            with pytest.raises(TrackerTypeError, match="a step is an int"):
+                run.set_step(other)
+    assert tracker.run.points("loss") == {0: 0, 1: 1, 2: 2}
+
+
+def test_tags_that_are_numbers_become_text(recorded):
+    tracker = recorded()
+    with tracker.open() as run:
+        run.set_context({"fold": 3})
+        with run.context(rank=np.int64(7)):
+            run.scalar("loss", 1.0, {"lr": 0.5, "ema": True})
+        handle = run.scalar_series("handle", {"layer": 2})
+        handle.scalar(1.0)
+    contexts = {record.name: record.context for record in tracker.run.records}
+    assert contexts["loss"] == {"fold": "3", "rank": "7", "lr": "0.5", "ema": "True"}
+    assert contexts["handle"] == {"fold": "3", "layer": "2"}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_no_number_among_others_is_left_out_and_named_once(recorded, caplog, compiled):
+    tracker = recorded()
+    names = {"none": None, "text": "a", "nested": {"a": 1.0}, "list": [1.0]}
+    names = {f"{name} {compiled}": value for name, value in names.items()}
+
+    def log(values):
+        run.scalars({"loss": values.sum(), **names, "lr": 0.5})
+        return values * 2
+
+    with tracker.open() as run:
+        function = torch.compile(log, fullgraph=True, backend="eager") if compiled else log
+        for step in range(3):
+            run.set_step(step)
+            function(torch.ones(2))
+        with pytest.raises(TrackerTypeError, match="not NoneType"):
+            run.scalar("loss", None)
+        run.scalars(dict.fromkeys(names))
+    assert tracker.run.points("loss") == dict.fromkeys(range(3), 2.0)
+    assert tracker.run.points("lr") == dict.fromkeys(range(3), 0.5)
+    for name, value in names.items():
+        assert caplog.text.count(f"{name!r} is left out, now and later: it is a {type(value).__name__}") == 1

@@ -23,7 +23,7 @@ CALLS = [
     (lambda run, x: run.scalar(3, x.sum()), TrackerTypeError, ("name", "str", "int")),
     (lambda run, x: run.scalar(["bad"], x.sum()), TrackerTypeError, ("name", "str", "list")),
     (lambda run, x: run.scalar(x.sum(), "bad"), TrackerTypeError, ("name", "str", "Tensor")),
-    (lambda run, x: run.scalar("bad", x.sum(), {"fold": 1}), TrackerTypeError, ("'bad'", "'fold'", "1", "int")),
+    (lambda run, x: run.scalar("bad", x.sum(), {"fold": [1]}), TrackerTypeError, ("'bad'", "'fold'", "list")),
     (lambda run, x: run.scalar("bad", x.sum(), {"fold": x}), TrackerTypeError, ("'bad'", "'fold'", "Tensor")),
     (lambda run, x: run.scalar("bad", x.sum(), {1: "fold"}), TrackerTypeError, ("'bad'", "1", "int")),
     (lambda run, x: run.scalar("bad", x.sum(), "eval"), TrackerTypeError, ("'bad'", "context", "str")),
@@ -38,7 +38,7 @@ CALLS = [
     (lambda run, x: run.bins("bad", x, every=0), TrackerValueError, ("'bad'", "every=0")),
     (lambda run, x: run.bins("bad", x, every=1.5), TrackerValueError, ("'bad'", "every=1.5")),
     (lambda run, x: run.bins("bad", x, binning="linear"), TrackerTypeError, ("'bad'", "LinearBinning", "str")),
-    (lambda run, x: run.bins("bad", x, {"fold": 1}), TrackerTypeError, ("'bad'", "'fold'", "int")),
+    (lambda run, x: run.bins("bad", x, {"fold": None}), TrackerTypeError, ("'bad'", "'fold'", "NoneType")),
     (lambda run, x: run.bins_many({"good": x, "bad": x * 1j}), TrackerTypeError, ("'bad'", "complex64")),
     (lambda run, x: run.bins_many([x]), TrackerTypeError, ("mapping", "list")),
 ]

@@ -327,7 +327,7 @@ def test_bad_values_are_refused(request: pytest.FixtureRequest, storing: str) ->
         for values, error in [(torch.ones(2, dtype=torch.complex64), TypeError), ([1.0], TypeError)]:
             with pytest.raises(error, match="'grad'"):
                 run.bins("grad", values)
-        for context in [{"stage": 1}, {1: "a"}, ["a"]]:
+        for context in [{"stage": [1]}, {1: "a"}, ["a"]]:
             with pytest.raises(TypeError, match="context"):
                 run.scalar("loss", 1, context)
             with pytest.raises(TypeError, match="context"):
@@ -412,3 +412,20 @@ def test_a_series_called_as_a_part_of_another_is_kept_apart(storage: Storage, hi
         kept = list(storage.metrics(tracker.run_id).values())
         assert {2.0, 1.0, 3.0} <= set(kept)
     assert sum(value == 77.0 for value in kept) >= 4
+
+
+def test_a_bare_run_that_goes_on_is_rewound_by_its_first_step(storage: Storage) -> None:
+    tracker = storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        for step in range(10):
+            run.set_step(step)
+            run.scalar("loss", step + 0.5)
+            run.flush()
+    again = storage.tracker(tracker.state_dict())
+    with again.open(PROPERTIES) as run:
+        for step in range(7, 12):
+            run.set_step(step)
+            run.scalar("loss", step + 0.5 if step < 10 or not storage.replaces else step + 0.25)
+    assert again.run_id == tracker.run_id
+    expected = {step: step + 0.5 if step < 10 or not storage.replaces else step + 0.25 for step in range(12)}
+    assert storage.scalars(tracker.run_id) == {key_of("loss", step): value for step, value in expected.items()}
