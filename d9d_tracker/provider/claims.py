@@ -1,10 +1,12 @@
 """Names that a backend makes by adding to those of series: kept apart from series that are called so."""
 
 import logging
+from collections.abc import Iterable
 
 _LOGGER = logging.getLogger(__name__)
 
 _MARK = "~"
+_BACKEND: tuple[str, str] = ("", "")
 
 
 class Claims:
@@ -15,11 +17,12 @@ class Claims:
 
     Args:
         run_id: The run, for messages.
+        reserved: Names that the backend uses itself.
     """
 
-    def __init__(self, run_id: str):
+    def __init__(self, run_id: str, reserved: Iterable[str] = ()):
         self._run_id = run_id
-        self._owners: dict[str, tuple[str, str]] = {}
+        self._owners = dict.fromkeys(reserved, _BACKEND)
         self._names: dict[tuple[str, str], str] = {}
 
     def name(self, series: str, suffix: str = "") -> str:
@@ -49,5 +52,7 @@ class Claims:
 
 
 def _words(owner: tuple[str, str]) -> str:
+    if owner == _BACKEND:
+        return "something of the backend's own"
     series, suffix = owner
     return f"{suffix.lstrip('/')!r} of series {series!r}" if suffix else f"series {series!r}"

@@ -25,3 +25,9 @@ def test_names_that_do_not_meet_stay(caplog):
     claims = Claims("run")
     assert [claims.name("a"), claims.name("a", "/nan"), claims.name("b/nan")] == ["a", "a/nan", "b/nan"]
     assert not caplog.records
+
+
+def test_a_name_of_the_backend_is_nobodys(caplog):
+    claims = Claims("run", ["_step"])
+    assert claims.name("_step") == "_step~"
+    assert "because something of the backend's own is so called" in caplog.text

@@ -17,6 +17,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.mlflow import tracker as mlflow_tracker
+from d9d_tracker.provider.mlflow.config import MLflowConfig
+from d9d_tracker.provider.mlflow.tracker import MLflowTracker
 from d9d_tracker.record import Histogram
 
 from .conftest import MLflowStorage, key_of
@@ -173,3 +176,51 @@ def test_long_hparams_and_descriptions_survive_whole(storage: MLflowStorage) -> 
     assert joined("mlflow.note.content") == properties.description
     assert len(run.data.params) == 302
     assert run.data.params["prompt"] == hparams["prompt"][:6000]
+
+
+def test_the_environment_says_what_the_configuration_does_not(
+    mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of the environment")
+    tracker = MLflowTracker(MLflowConfig(accumulator=None))
+    with tracker.open(RunConfig(name="a run")) as run:
+        run.scalar("loss", 1.0)
+    client = MlflowClient(tracking_uri=mlflow_store)
+    found = client.get_run(str(tracker.run_id))
+    assert client.get_experiment(found.info.experiment_id).name == "of the environment"
+    assert found.data.metrics == {"loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("uri", "expanded"),
+    [
+        ("~/runs", "/home/me/runs"),
+        ("sqlite:///~/mlflow.db", "sqlite:////home/me/mlflow.db"),
+        ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+        ("http://localhost:5000/~me", "http://localhost:5000/~me"),
+        (None, None),
+    ],
+)
+def test_the_home_folder_in_a_path(uri: str | None, expanded: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert mlflow_tracker._expanded(uri) == expanded
+
+
+def test_a_rollback_is_warned_of(mlflow_storage: MLflowStorage, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = mlflow_storage.tracker()
+    with tracker.open(RunConfig(name="a run")) as run:
+        for step in range(4):
+            run.set_step(step)
+            run.scalar("loss", step)
+            run.flush()
+    tracker.load_state_dict(tracker.state_dict())
+    with tracker.open(RunConfig(name="a run")) as run:
+        for step in (2, 3, 4):
+            run.set_step(step)
+            run.scalar("loss", step + 10)
+            run.flush()
+    assert mlflow_storage.scalars(str(tracker.run_id)) == {
+        key_of("loss", step): value for step, value in enumerate([0, 1, 2, 3, 14])
+    }
+    assert caplog.text.count("MLflow keeps what it was given of step 2 and later") == 1

@@ -1,15 +1,18 @@
 """What only Weights & Biases can do or not, offline."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import wandb
 
 from d9d_tracker.base import RunConfig
 from d9d_tracker.provider.wandb import tracker as wandb_tracker
 from d9d_tracker.provider.wandb.config import WandbConfig
 from d9d_tracker.provider.wandb.log_file import LogFile
 from d9d_tracker.provider.wandb.tracker import WandbTracker
-from d9d_tracker.record import Histogram
+from d9d_tracker.record import Histogram, Record
 
 from .conftest import WandbStorage, key_of
 
@@ -106,3 +109,43 @@ def test_disabled_writes_nothing(quiet_wandb: object, wandb_storage: WandbStorag
         run.scalar("loss", 1)
         run.flush()
     assert not list(wandb_storage.folder.glob("wandb/*run*/*.wandb"))
+
+
+def test_the_environment_says_what_the_configuration_does_not(
+    wandb_storage: WandbStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {
+        "WANDB_MODE": "dryrun",
+        "WANDB_PROJECT": "a project",
+        "WANDB_RUN_GROUP": "a group",
+        "WANDB_TAGS": "one,two",
+        "WANDB_DIR": str(tmp_path),
+        "WANDB_RUN_ID": "chosen",
+    }
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()  # it has read the environment already
+    tracker = WandbTracker(WandbConfig(accumulator=None))
+    with tracker.open(PROPERTIES) as run:
+        assert isinstance(run, wandb_tracker.WandbRun)
+        found = run._run
+        assert (found.project, found.group, found.tags) == ("a project", "a group", ("one", "two"))
+        run.scalar("loss", 1.0)
+    assert tracker.run_id == "chosen"
+    assert wandb_storage.scalars("chosen") == {key_of("loss", 0): 1.0}
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "sideways")
+    with pytest.raises(ValueError, match="WANDB_MODE='sideways' is not one of online"), tracker.open(PROPERTIES):
+        pass
+
+
+def test_names_that_are_W_and_B_s_own_are_kept_apart(  # noqa: N802 - its name
+    wandb_storage: WandbStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = wandb_storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        run.write([Record("_step", 3, {}, 77.0, 1e9), Record("_timestamp", 3, {}, 78.0, 1e9)])
+    records = wandb_storage.records(str(tracker.run_id))
+    (item,) = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert (item["_step~"], item["_timestamp~"], item["_timestamp"]) == (77.0, 78.0, 1e9)
+    assert "'_step' is written as '_step~'" in caplog.text

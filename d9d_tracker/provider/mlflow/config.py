@@ -12,11 +12,12 @@ class MLflowConfig(TrackerConfig):
 
     Attributes:
         provider: Discriminator, always ``"mlflow"``.
-        experiment: Experiment of the run, created if missing.
+        experiment: Experiment of the run, created if missing; or None for what ``MLFLOW_EXPERIMENT_NAME`` says,
+            ``Default`` if nothing.
         tracking_uri: The server (``http://host:port``) or store (``sqlite:///path``, which needs the full MLflow), or
-            None for what the environment variable ``MLFLOW_TRACKING_URI`` says.
+            None for what the environment variable ``MLFLOW_TRACKING_URI`` says. A ``~`` in a path is the home folder.
     """
 
     provider: Literal["mlflow"] = "mlflow"
-    experiment: str = Field(min_length=1)
+    experiment: str | None = Field(default=None, min_length=1)
     tracking_uri: str | None = None

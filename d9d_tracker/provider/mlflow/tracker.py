@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -60,6 +61,7 @@ class MLflowRun(RecordRun):
         self._last: dict[str, int] = {}  # last step sent of every key
         self._claims = Claims(run_id)
         self._rewound: int | None = None
+        self._has_said_kept = False
         self._kept: dict[str, set[int]] = {}  # steps of an earlier life, of the keys that were logged since
 
     def rewind(self, step: int) -> None:
@@ -119,9 +121,17 @@ class MLflowRun(RecordRun):
         for key in {key for key, _ in self._pending} - self._kept.keys():
             history = self._client.get_metric_history(self.id, key)
             self._kept[key] = {metric.step for metric in history if metric.step >= first}
-        for key, step in list(self._pending):
-            if step in self._kept[key]:
-                del self._pending[key, step]
+        dropped = [place for place in self._pending if place[1] in self._kept[place[0]]]
+        for place in dropped:
+            del self._pending[place]
+        if dropped and not self._has_said_kept:
+            self._has_said_kept = True
+            _LOGGER.warning(
+                "run %r: MLflow keeps what it was given of step %d and later before the run was taken back to it, and "
+                "what is logged there now is not stored",
+                self.id,
+                first,
+            )
 
     @override
     def release(self) -> None:
@@ -147,7 +157,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
 
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> MLflowRun:
-        client = MlflowClient(tracking_uri=self.config.tracking_uri)
+        client = MlflowClient(tracking_uri=_expanded(self.config.tracking_uri))
         if run_id is not None:
             run_id = self._found(client, run_id)
         if run_id is None:
@@ -192,7 +202,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
         return run.info.run_id
 
     def _experiment(self, client: MlflowClient) -> str:
-        name = self.config.experiment
+        name = self.config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             try:
@@ -204,6 +214,14 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
         if experiment.lifecycle_stage == "deleted":
             raise ValueError(f"MLflow experiment {name!r} is deleted: restore it, or choose another name")
         return experiment.experiment_id
+
+
+def _expanded(uri: str | None) -> str | None:
+    """Return where MLflow's store is, with the home folder for a ``~`` that begins a path."""
+    if uri is None:
+        return None
+    scheme, mark, path = uri.rpartition("///") if ":///" in uri else ("", "", uri)
+    return f"{scheme}{mark}{os.path.expanduser(path)}"
 
 
 def _log_params(client: MlflowClient, run_id: str, hparams: Mapping[str, Any]) -> None:

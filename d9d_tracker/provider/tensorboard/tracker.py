@@ -55,7 +55,7 @@ class TensorBoardRun(RecordRun):
         self._pending: dict[int, dict[str, Any]] = {}  # step and tag of what is not on disk yet
         self._written: dict[int, dict[str, Any]] = {}  # the same of the last step that is
         self._times: dict[int, float] = {}  # when the steps of both began
-        self._claims = Claims(self.id)
+        self._claims = Claims(self.id, self._properties)
         self._purge_from: int | None = None
         self._file: int | None = None
         self._size = 0

@@ -11,18 +11,19 @@ class WandbConfig(TrackerConfig):
 
     Attributes:
         provider: Discriminator, always ``"wandb"``.
-        project: Project of the run.
-        entity: User or team that owns the project, or None for the default of the API key.
-        group: Group that the run belongs to, if any.
-        tags: Tags of the run.
-        mode: ``"online"``; ``"offline"``, which writes to local files for ``wandb sync``; or ``"disabled"``.
-        dir: Folder in which W&B creates its folder ``wandb``; the working directory by default.
+        project: Project of the run, or None for what ``WANDB_PROJECT`` says.
+        entity: User or team that owns the project, or None for ``WANDB_ENTITY`` or the default of the API key.
+        group: Group that the run belongs to, or None for what ``WANDB_RUN_GROUP`` says, if anything.
+        tags: Tags of the run; without any, those of ``WANDB_TAGS``.
+        mode: ``"online"``; ``"offline"``, which writes to local files for ``wandb sync``; ``"disabled"``; or None for
+            what ``WANDB_MODE`` says, online by default.
+        dir: Folder in which W&B creates its folder ``wandb``, or None for ``WANDB_DIR`` or the working directory.
     """
 
     provider: Literal["wandb"] = "wandb"
-    project: str
+    project: str | None = None
     entity: str | None = None
     group: str | None = None
     tags: list[str] = []
-    mode: Literal["online", "offline", "disabled"] = "online"
+    mode: Literal["online", "offline", "disabled"] | None = None
     dir: Path | None = None

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import wandb
 from typing_extensions import override
@@ -29,6 +29,17 @@ _BINS = 511
 _SECONDS_BETWEEN_WRITES = 0.005
 _WRITE_TIMEOUT = 20.0
 _FINISH_TIMEOUT = 60.0
+
+_RESERVED = ("_step", "_runtime", "_timestamp", "_wandb")
+# What W&B understands, older words included.
+_MODES: dict[str, Literal["online", "offline", "disabled"]] = {
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
 
 
 class WandbRun(RecordRun):
@@ -54,7 +65,7 @@ class WandbRun(RecordRun):
         self._log = log
         self._earlier = earlier
         self._lock = lock
-        self._claims = Claims(run.id)
+        self._claims = Claims(run.id, _RESERVED)
         self._rows: dict[int, dict[str, Any]] = {}
         self._first = run.starting_step if run.resumed else 0  # what an earlier life has stored ends before it
         self._stored = self._first - 1  # last step of which W&B takes nothing more
@@ -153,24 +164,24 @@ class WandbTracker(RecordTracker[WandbConfig]):
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> WandbRun:
         config = self.config
-        offline = config.mode == "offline"
-        folder = Path(config.dir or os.environ.get("WANDB_DIR") or ".").absolute()
-        new_id = run_id or secrets.token_hex(8)
+        mode = config.mode or _mode_of_environment()
+        folder = Path(config.dir or os.environ.get("WANDB_DIR") or ".").expanduser().absolute()
+        new_id = run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
         lock = lock_on_this_machine(new_id, f"W&B run {new_id!r}")
         try:
             earlier = sorted(folder.glob(f"wandb/offline-run-*/run-{new_id}.wandb")) if run_id else []
-            if run_id and offline and not earlier:
+            if run_id and mode == "offline" and not earlier:
                 _LOGGER.warning("run %r: W&B's earlier files are not in %s: going on without them", run_id, folder)
             folder.mkdir(parents=True, exist_ok=True)
             run = wandb.init(
                 project=config.project,
                 entity=config.entity,
                 group=config.group,
-                tags=config.tags,
-                mode=config.mode,
+                tags=config.tags or None,
+                mode=mode,
                 dir=folder,
                 id=new_id,
-                resume="must" if run_id and config.mode == "online" else None,
+                resume="must" if run_id and mode == "online" else None,
                 reinit="create_new",
                 name=encodable(properties.name),
                 notes=encodable(properties.description),
@@ -179,11 +190,18 @@ class WandbTracker(RecordTracker[WandbConfig]):
                     x_transaction_log_flush_interval=_SECONDS_BETWEEN_WRITES, finish_timeout=_FINISH_TIMEOUT
                 ),
             )
-            log = None if config.mode == "disabled" else LogFile(Path(run.settings.sync_file))
+            log = None if mode == "disabled" else LogFile(Path(run.settings.sync_file))
             return WandbRun(run, log, [LogFile(path) for path in earlier], lock)
         except BaseException:
             let_go(lock)
             raise
+
+
+def _mode_of_environment() -> Literal["online", "offline", "disabled"]:
+    said = os.environ.get("WANDB_MODE", "online")
+    if said not in _MODES:
+        raise ValueError(f"WANDB_MODE={said!r} is not one of {', '.join(_MODES)}; or set the configuration's mode")
+    return _MODES[said]
 
 
 def _storable(value: Any) -> Any:
