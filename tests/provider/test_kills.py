@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import MLflowStorage, Storage, TensorBoardStorage, WandbStorage
+from .conftest import MLflowStorage, Storage, TensorBoardStorage, WandbStorage, key_of
 
 KILLS = int(os.environ.get("KILLS", "6"))
 SEED = int(os.environ.get("SEED", "0"))
@@ -38,10 +38,10 @@ class Lives:
             env={**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
 
-    def start(self, folder: Path, storage: Storage) -> int:
+    def start(self, folder: Path, storage: Storage, by_halves: bool = False) -> int:
         accumulator = {"sync_every": 5, "device": "cpu", "backlog_dir": str(folder / "backlog")}
         config = json.loads(storage.config.model_dump_json()) | {"accumulator": accumulator}
-        return int(self._ask(json.dumps({"folder": str(folder), "config": config})))
+        return int(self._ask(json.dumps({"folder": str(folder), "config": config, "by_halves": by_halves})))
 
     def wait(self) -> int:
         return int(self._ask("wait"))
@@ -157,3 +157,12 @@ def test_an_interrupted_training_leaves_what_a_whole_one_does(
     assert len(distributions) == 12
     assert content(tmp_path / "killed", killed) == (scalars, distributions)
     assert ended >= 2
+
+
+def test_a_step_that_was_cut_in_half_is_whole_in_the_end(lives: Lives, storage: Storage, tmp_path: Path) -> None:
+    for status in (9, 0):
+        lives.start(tmp_path, storage, by_halves=True)
+        assert lives.wait() == status, (tmp_path / "output").read_text()
+    scalars, _ = content(tmp_path, storage)
+    losses = {key_of("loss", step): 10.0 * step + 2 for step in range(6)}
+    assert scalars == losses | {key_of("val/acc", step): step / 8 for step in range(6)}
