@@ -209,10 +209,10 @@ class RecordRun(BaseTrackerRun):
         """Log finished points.
 
         Args:
-            records: The points, in the order of their steps.
+            records: The points, in the order of their steps; or of steps that are over.
 
         Raises:
-            ValueError: If a step is smaller than the one before, a name is empty or the run is closed.
+            ValueError: If a name is empty, the run is closed, or the backend takes nothing for a step that is over.
         """
         if self._context:
             super().write(records)
@@ -220,8 +220,9 @@ class RecordRun(BaseTrackerRun):
         step = None
         for record in records:
             if record.step != step:
-                self.set_step(record.step)
                 step = record.step
+                if step >= self._step:  # else it is over, and the point is written where it belongs
+                    self.set_step(step)
             if not record.name:
                 self._check_open(record.name)
             self.write_record(record)

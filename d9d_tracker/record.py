@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from d9d_tracker_kernels import (
+    CELLS,
     EXPONENTIAL,
     HEADER,
+    LINEAR,
     NAN,
     NEGINF,
     POSINF,
@@ -183,6 +185,33 @@ class Histogram:
             neginf=int(counts[NEGINF]),
         )
 
+    def to_cells(self, binning: Binning) -> tuple[np.ndarray, np.ndarray]:
+        """Return a row of a histogram bank: what ``from_cells`` reads.
+
+        Args:
+            binning: The binning of the row.
+
+        Returns:
+            Header and cells, int64 of shape ``[HEADER + CELLS]``; and sum, sum of squares, minimum and maximum, float64
+            of shape ``[4]``.
+
+        Raises:
+            ValueError: If a bin does not lie within one of the binning's, so that its values cannot be told apart.
+        """
+        kind, bins, low, high = binning.parameters()
+        with np.errstate(over="ignore"):  # as the edges of a linear binning are rounded
+            edges = self.edges.astype(np.float32) if kind == LINEAR else self.edges
+        known, places = _cells_in_order(kind, bins, low, high)
+        used = np.flatnonzero(self.counts)
+        cells = np.searchsorted(known, edges[used], side="right") - 1
+        if (edges[used + 1] > known[cells + 1]).any():
+            raise ValueError("its edges are not those of the binning")
+        counts = np.zeros(HEADER + CELLS, dtype=np.int64)
+        np.add.at(counts, HEADER + places[cells], self.counts[used])
+        counts[[ZEROS, NAN, POSINF, NEGINF]] = self.zeros, self.nan, self.posinf, self.neginf
+        bounds = (self.min, self.max) if used.size else (math.inf, -math.inf)
+        return counts, np.array([self.sum, self.sum_squares, *bounds])
+
     @classmethod
     def from_values(cls, values: torch.Tensor, binning: Binning | None = None) -> Self:
         """Bin a population at once, where it lies, and bring the result to the host.
@@ -208,6 +237,18 @@ def _edges(kind: int, bins: int, low: float, high: float) -> np.ndarray:
     edges = cell_edges(kind, bins, low, high).numpy().copy()
     edges.flags.writeable = False  # histograms share it
     return edges
+
+
+@functools.lru_cache(maxsize=64)
+def _cells_in_order(kind: int, bins: int, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the edges of all cells of a row, the outermost infinite, and where the row keeps each cell."""
+    edges, index = _edges(kind, bins, low, high), torch.arange(CELLS)
+    if kind == EXPONENTIAL:
+        index[bins // 2] = 0  # both cells next to zero are one bin
+        cells = sorted_cells(index, kind, bins).cells.numpy()
+        return np.concatenate(([-np.inf], edges[1:-1], [np.inf])), cells
+    cells, under, over = (np.atleast_1d(part) for part in sorted_cells(index, kind, bins))
+    return np.concatenate(([-np.inf], edges, [np.inf])), np.concatenate((under, cells, over))
 
 
 class Record(NamedTuple):

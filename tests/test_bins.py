@@ -218,3 +218,70 @@ def test_a_series_has_one_binning(recorded):
 def test_senseless_binnings_are_refused_at_config_time(arguments, words):
     with pytest.raises(ValueError, match=words):
         LinearBinning(**arguments)
+
+
+def finished(counts, edges, **fields) -> Histogram:
+    counts = np.array(counts)
+    middle = (np.array(edges[:-1]) + np.array(edges[1:])) / 2
+    known = {"zeros": 0, "nan": 0, "posinf": 0, "neginf": 0, **fields}
+    moments = {"sum": float(counts @ middle), "sum_squares": float(counts @ middle**2)}
+    return Histogram(np.array(edges, float), counts, **moments, min=float(edges[0]), max=float(edges[-1]), **known)
+
+
+def test_a_finished_histogram_merges_with_the_values_of_its_window(recorded):
+    tracker = recorded(sync_every=2)
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(100, generator=generator) for _ in range(3)]
+    with tracker.open() as run:
+        run.histogram("grad", Histogram.from_values(parts[0]), {"by": "host"})
+        run.bins("grad", parts[1], {"by": "host"})
+        run.set_step(1)
+        run.histogram("grad", Histogram.from_values(parts[2]), {"by": "host"})
+        run.histogram("empty", Histogram.from_values(torch.tensor([math.nan])))
+    found = tracker.run.histograms("grad", by="host")
+    expected = Histogram.from_values(torch.cat(parts))
+    assert list(found) == [1]
+    assert found[1].counts.tolist() == expected.counts.tolist()
+    assert found[1].edges.tolist() == expected.edges.tolist()
+    assert (found[1].min, found[1].max, found[1].zeros) == (expected.min, expected.max, expected.zeros)
+    assert found[1].sum == pytest.approx(expected.sum)
+    assert tracker.run.histograms("empty")[1].nan == 1
+    assert {record.name for record in tracker.run.records} == {"grad", "empty"}, "no summary beside it"
+
+
+@pytest.mark.parametrize(
+    ("counts", "edges"),
+    [
+        ([3, 0, 4], [0.0, 0.1, 0.2, 0.3]),
+        ([1, 2], [0, 1, 2]),
+        ([5], [-1.0, 1.0]),
+        ([1] * 7, np.linspace(-3, 4, 8)),
+        ([1, 2], [0.5, 0.51, 0.52]),
+        ([0, 1, 0], [7, 8, 9, 10]),
+    ],
+)
+def test_bins_of_others_are_kept(recorded, counts, edges):
+    tracker = recorded()
+    with tracker.open() as run:
+        for _ in range(2):
+            run.histogram("theirs", finished(counts, edges, nan=1))
+    histogram = tracker.run.histograms("theirs")[0]
+    used = np.flatnonzero(counts)
+    assert histogram.counts.tolist() == [2 * count for count in counts[used[0] : used[-1] + 1]]
+    np.testing.assert_allclose(histogram.edges, edges[used[0] : used[-1] + 2], rtol=1e-6)
+    assert (histogram.nan, histogram.min, histogram.max) == (2, edges[0], edges[-1])
+
+
+def test_a_histogram_that_merges_with_nothing_is_refused(recorded):
+    tracker = recorded()
+    with tracker.open() as run:
+        with pytest.raises(TrackerValueError, match=r"'a': bins of unequal widths .* run\.backend\("):
+            run.histogram("a", finished([1, 2], [0.3, 0.5, 9.0]))
+        with pytest.raises(TrackerValueError, match="'a': its edges are not those of the binning"):
+            run.histogram("a", finished([1, 2], [0.3, 0.5, 9.0]), binning=LinearBinning(low=0, high=1, bins=3))
+        with pytest.raises(TrackerTypeError, match="'a': pass a Histogram, not list"):
+            run.histogram("a", [1, 2])
+        run.histogram("a", finished([1, 2], [0, 1, 2]))
+        with pytest.raises(TrackerValueError, match="'a' was logged with binning=IntegerBinning"):
+            run.histogram("a", finished([1, 2, 3], [0, 1, 2, 3]))
+    assert len(tracker.run.records) == 1

@@ -1,5 +1,6 @@
 """Histogram against numpy on the edges that it reports."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -228,3 +229,40 @@ def test_a_histogram_holds_its_own_bytes_and_shares_its_edges():
     assert one.counts.tolist() == [5]
     assert one.edges.base is other.edges.base
     assert not one.edges.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "binning",
+    [
+        ExponentialBinning(),
+        ExponentialBinning(mantissa_bits=0),
+        LinearBinning(low=-1.3, high=2.1, bins=700),
+        IntegerBinning(bins=5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.randn(1000, generator=torch.Generator().manual_seed(0)),
+        torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e200,
+        torch.tensor([]),
+        torch.tensor([math.nan, 1.0, 0.0, -0.0, math.inf, -math.inf, 1e-45]),
+        torch.arange(8),
+    ],
+    ids=["normal", "beyond float32", "none", "special", "integers"],
+)
+def test_a_row_is_read_as_it_was_written(values: torch.Tensor, binning: Binning) -> None:
+    histogram = Histogram.from_values(values, binning)
+    counts, moments = histogram.to_cells(binning)
+    again = Histogram.from_cells(torch.from_numpy(counts), torch.from_numpy(moments), binning)
+    for one, other in zip(dataclasses.astuple(histogram), dataclasses.astuple(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_bins_that_overlap_those_of_a_row_are_refused() -> None:
+    histogram = Histogram.from_values(torch.arange(10.0), LinearBinning(low=0, high=10, bins=10))
+    with pytest.raises(ValueError, match="not those of the binning"):
+        histogram.to_cells(LinearBinning(low=0, high=10, bins=7))
+    counts, _ = histogram.to_cells(LinearBinning(low=0, high=10, bins=5))  # every two lie within one
+    assert sorted(counts[HEADER:])[-5:] == [2] * 5

@@ -7,6 +7,7 @@ from collections.abc import Callable, MutableSequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from d9d_tracker.config import AccumulatorConfig
@@ -140,6 +141,19 @@ class Buffers:
         bank = self.histograms
         table = bank.places if places is None else places
         torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, table, self.device_step, at, every)
+
+    def merge_histogram(self, row: int, counts: np.ndarray, moments: np.ndarray) -> None:
+        """Merge a finished histogram, in eager code. Does not wait for the device.
+
+        Args:
+            row: The slot of its series.
+            counts: Header and cells, int64 of shape ``[HEADER + CELLS]``.
+            moments: float64 of shape ``[4]``.
+        """
+        parts = [torch.from_numpy(part) for part in (counts, moments)]
+        if self.is_cuda:
+            parts = [part.pin_memory().to(self.device, non_blocking=True) for part in parts]
+        self.histograms.merge_(row, *parts, self.clock.step)
 
     def advance(self, step: int) -> bool:
         """End the current step and begin another.

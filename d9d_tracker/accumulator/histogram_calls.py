@@ -7,13 +7,17 @@ import torch
 from typing_extensions import override
 
 from d9d_tracker.config import Binning
+from d9d_tracker.errors import TrackerTypeError, TrackerValueError
+from d9d_tracker.record import Histogram
 from d9d_tracker.tracing import is_backward_traced
 
 from .arguments import check_counts, check_mapping, check_names, check_population
 from .calls import WHAT_A_HANDLE_LOGS, Calls, Scope
 from .effects import add_counts_with_effect, histogram_with_effect
+from .fitting import fitting
 from .handles import AccumulatingBinsHandle
 from .regions import has_effect_here
+from .registry import label
 from .slots import counts_place, histogram_place, histogram_series, integer_binning
 
 
@@ -125,6 +129,56 @@ class HistogramCalls(Calls):
         else:
             with self.buffers.lock:
                 self.buffers.add_counts(vector, at, cadence)
+
+    @override
+    def histogram(
+        self,
+        name: str,
+        histogram: Histogram,
+        context: dict[str, str] | None = None,
+        *,
+        binning: Binning | None = None,
+        scope: Scope = "global",
+    ) -> None:
+        """Merge a finished histogram into that of the current window, on the host, between compiled calls.
+
+        Its values are counted as those of ``bins`` are: they add up with others of the window and of other ranks.
+
+        Args:
+            name: Name of the series.
+            histogram: The histogram. Every bin must lie within one bin of the series.
+            context: Tags for this histogram alone; merged with the persistent context, over which they win.
+            binning: The binning of the series. By default one that has the histogram's own bins: that of the
+                configuration, an exponential one, that of integers, or equal bins.
+            scope: See ``bins``.
+
+        Raises:
+            TrackerTypeError: If it is no histogram.
+            TrackerValueError: If its edges fit no binning, or not that of the series; or see ``bins``.
+        """
+        self._refuse_inside_graphs("histogram")
+        check_names([name])
+        if self._is_silent(name) or self._is_repeated(name):
+            return
+        self._refuse_spread(name, scope)
+        items = self._items(name, context, scope)
+        if not isinstance(histogram, Histogram):
+            raise TrackerTypeError(f"{label(name, items)}: pass a Histogram, not {type(histogram).__name__}")
+        chosen = fitting(histogram, self.config.binning) if binning is None else binning
+        if chosen is None:
+            raise TrackerValueError(
+                f"{label(name, items)}: bins of unequal widths merge with nothing; have the backend take the histogram "
+                "as it is, with run.backend(lambda run: run.histogram(name, histogram))"
+            )
+        series, _ = histogram_series(self.config, name, items, chosen, 1)
+        try:
+            counts, moments = histogram.to_cells(chosen)
+        except ValueError as error:
+            raise TrackerValueError(f"{label(name, items)}: {error}; bin it by {chosen!r}") from None
+        row = self.buffers.histogram_series.slot(series)
+        if row >= 0:
+            with self.buffers.lock:
+                self.buffers.merge_histogram(row, counts, moments)
 
     @override
     def bins_series(

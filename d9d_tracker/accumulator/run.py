@@ -1,8 +1,10 @@
 """The run a training loop logs to: values merge into device buffers, also under torch.compile and CUDA graphs."""
 
 import contextlib
+import functools
 import logging
 import operator
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -16,7 +18,9 @@ from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.context import as_context
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
+from d9d_tracker.record import Record
 
+from .arguments import check_mapping, check_names, check_number
 from .buffers import Buffers
 from .histogram_calls import HistogramCalls
 from .scalar_calls import ScalarCalls
@@ -51,6 +55,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         self._stepped = False
         self.watches: list[Watch] = []
         self.promises = Promises()
+        self._refusing: set[str] = set()  # backends that have not taken what was logged at a step of its own
 
     def set_step(self, step: int) -> None:
         """Begin a step, on the host, between steps. Never waits for the device or the backend.
@@ -141,6 +146,43 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
             TrackerValueError: If the run is closed.
         """
         return self._open_session("backend").call(name, action)
+
+    def log_at(
+        self, step: int, values: Mapping[str, float | torch.Tensor], context: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write numbers at a step of their own, whatever the current one is: at an epoch, or a step that is over.
+
+        They go to the backends at once, as they are: what rank 0 logs, not merged with anything. They are in no window
+        and no state, so that a job that is killed and goes on may write them twice. A backend that takes nothing for
+        such a step (W&B) says so, once.
+
+        Args:
+            step: The step.
+            values: Name and value of each series; a tensor on a GPU is waited for.
+            context: Tags; merged with the persistent context, over which they win.
+
+        Raises:
+            TrackerTypeError: If a value is no number, or the step no int.
+            TrackerValueError: If a value has not one element, a name is empty, or it is called in compiled code.
+        """
+        self._refuse_inside_graphs("log_at")
+        step = step if type(step) is int else _as_index(step)
+        check_mapping("log_at", values)
+        check_names(list(values))
+        if self._is_silent("log_at"):
+            return
+        tags = {**dict(self._context), **as_context("log_at", {} if context is None else dict(context))}
+        numbers = {name: check_number(name, (), value, self.buffers.device) for name, value in values.items()}
+        now = time.time()
+        records = [Record(name, step, tags, float(number), now) for name, number in numbers.items()]
+        for name, future in self.backend(lambda run: run.write(records)).items():
+            future.add_done_callback(functools.partial(self._say_refused, name))
+
+    def _say_refused(self, name: str, future: Future[Any]) -> None:
+        if name not in self._refusing and (future.cancelled() or future.exception() is not None):
+            self._refusing.add(name)
+            cause = "the run closed before" if future.cancelled() else repr(future.exception())
+            logger.warning("log_at: %s has not taken values, now and perhaps later: %s", name or "the backend", cause)
 
     def watch(
         self,

@@ -236,3 +236,20 @@ def test_what_is_no_number_among_others_is_left_out_and_named_once(recorded, cap
     assert tracker.run.points("lr") == dict.fromkeys(range(3), 0.5)
     for name, value in names.items():
         assert caplog.text.count(f"{name!r} is left out, now and later: it is a {type(value).__name__}") == 1
+
+
+def test_values_of_a_step_of_their_own(recorded):
+    tracker = recorded(sync_every=2)
+    with tracker.open() as run:
+        run.set_context({"stage": "train"})
+        for step in range(0, 100, 10):
+            run.set_step(step)
+            run.scalar("loss", step)
+            run.log_at(step // 10, {"val/acc": torch.tensor(0.5), "lr": step}, {"stage": "eval"})
+        for bad, error in (({"a": "b"}, TrackerTypeError), ({"": 1.0}, TrackerValueError), ("a", TrackerTypeError)):
+            with pytest.raises(error):
+                run.log_at(3, bad)
+    assert tracker.run.points("loss", stage="train") == {step: step for step in range(0, 100, 10)}
+    assert tracker.run.points("val/acc", stage="eval") == dict.fromkeys(range(10), 0.5)
+    assert tracker.run.points("lr", stage="eval") == {epoch: 10 * epoch for epoch in range(10)}
+    run.log_at(3, {"lr": 1.0})  # the run is closed

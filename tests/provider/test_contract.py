@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.backend import RecordRun
 from d9d_tracker.base import BaseTracker, RunConfig
+from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.provider.console import ConsoleTracker, ConsoleTrackerConfig
 from d9d_tracker.provider.jsonl import JsonlTracker
 from d9d_tracker.provider.null import NullTracker, NullTrackerConfig
@@ -429,3 +431,19 @@ def test_a_bare_run_that_goes_on_is_rewound_by_its_first_step(storage: Storage) 
     assert again.run_id == tracker.run_id
     expected = {step: step + 0.5 if step < 10 or not storage.replaces else step + 0.25 for step in range(12)}
     assert storage.scalars(tracker.run_id) == {key_of("loss", step): value for step, value in expected.items()}
+
+
+def test_a_value_at_a_step_that_is_over(storage: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = AccumulatingTracker(storage.tracker(), AccumulatorConfig(sync_every=1, backlog_dir=tmp_path / "backlog"))
+    with tracker.open(PROPERTIES) as run:
+        for step in range(0, 40, 10):
+            run.set_step(step)
+            run.scalar("loss", float(step))
+            run.flush()
+            run.log_at(step // 10, {"val/acc": 0.5})
+    expected = {key_of("loss", step): float(step) for step in range(0, 40, 10)}
+    # W&B takes those of steps before its first row.
+    taken = 2 if isinstance(storage, WandbStorage) else 4
+    expected |= {key_of("val/acc", epoch): 0.5 for epoch in range(taken)}
+    assert storage.scalars(str(tracker.run_id)) == expected
+    assert caplog.text.count("has not taken values") == (taken < 4)
