@@ -442,7 +442,7 @@ def test_a_value_at_a_step_that_is_over(storage: Storage, tmp_path: Path, caplog
             run.flush()
             run.log_at(step // 10, {"val/acc": 0.5})
     expected = {key_of("loss", step): float(step) for step in range(0, 40, 10)}
-    # W&B takes those of steps before its first row.
+    # W&B takes nothing for steps before its last row.
     taken = 2 if isinstance(storage, WandbStorage) else 4
     expected |= {key_of("val/acc", epoch): 0.5 for epoch in range(taken)}
     assert storage.scalars(str(tracker.run_id)) == expected
