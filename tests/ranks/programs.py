@@ -109,9 +109,11 @@ def opens_late(rank: int, folder: Path) -> str:
 
 def groups(rank: int, folder: Path, how: str) -> dict:
     """Every pair of ranks shares a run, or none does."""
-    pairs = [dist.new_group([first, first + 1], backend="gloo") for first in range(0, dist.get_world_size(), 2)]
-    one = tracker(folder / str(rank), distributed="off") if how == "off" else None
-    one = one or tracker(folder / str(rank), lambda: pairs[rank // 2])
+    if how == "off":
+        one = tracker(folder / str(rank), distributed="off")
+    else:
+        pairs = [dist.new_group([first, first + 1], backend="gloo") for first in range(0, dist.get_world_size(), 2)]
+        one = tracker(folder / str(rank), lambda: pairs[rank // 2])
     with one.open(NAME) as run:
         run.scalar("sum", 2.0**rank, reduce="sum")
         run.scalar("own", 2.0**rank, scope="rank")
