@@ -4,16 +4,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from d9d_tracker.base import BaseTrackerRun
-from d9d_tracker.record import Histogram, Record
+from d9d_tracker.record import Record
 
-from .backlog import Backlog, Contents
+from .backlog import Backlog
+from .held_step import HeldStep
 from .report import DeliveryReport
+from .window_queue import MEMORY_BYTES, Queued, WindowQueue, in_words
+from .writer import WindowWriter
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -21,28 +23,8 @@ OPEN_SECONDS = 30.0  # for a server that must be asked first, or a database that
 _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 30.0
 _CLOSING_RETRY_SECONDS = 1.0
-_ATTEMPTS = 5
-_WITNESSES = 10
-_MEMORY_BYTES = 16 * 2**20
-_RECORD_BYTES = 200  # about what a scalar record takes: the tuple, its number, its share of the lists
 # What a wrong configuration or another writer raises on opening; anything else means that the backend is down.
 FINAL_ERRORS = (ImportError, RuntimeError, TypeError, ValueError)
-
-
-@dataclass(eq=False)
-class _Queued:
-    """A window on its way to the backend.
-
-    ``records`` are all of it, because what is kept on disk must be whole: a later process takes back what the backend
-    has of a window before it delivers it. They are None while they are on disk only.
-    """
-
-    index: int
-    contents: Contents
-    records: list[Record] | None
-    bytes: int = 0
-    kept: bool = False
-    accepted: int = 0
 
 
 class Delivery:
@@ -51,10 +33,6 @@ class Delivery:
     The thread opens the backend, delivers, and closes it; nobody else calls it. A backend that cannot be opened, raises
     or does not return is down: everything waits in the backlog on disk, and is tried again with growing pauses. So does
     what a backend is too slow for, beyond a bound in memory.
-
-    A record that the backend raises on is tried again. If the backend accepts another record of the same step
-    meanwhile, the record itself is at fault: after five attempts (at once for a ``TypeError`` or ``ValueError``) it is
-    refused, named and counted.
 
     Args:
         name: What the backend is called in messages.
@@ -93,20 +71,15 @@ class Delivery:
         self._changed = threading.Condition()
         if rewind_to is not None:
             backlog.forget_from(rewind_to)
-        kept = backlog.contents()
-        if kept and rewind_to is not None:
+        self._queue = WindowQueue(backlog, self.report)
+        if self._queue and rewind_to is not None:
             # A kill may have come between the delivery of a kept window and its removal from the backlog.
-            self._rewind_to = next(iter(kept.values())).first
-        self._queue = deque(_Queued(index, contents, None, kept=True) for index, contents in kept.items())
-        self._amends = amends
-        self._held: dict[tuple[int, str, str], Record] = {}
+            self._rewind_to = self._queue.head.contents.first
+        self._held = None if amends else HeldStep()
         self._calls: deque[tuple[Future[object], Callable[[BaseTrackerRun], object]]] = deque()
-        self._memory = 0
         self._is_slow = False
         self._down_since: float | None = None
         self._called_at: float | None = time.monotonic()  # since when the thread has been inside the backend
-        self._keeping_failed = False
-        self._said_dropped = 0
         self._closing = False
         self._stop = False
         self._leaving = False
@@ -124,22 +97,17 @@ class Delivery:
             unfinished: The last step, if more may be logged for it.
         """
         with self._changed:
-            if not self._amends:
-                records = self._hold(records, unfinished)
+            if self._held is not None:
+                records = self._held.pass_on(records, unfinished)
             if not records:
                 return
-            contents = Contents.of(records, min(first, records[0].step))
-            if self._queue and self._queue[-1].contents.names == contents.names:
-                contents = Contents(contents.first, contents.last, contents.records, self._queue[-1].contents.names)
-            queued = _Queued(window, contents, records, _size(records))
-            self._queue.append(queued)
-            self._memory += queued.bytes
+            self._queue.append(window, records, first)
             if self._down_since is None and self._hangs():
                 self.report.failures += 1
                 self._go_down(f"it has not returned from a call for {self._patience:g} s")
             if self._down_since is not None:
-                self._keep()
-            elif self._memory > _MEMORY_BYTES:
+                self._queue.keep()
+            elif self._queue.memory > MEMORY_BYTES:
                 self._spill()
             self._changed.notify_all()
 
@@ -167,13 +135,12 @@ class Delivery:
         with self._changed:
             done = self._changed.wait_for(lambda: not self._queue, timeout)
             if not done:
-                logger.error("flush: not with the backend after %g s, still queued: %s", timeout, _words(self._queue))
+                logger.error("flush: not with the backend after %g s, still queued: %s", timeout, in_words(self._queue))
             if self._held:
-                step = next(iter(self._held.values())).step
                 logger.info(
                     "flush: %d values of step %d wait for its end, because %s cannot amend a step",
                     len(self._held),
-                    step,
+                    self._held.step,
                     self.name,
                 )
             return done
@@ -189,10 +156,10 @@ class Delivery:
         """
         with self._changed:
             if not self._changed.wait_for(self._is_safe, timeout):
-                self._keep()
+                self._queue.keep()
             unsafe = [queued for queued in self._queue if not queued.kept]
             if unsafe:
-                logger.error("neither with the backend nor on disk: %s; a kill would lose them", _words(unsafe))
+                logger.error("neither with the backend nor on disk: %s; a kill would lose them", in_words(unsafe))
             return self.kept()
 
     def kept(self) -> list[int]:
@@ -229,14 +196,14 @@ class Delivery:
             self._changed.notify_all()
         self._thread.join(max(0.1, deadline - time.monotonic()))
         with self._changed:
-            self._keep()
+            self._queue.keep()
             self.report.undelivered = sum(queued.contents.records for queued in self._queue)
             if self.report.dropped:
                 logger.error("%s: %d records in all no longer fitted into the backlog", self.name, self.report.dropped)
             if self._queue:
                 kept = all(queued.kept for queued in self._queue)
                 fate = f"kept in {self.backlog.path} for the next process that resumes this run" if kept else "LOST"
-                logger.error("not delivered: %s; %s", _words(self._queue), fate)
+                logger.error("not delivered: %s; %s", in_words(self._queue), fate)
         if self._leaving:
             self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -251,20 +218,6 @@ class Delivery:
     def _hangs(self) -> bool:
         patience = self._patience if self._run is not None else max(self._patience, OPEN_SECONDS)
         return self._called_at is not None and time.monotonic() - self._called_at > patience
-
-    def _hold(self, records: list[Record], unfinished: int | None) -> list[Record]:
-        """Hold back the records of the unfinished step, and add those held before once their step has ended."""
-        ended = [record for record in records if record.step != unfinished]
-        open_steps = {unfinished, *(record.step for record in self._held.values())}
-        for record in records:
-            if record.step in open_steps:
-                self._held[record.step, record.name, repr(sorted(record.context.items()))] = record
-        held_step = next(iter(self._held.values())).step if self._held else None
-        if held_step is None or held_step == unfinished:
-            return ended
-        released = [*self._held.values(), *(record for record in ended if record.step != held_step)]
-        self._held = {key: record for key, record in self._held.items() if record.step == unfinished}
-        return sorted((record for record in released if record.step != unfinished), key=lambda record: record.step)
 
     def _work(self) -> None:
         pause = _FIRST_RETRY_SECONDS
@@ -331,7 +284,7 @@ class Delivery:
         while self._calls and not self._stop:
             future, action = self._calls[0]
             try:
-                result = self._call(action, self._run)
+                result = self.call_backend(action, self._run)
             except Exception as error:
                 self._called_at = None
                 future.set_exception(error)
@@ -348,98 +301,35 @@ class Delivery:
                 if self._down_since is not None:
                     self._come_back()
                 return
-            head = self._queue[0]
+            head = self._queue.head
         assert self._run is not None
         if head.records is None:
             head.records = self.backlog.get(head.index)
-        while head.accepted < len(head.records):
-            if self._stop:
-                return
-            try:
-                self._call(self._run.write, self._rest(head, head.records))
-            except Exception as error:
-                if head.accepted == len(head.records):
-                    raise
-                if isinstance(error, (TypeError, ValueError)):
-                    self._refuse(head, error)
-                else:
-                    record = head.records[head.accepted]
-                    self._find_witness(head, head.records, error)
-                    self._insist(head, record, error)
-            else:
-                if head.accepted < len(head.records) and not self._stop:
-                    raise RuntimeError("`write` returned before it had asked for all points; consume its argument")
-        self._call(self._run.flush)
+        WindowWriter(self._run, self, self.report).write(head, head.records)
+        if self.stops:
+            return
+        self.call_backend(self._run.flush)
         self._forget(head)
 
-    def _rest(self, head: _Queued, records: list[Record]) -> Iterator[Record]:
-        """Yield what is left of a window; a record is accepted once the next is asked for."""
-        while head.accepted < len(records) and not self._stop:
-            self._called_at = time.monotonic()
-            yield records[head.accepted]
-            head.accepted += 1
+    @property
+    def stops(self) -> bool:
+        """Whether the thread is to leave."""
+        return self._stop
 
-    def _refuse(self, head: _Queued, error: Exception) -> None:
-        assert head.records is not None
-        record = head.records.pop(head.accepted)
-        self.report.failures += 1
-        self.report.refused[record.name] += 1
-        logger.error("the backend refused %s at step %d: %r", record.name, record.step, error)
-
-    def _find_witness(self, head: _Queued, records: list[Record], error: Exception) -> None:
-        """Have the backend accept another record than the one it raised on, or give the error back: it is down.
-
-        The other one is of the same step, because steps never go back: one that is still to be written, which then
-        comes first, or the last one that was, once more with the same value.
-        """
-        step = records[head.accepted].step
-        for position in range(head.accepted + 1, min(head.accepted + 1 + _WITNESSES, len(records))):
-            witness = records[position]
-            if witness.step == step and not self._stop and self._takes(witness):
-                records.insert(head.accepted, records.pop(position))
-                head.accepted += 1
-                return
-        last = records[head.accepted - 1] if head.accepted else None
-        if last is None or last.step != step or not self._takes(last):
-            raise error
-
-    def _insist(self, head: _Queued, record: Record, error: Exception) -> None:
-        for _ in range(_ATTEMPTS - 1):
-            self.report.failures += 1
-            try:
-                self._write(record)
-            except Exception as again:
-                error = again
-            else:
-                head.accepted += 1
-                return
-        self._refuse(head, error)
-
-    def _takes(self, record: Record) -> bool:
-        try:
-            self._write(record)
-        except Exception:
-            return False
-        return True
-
-    def _write(self, record: Record) -> None:
-        assert self._run is not None
-        self._call(self._run.write, [record])
-
-    def _call(self, method: Callable[..., object], *arguments: object) -> object:
+    def enter(self) -> None:
+        """Note that the thread is inside the backend from now on."""
         self._called_at = time.monotonic()
+
+    def call_backend(self, method: Callable[..., object], *arguments: object) -> object:
+        """Call the backend, on its thread."""
+        self.enter()
         result = method(*arguments)
         self._called_at = None
         return result
 
-    def _forget(self, head: _Queued) -> None:
+    def _forget(self, head: Queued) -> None:
         with self._changed:
-            if head in self._queue:  # unless the backlog has dropped it meanwhile
-                if head.kept:
-                    self.backlog.remove(head.index)
-                self._queue.remove(head)
-                self._memory -= head.bytes
-                self.report.delivered += head.accepted
+            self._queue.remove(head)
             if self._down_since is not None:
                 self._come_back()
             self._is_slow = self._is_slow and bool(self._queue)
@@ -454,16 +344,16 @@ class Delivery:
                 cause,
                 self.name,
                 self.backlog.path,
-                _words(self._queue),
+                in_words(self._queue),
             )
-        self._keep()
+        self._queue.keep()
         self._changed.notify_all()
 
     def _come_back(self) -> None:
         assert self._down_since is not None
         seconds, self._down_since = time.monotonic() - self._down_since, None
         logger.warning(
-            "the backend is back after %.1f s (%s); still queued: %s", seconds, self.name, _words(self._queue)
+            "the backend is back after %.1f s (%s); still queued: %s", seconds, self.name, in_words(self._queue)
         )
 
     def _spill(self) -> None:
@@ -473,45 +363,15 @@ class Delivery:
                 "%s is slower than the training: what it has not taken waits in %s, now %s",
                 self.name,
                 self.backlog.path,
-                _words(self._queue),
+                in_words(self._queue),
             )
-        self._keep()
-
-    def _keep(self) -> None:
-        """Put what is queued on disk, and out of memory but for the window that is being delivered."""
-        for queued in [queued for queued in self._queue if not queued.kept]:
-            assert queued.records is not None
-            try:
-                dropped = self.backlog.put(queued.index, queued.records, queued.contents)
-            except Exception as error:  # a full disk must not end the thread; memory still holds it
-                if not self._keeping_failed:
-                    logger.error("the backlog cannot be written, its windows stay in memory: %r", error)
-                self._keeping_failed = True
-                return
-            self._keeping_failed = False
-            queued.kept = True
-            self._drop(set(dropped))
-        for queued in list(self._queue)[1:]:
-            if queued.kept and queued.records is not None:
-                queued.records = None
-                self._memory -= queued.bytes
-                queued.bytes = 0
-
-    def _drop(self, windows: set[int]) -> None:
-        lost = [queued for queued in self._queue if queued.index in windows]
-        if lost:
-            self._queue = deque(queued for queued in self._queue if queued.index not in windows)
-            self._memory -= sum(queued.bytes for queued in lost)
-            self.report.dropped += sum(queued.contents.records for queued in lost)
-            if self.report.dropped >= self._said_dropped:
-                self._said_dropped = 2 * self.report.dropped  # said again when as many more are lost
-                logger.error("the backlog is full, dropped: %s; raise accumulator.backlog_bytes", _words(lost))
+        self._queue.keep()
 
     def _leave(self) -> None:
         """Close the backend, as the last thing that the thread does."""
         with self._changed:
             self._leaving = True
-            self._keep()
+            self._queue.keep()
         if not self.opened.done():
             self.opened.set_exception(RuntimeError(f"{self.name} was closed before it was open"))
         for future, _ in self._calls:
@@ -530,18 +390,3 @@ class Delivery:
         except BaseException as closing_error:
             if closing_error is not error:
                 logger.error("the backend failed to close: %r (%s)", closing_error, self.name)
-
-
-def _size(records: list[Record]) -> int:
-    arrays = sum(r.value.counts.nbytes for r in records if isinstance(r.value, Histogram))
-    return len(records) * _RECORD_BYTES + arrays
-
-
-def _words(windows: Iterable[_Queued]) -> str:
-    contents = [queued.contents for queued in windows]
-    if not contents:
-        return "nothing"
-    names = sorted({name for window in contents for name in window.names})
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more series" if len(names) > 10 else "")
-    count = sum(window.records for window in contents)
-    return f"{count} records of steps {contents[0].first} to {contents[-1].last} ({shown})"

@@ -9,6 +9,7 @@ import pytest
 
 from d9d_tracker import RunConfig
 from d9d_tracker.delivery import delivery as delivery_module
+from d9d_tracker.delivery import window_queue
 from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.record import Record
@@ -292,7 +293,7 @@ def test_with_the_disk_full_as_well_memory_holds_what_is_left(backend, tmp_path,
 
 
 def test_a_backend_slower_than_the_training_waits_on_disk_not_in_memory(backend, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(delivery_module, "_MEMORY_BYTES", 20 * 4 * delivery_module._RECORD_BYTES)
+    monkeypatch.setattr(delivery_module, "MEMORY_BYTES", 20 * 4 * window_queue._RECORD_BYTES)
     delivery = over(backend, Backlog(tmp_path, "run", 10**8), patience=1000.0)
     backend.released.clear()
     most = 0
@@ -300,7 +301,7 @@ def test_a_backend_slower_than_the_training_waits_on_disk_not_in_memory(backend,
         delivery.put(*window(index))
         most = max(most, sum(queued.records is not None for queued in delivery._queue))
     assert most <= 22
-    assert delivery._memory <= delivery_module._MEMORY_BYTES
+    assert delivery._queue.memory <= delivery_module.MEMORY_BYTES
     assert caplog.text.count("is slower than the training") == 1
     assert "the backend failed" not in caplog.text
     backend.released.set()

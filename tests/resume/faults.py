@@ -87,15 +87,15 @@ def tail_not_cut() -> None:
 
 def marked_too_early() -> None:
     """Planted: the first window counts as delivered before the backend makes it durable, which then takes for ever."""
-    call = Delivery._call
+    call = Delivery.call_backend
 
     def early(self: Delivery, method: Callable[..., None], *arguments: Any) -> None:
-        if method.__name__ == "flush" and self._queue[0].index == 0:
-            self._forget(self._queue[0])
+        if method.__name__ == "flush" and self._queue.head.index == 0:
+            self._forget(self._queue.head)
             threading.Event().wait()
         call(self, method, *arguments)
 
-    Delivery._call = early
+    Delivery.call_backend = early
 
 
 def plant(names: list[str]) -> None:
