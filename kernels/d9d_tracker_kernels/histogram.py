@@ -29,6 +29,7 @@ import triton.language as tl
 
 from d9d_tracker_kernels import binning, shared_atomics
 from d9d_tracker_kernels.cells import find_cell, widen
+from d9d_tracker_kernels.tiles import finite_moments, max_tile, min_tile, sum_squares_tile, sum_tile
 
 EXPONENTIAL = tl.constexpr(binning.EXPONENTIAL)
 HEADER = tl.constexpr(binning.HEADER)
@@ -69,72 +70,6 @@ def _count(cells, cell, mask, CELL_COUNT: tl.constexpr, INLINE_PTX: tl.constexpr
         # Every cell is below CELL_COUNT. The `&` tells the compiler so, which then leaves out a test and a branch.
         cells += tl.histogram(cell & (CELL_COUNT - 1), CELL_COUNT, mask=mask)
     return cells
-
-
-@triton.jit
-def _sum_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
-    """[UNROLL * THREADS * VECTOR] -> [THREADS], summed.
-
-    This is the order in which a tile lies in the threads' registers: each thread adds up its own elements and no two
-    threads talk.
-    """
-    return tl.sum(tl.sum(tl.reshape(x, [UNROLL, THREADS, VECTOR]), 2), 0)
-
-
-@triton.jit
-def _sum_squares_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
-    """Sum of squares, [THREADS]. In pairs, because a * a + b * b takes two instructions for two elements."""
-    a, b = tl.split(tl.reshape(x, [UNROLL * THREADS * VECTOR // 2, 2]))
-    return _sum_tile(tl.fma(a, a, b * b), UNROLL, THREADS, VECTOR // 2)
-
-
-@triton.jit
-def _min_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
-    return tl.min(tl.min(tl.reshape(x, [UNROLL, THREADS, VECTOR]), 2), 0)
-
-
-@triton.jit
-def _max_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
-    return tl.max(tl.max(tl.reshape(x, [UNROLL, THREADS, VECTOR]), 2), 0)
-
-
-@triton.jit
-def _finite_moments(base, head, end, first, stop, TILE: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
-    """The second, exact reading of tiles [first, stop): moments of the finite values, and counts of the others.
-
-    In small units of THREADS * VECTOR elements, since float64 fills the registers fast.
-    """
-    UNIT: tl.constexpr = THREADS * VECTOR
-    inf = float("inf")
-    total = tl.zeros([THREADS], tl.float64)
-    squares = tl.zeros([THREADS], tl.float64)
-    smallest = tl.full([THREADS], inf, tl.float64)
-    largest = tl.full([THREADS], -inf, tl.float64)
-    nan = tl.zeros([THREADS], tl.int32)
-    posinf = tl.zeros([THREADS], tl.int32)
-    neginf = tl.zeros([THREADS], tl.int32)
-    for unit in range(first * (TILE // UNIT), stop * (TILE // UNIT)):
-        index = unit * UNIT + tl.arange(0, UNIT)
-        mask = (index >= head) & (index < end)
-        x = widen(tl.load(base + index, mask=mask, other=0)).to(tl.float64)
-        is_finite = mask & (tl.abs(x) < inf)
-        finite = tl.where(is_finite, x, 0.0)
-        total += _sum_tile(finite, 1, THREADS, VECTOR)
-        squares += _sum_squares_tile(finite, 1, THREADS, VECTOR)
-        smallest = tl.minimum(smallest, _min_tile(tl.where(is_finite, x, inf), 1, THREADS, VECTOR))
-        largest = tl.maximum(largest, _max_tile(tl.where(is_finite, x, -inf), 1, THREADS, VECTOR))
-        nan += _sum_tile((x != x).to(tl.int32), 1, THREADS, VECTOR)
-        posinf += _sum_tile((x == inf).to(tl.int32), 1, THREADS, VECTOR)
-        neginf += _sum_tile((x == -inf).to(tl.int32), 1, THREADS, VECTOR)
-    return (
-        tl.sum(total),
-        tl.sum(squares),
-        tl.min(smallest),
-        tl.max(largest),
-        tl.sum(nan.to(tl.int64)),
-        tl.sum(posinf.to(tl.int64)),
-        tl.sum(neginf.to(tl.int64)),
-    )
 
 
 @triton.jit
@@ -223,12 +158,12 @@ def _count_segment(
         cells = _count(cells, cell, None, CELL_COUNT, INLINE_PTX)
         x = widen(loaded)
         distance = x - pivot
-        total += _sum_tile(distance, UNROLL, THREADS, VECTOR).to(tl.float64)
-        squares += _sum_squares_tile(distance, UNROLL, THREADS, VECTOR).to(tl.float64)
-        smallest = tl.minimum(smallest, _min_tile(x, UNROLL, THREADS, VECTOR))
-        largest = tl.maximum(largest, _max_tile(x, UNROLL, THREADS, VECTOR))
+        total += sum_tile(distance, UNROLL, THREADS, VECTOR).to(tl.float64)
+        squares += sum_squares_tile(distance, UNROLL, THREADS, VECTOR).to(tl.float64)
+        smallest = tl.minimum(smallest, min_tile(x, UNROLL, THREADS, VECTOR))
+        largest = tl.maximum(largest, max_tile(x, UNROLL, THREADS, VECTOR))
         # Counted in float32: comparing and adding take one instruction each. A thread sees far fewer than 2**24.
-        zeros += _sum_tile(tl.where(x == 0, 1.0, 0.0), UNROLL, THREADS, VECTOR)
+        zeros += sum_tile(tl.where(x == 0, 1.0, 0.0), UNROLL, THREADS, VECTOR)
 
     # Tiles that the tensor fills only in part: the same with a mask, in units of an UNROLLth of a tile.
     UNIT: tl.constexpr = THREADS * VECTOR
@@ -244,11 +179,11 @@ def _count_segment(
         cells = _count(cells, cell, mask, CELL_COUNT, INLINE_PTX)
         x = widen(loaded)
         distance = tl.where(mask, x - pivot, 0.0)
-        total += _sum_tile(distance, 1, THREADS, VECTOR).to(tl.float64)
-        squares += _sum_squares_tile(distance, 1, THREADS, VECTOR).to(tl.float64)
-        smallest = tl.minimum(smallest, _min_tile(tl.where(mask, x, inf), 1, THREADS, VECTOR))
-        largest = tl.maximum(largest, _max_tile(tl.where(mask, x, -inf), 1, THREADS, VECTOR))
-        zeros += _sum_tile(tl.where(mask & (x == 0), 1.0, 0.0), 1, THREADS, VECTOR)
+        total += sum_tile(distance, 1, THREADS, VECTOR).to(tl.float64)
+        squares += sum_squares_tile(distance, 1, THREADS, VECTOR).to(tl.float64)
+        smallest = tl.minimum(smallest, min_tile(tl.where(mask, x, inf), 1, THREADS, VECTOR))
+        largest = tl.maximum(largest, max_tile(tl.where(mask, x, -inf), 1, THREADS, VECTOR))
+        zeros += sum_tile(tl.where(mask & (x == 0), 1.0, 0.0), 1, THREADS, VECTOR)
 
     segment_total = tl.sum(total)
     segment_squares = tl.sum(squares)
@@ -277,7 +212,7 @@ def _count_segment(
             nan,
             posinf,
             neginf,
-        ) = _finite_moments(base, head, end, first, stop, TILE, THREADS, VECTOR if VECTOR < 4 else 4)
+        ) = finite_moments(base, head, end, first, stop, TILE, THREADS, VECTOR if VECTOR < 4 else 4)
         _add_if_any(header + NAN, nan)
         _add_if_any(header + POSINF, posinf)
         _add_if_any(header + NEGINF, neginf)
