@@ -15,7 +15,8 @@ from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
 
 from .placement import local_scalar, local_share
-from .registry import ContextItems, Named, Reduction, label
+from .reductions import Reduction
+from .registry import ContextItems, Named, label
 
 Number = torch.Tensor | float
 

@@ -9,7 +9,8 @@ from d9d_tracker.base import BinsHandle, ScalarHandle
 
 from .arguments import Number
 from .places import Places
-from .registry import HistogramSeries, Reduction, ScalarSeries
+from .reductions import Reduction
+from .registry import HistogramSeries, ScalarSeries
 
 # What compiled code reads of a handle is a guard, and handles that differ in it share no code. So it reads neither the
 # series nor the place: a table of its own is its input.

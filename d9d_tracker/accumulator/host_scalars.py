@@ -9,8 +9,8 @@ import torch
 from d9d_tracker_kernels import INITIAL
 from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
-from .lanes import VALUE_LANE
-from .registry import ContextItems, Reduction
+from .reductions import VALUE_LANE, Reduction
+from .registry import ContextItems
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int, np.floating, np.integer, np.bool_)

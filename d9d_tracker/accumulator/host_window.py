@@ -8,7 +8,7 @@ import numpy as np
 
 from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, LAST_STEP, MAX, MOMENTS, NEGATED_MIN, Moment
 
-from .lanes import merge_lanes
+from .reductions import merge_lanes
 from .registry import AnySeries, HistogramSeries, ScalarSeries, label
 
 _COLUMNS = HEADER + CELLS

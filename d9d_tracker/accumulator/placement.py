@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from .registry import Reduction
+from .reductions import Reduction
 
 
 def local_share(values: DTensor) -> tuple[torch.Tensor, bool]:

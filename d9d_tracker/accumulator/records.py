@@ -11,7 +11,7 @@ from d9d_tracker.record import Histogram, Record
 from d9d_tracker_kernels import CALLS, COUNT, LAST_STEP
 
 from .host_window import HostWindow
-from .lanes import finalize
+from .reductions import finalize
 
 # A named tuple's own constructor is Python code; while it runs here, for every point, the training thread waits.
 _make_record = functools.partial(tuple.__new__, Record)

@@ -3,15 +3,14 @@
 import logging
 import threading
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from d9d_tracker.config import Binning
 from d9d_tracker.errors import TrackerValueError
 
-logger = logging.getLogger("d9d_tracker")
+from .reductions import Reduction
 
-Reduction = Literal["mean", "sum", "min", "max", "last"]
-REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "min", "max", "last")
+logger = logging.getLogger("d9d_tracker")
 
 ContextItems = tuple[tuple[str, str], ...]
 

@@ -15,8 +15,9 @@ from .effects import merge_scalars_with_effect
 from .handles import AccumulatingScalarHandle
 from .host_scalars import as_number
 from .placement import norm_of
+from .reductions import Reduction
 from .regions import has_effect_here
-from .registry import Reduction, label
+from .registry import label
 from .slots import scalar_place, scalar_series
 
 

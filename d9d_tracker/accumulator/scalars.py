@@ -10,8 +10,7 @@ from d9d_tracker_kernels import COUNT, INITIAL, LANES, LAST, NEGATED_MIN, SUM, W
 
 from .arguments import Number
 from .host_scalars import HostScalars
-from .lanes import VALUE_LANE
-from .registry import Reduction
+from .reductions import VALUE_LANE, Reduction
 
 _ADDED = (0.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # by any value to the lanes that hold no value
 

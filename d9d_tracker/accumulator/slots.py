@@ -15,7 +15,8 @@ from d9d_tracker.tracing import allow_as_constant
 from d9d_tracker_kernels import CELLS
 
 from .names import warn_of_names
-from .registry import REDUCTIONS, ContextItems, HistogramSeries, Reduction, ScalarSeries, label
+from .reductions import REDUCTIONS, Reduction
+from .registry import ContextItems, HistogramSeries, ScalarSeries, label
 from .runs import runs
 
 logger = logging.getLogger("d9d_tracker")

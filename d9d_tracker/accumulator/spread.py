@@ -7,8 +7,8 @@ import numpy as np
 from d9d_tracker_kernels import COUNT, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
 
 from .host_window import HostWindow
-from .lanes import finalize
-from .registry import Reduction, ScalarSeries
+from .reductions import Reduction, finalize
+from .registry import ScalarSeries
 
 # Suffix, reduction across ranks, and the lane that holds the value.
 _PARTS: tuple[tuple[str, Reduction, int], ...] = (

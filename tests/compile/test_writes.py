@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from d9d_tracker.accumulator.host_scalars import as_number
-from d9d_tracker.accumulator.lanes import VALUE_LANE, finalize
-from d9d_tracker.accumulator.registry import REDUCTIONS, ScalarSeries
+from d9d_tracker.accumulator.reductions import REDUCTIONS, VALUE_LANE, finalize
+from d9d_tracker.accumulator.registry import ScalarSeries
 from d9d_tracker.accumulator.scalars import ScalarBank
 from d9d_tracker_kernels import COUNT
 

@@ -1,14 +1,29 @@
-"""Lanes and reductions: how states of scalar series merge, and what is read of them in the end."""
+"""How the values of a scalar series combine: which lane holds them, how states merge, and what is read in the end."""
 
 from collections.abc import Sequence
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
 from d9d_tracker_kernels import COUNT, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
 
-from .registry import Reduction, ScalarSeries
-
+Reduction = Literal["mean", "sum", "min", "max", "last"]
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 VALUE_LANE: dict[Reduction, int] = {"mean": SUM, "sum": SUM, "min": NEGATED_MIN, "max": MAX, "last": LAST}
+
+
+class Reduced(Protocol):
+    """A series, as far as its reduction goes."""
+
+    @property
+    def reduce(self) -> Reduction:
+        """The reduction."""
+        ...
+
+    @property
+    def root(self) -> float:
+        """The p of partial p-norms, else 1."""
+        ...
 
 
 def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
@@ -28,7 +43,7 @@ def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
     return merged
 
 
-def finalize(lanes: np.ndarray, scalars: Sequence[ScalarSeries]) -> np.ndarray:
+def finalize(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
     """Turn the states of slots into the values of their points.
 
     Args:
