@@ -17,6 +17,7 @@ from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
 from .placement import local_scalar, local_share
 from .reductions import Reduction
 from .registry import ContextItems, Named, label
+from .spmd import typed_scalar, typed_share
 
 Number = torch.Tensor | float
 
@@ -147,6 +148,15 @@ def _check_element(
                 f"{label(name, items)}: with reduce={reduce!r}, ranks cannot make a whole of this distributed scalar "
                 "when their windows meet; bring it together first with .full_tensor(), on every rank of the mesh",
             )
+    else:
+        try:
+            value = typed_scalar(value, reduce)
+        except TypeError:
+            fail(
+                TrackerTypeError,
+                f"{label(name, items)}: with reduce={reduce!r}, ranks cannot make a whole of this part of a sum; "
+                "all_reduce it first, on every rank of the axis",
+            )
     if value.device == device:
         return value
     if value.device.type != "cpu":
@@ -184,7 +194,6 @@ def check_population(
     if not isinstance(values, torch.Tensor):
         kind = type(values).__name__
         fail(TrackerTypeError, f"{label(name, items)}: bins takes a tensor, not {kind}; pass torch.as_tensor(...)")
-    counts = True
     if isinstance(values, DTensor):
         try:
             values, counts = local_share(values)
@@ -193,6 +202,15 @@ def check_population(
                 TrackerTypeError,
                 f"{label(name, items)}: the values are partial, they exist only after a reduction across ranks; reduce "
                 "them first, with .redistribute(placements=[Replicate()]), on every rank of the mesh",
+            )
+    else:
+        try:
+            counts = typed_share(values)
+        except TypeError:
+            fail(
+                TrackerTypeError,
+                f"{label(name, items)}: the values are parts of a sum, they exist only after a reduction across ranks; "
+                "all_reduce them first, on every rank of the axis",
             )
     # Dynamo has no sparse tensors, and lets nobody ask for a layout in a gradient hook.
     if not torch.compiler.is_compiling() and (values.layout != torch.strided or values.is_nested):

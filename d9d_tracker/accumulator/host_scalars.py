@@ -11,6 +11,7 @@ from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
 from .reductions import VALUE_LANE, Reduction
 from .registry import ContextItems
+from .spmd import local_types
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int, np.floating, np.integer, np.bool_)
@@ -71,7 +72,7 @@ def as_number(value: Any) -> float | None:
         The number; None for all that takes a closer look: another type, shape, dtype or device.
     """
     if type(value) in _TENSORS:
-        if not value.is_cpu:
+        if not value.is_cpu or local_types(value):
             return None
         try:
             value = value.item()

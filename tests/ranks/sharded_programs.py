@@ -161,3 +161,39 @@ def gradients(rank: int, folder: Path, how: str, shards: int) -> tuple[dict, dic
         for name, parameter in names.items()
     }
     return content(one), whole
+
+
+def typed(rank: int, folder: Path) -> tuple[dict, list[str]]:
+    """Count and log what `spmd_types` has typed, as the local parts of the same placements."""
+    import spmd_types as spmd
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    groups = [mesh.get_group(name) for name in ("dp", "tp")]
+    one, errors = tracker(folder, max_histograms=32), []
+
+    def having(values: torch.Tensor, kinds) -> torch.Tensor:
+        spmd.assert_type(values, dict(zip(groups, kinds, strict=True)))
+        return values
+
+    with one.open(NAME) as run, spmd.set_current_mesh(mesh):
+        for name, placements in PLACEMENTS.items():
+            if len(placements) == 2:
+                local = distribute_tensor(WHOLE, mesh, placements).to_local().clone()
+                kinds = [spmd.V if isinstance(placement, Shard) else spmd.R for placement in placements]
+                run.bins(name, having(local, kinds))
+        run.bins("invariant", having(WHOLE.clone(), [spmd.I, spmd.I]))
+        part = torch.tensor(float(rank + 1))
+        for _ in range(2):  # the second time by the quick way, if it is one
+            run.scalar("sum", having(part.clone(), [spmd.P, spmd.P]))
+            run.scalar("sum along tp", having(torch.tensor(float(rank % 2 + 1)), [spmd.R, spmd.P]))
+            run.scalar("replicated", having(torch.tensor(5.0), [spmd.R, spmd.I]), reduce="max")
+            run.scalar("varying", having(part.clone(), [spmd.V, spmd.V]), reduce="max")
+        for call in (
+            lambda: run.bins("partial bins", having(part.clone(), [spmd.P, spmd.R])),
+            lambda: run.scalar("partial maximum", having(part.clone(), [spmd.P, spmd.R]), reduce="max"),
+        ):
+            try:
+                call()
+            except TrackerTypeError as error:
+                errors.append(str(error))
+    return content(one), errors

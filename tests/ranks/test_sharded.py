@@ -3,7 +3,7 @@
 import pytest
 import torch
 from jobs import histogram, run_job
-from sharded_programs import PLACEMENTS, SMALL, WHOLE, counted, gradients, norms, scalars
+from sharded_programs import PLACEMENTS, SMALL, WHOLE, counted, gradients, norms, scalars, typed
 
 from d9d_tracker import Histogram
 
@@ -70,3 +70,19 @@ def test_gradients_equal_those_of_one_process(tmp_path, how, size):
             of_all = found[f"{name} of all ranks", (), 2]
             assert of_all[1] == [size * count for count in tracked[1]]
             assert (of_all[0], of_all[4:6]) == (tracked[0], tracked[4:6])
+
+
+def test_tensors_typed_by_spmd_types(tmp_path):
+    pytest.importorskip("spmd_types", reason="needs spmd_types")
+    outcomes = run_job(typed, 4, tmp_path)
+    found = {name: value for (name, _, _), value in outcomes[0].result[0].items()}
+    assert found.pop("sum") == 1.0 + 2.0 + 3.0 + 4.0
+    assert found.pop("sum along tp") == 1.0 + 2.0
+    assert found.pop("replicated") == 5.0
+    assert found.pop("varying") == 4.0
+    whole = histogram(Histogram.from_values(WHOLE))
+    assert found == dict.fromkeys([*(name for name, p in PLACEMENTS.items() if len(p) == 2), "invariant"], whole)
+    for outcome in outcomes:
+        bins, maximum = outcome.result[1]
+        assert "'partial bins': the values are parts of a sum" in bins
+        assert "'partial maximum': with reduce='max', ranks cannot make a whole of this part of a sum" in maximum
