@@ -12,8 +12,8 @@ from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.errors import TrackerValueError
 
 from .exchange import exchange
-from .rank_set import rank_set, spell
 from .ranks import Ranks
+from .spelling import spell
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -111,7 +111,7 @@ class Job:
             for rank, theirs in enumerate(everyone):
                 values.setdefault(theirs[name], []).append(rank)
             if len(values) > 1:
-                words = "; ".join(f"{value!r} on {spell(rank_set(ranks))}" for value, ranks in values.items())
+                words = "; ".join(f"{value!r} on {spell(ranks)}" for value, ranks in values.items())
                 raise TrackerValueError(f"open: {name} differs between ranks: {words}. Make it the same on all ranks")
 
     def on_all_ranks(self, action: Callable[[], Any]) -> list[Any]:

@@ -25,8 +25,8 @@ from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, LAST_STEP, M
 
 from .exchange import exchange_bytes
 from .heartbeat import Heartbeat
-from .rank_set import rank_set, spell
 from .reduction import reduce_window
+from .spelling import spell
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -202,7 +202,7 @@ class Ranks:
         missing = self._heartbeat.silent()
         logger.error(
             "no values from %s (%s): from step %d on, the run holds rank 0 alone; training goes on",
-            spell(rank_set(missing)) if missing else "the other ranks",
+            spell(missing) if missing else "the other ranks",
             error,
             step,
         )
@@ -210,7 +210,7 @@ class Ranks:
     def _report_closed(self, points: list[int]) -> None:
         closed = {rank for rank, point in enumerate(points) if point == _END and rank > 0} - self._closed
         if closed and points[0] != _END:
-            logger.warning("%s left the run before step %d; it goes on without", spell(rank_set(closed)), self._step)
+            logger.warning("%s left the run before step %d; it goes on without", spell(closed), self._step)
         self._closed |= closed
 
     def _report_misaligned(self, points: list[int]) -> None:
