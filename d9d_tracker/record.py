@@ -28,6 +28,7 @@ from d9d_tracker_kernels import (
 
 from .config import Binning, ExponentialBinning
 
+_FLOAT32_END = 2.0**128
 _QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
 
 
@@ -144,32 +145,26 @@ class Histogram:
         return {**quantiles, **moments, **{key: float(value) for key, value in counts.items()}}
 
     @classmethod
-    def from_cells(cls, counts: torch.Tensor, moments: torch.Tensor, binning: Binning) -> Self:
+    def from_cells(cls, counts: np.ndarray, moments: np.ndarray, binning: Binning) -> Self:
         """Read one row of a histogram bank.
 
         Args:
-            counts: Header and cells, int64 of shape ``[HEADER + CELLS]``, on the CPU.
-            moments: Sum, sum of squares, minimum and maximum, float64 of shape ``[4]``, on the CPU.
+            counts: Header and cells, int64 of shape ``[HEADER + CELLS]``.
+            moments: Sum, sum of squares, minimum and maximum, float64 of shape ``[4]``.
             binning: The binning that the row was counted with.
         """
         kind, bins, low, high = binning.parameters()
-        edges = _edges(kind, bins, low, high)
-        cells, under, over = (np.asarray(part) for part in sorted_cells(counts[HEADER:], kind, bins))
+        known, places = _cells_in_order(kind, bins, low, high)
+        cells = counts[HEADER + places]
+        if kind == EXPONENTIAL:
+            cells[len(cells) // 2] += counts[HEADER + bins // 2]  # both cells next to zero are one bin
         minimum, maximum = float(moments[Moment.MIN]), float(moments[Moment.MAX])
-        if under:
-            edges, cells = np.concatenate(([minimum], edges)), np.concatenate(([under], cells))
-        if over:
-            # The largest value over may be the lower end of this bin: the integer `bins`.
-            edges = np.concatenate((edges, [maximum if maximum > edges[-1] else maximum + 1]))
-            cells = np.concatenate((cells, [over]))
-        elif kind == EXPONENTIAL and maximum > edges[-1]:
-            edges = np.concatenate((edges[:-1], [maximum]))
-        if kind == EXPONENTIAL and minimum < edges[0]:
-            edges = np.concatenate(([minimum], edges[1:]))
         used = np.flatnonzero(cells)
         if used.size:
-            # A view of the cells would keep the whole window's buffer alive.
-            edges, cells = edges[used[0] : used[-1] + 2], cells[used[0] : used[-1] + 1].copy()
+            first, last = int(used[0]), int(used[-1])
+            edges, cells = known[first : last + 2], cells[first : last + 1].copy()
+            if first == 0 or last == len(known) - 2:
+                edges = _with_bounds(edges, kind, minimum, maximum)
         else:
             edges, cells, minimum, maximum = np.zeros(1), cells[:0], math.nan, math.nan
         return cls(
@@ -229,26 +224,36 @@ class Histogram:
         step = torch.zeros(1, dtype=torch.int64, device=values.device)
         bank = (state.counts, state.moments, state.partials, state.places)
         histogram_(values.detach(), *bank, step, 0, 1, *binning.parameters())
-        return cls.from_cells(state.counts[0].cpu(), state.moments[0].cpu(), binning)
-
-
-@functools.lru_cache(maxsize=64)
-def _edges(kind: int, bins: int, low: float, high: float) -> np.ndarray:
-    edges = cell_edges(kind, bins, low, high).numpy().copy()
-    edges.flags.writeable = False  # histograms share it
-    return edges
+        return cls.from_cells(state.counts[0].cpu().numpy(), state.moments[0].cpu().numpy(), binning)
 
 
 @functools.lru_cache(maxsize=64)
 def _cells_in_order(kind: int, bins: int, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the edges of all cells of a row, the outermost infinite, and where the row keeps each cell."""
-    edges, index = _edges(kind, bins, low, high), torch.arange(CELLS)
+    edges, index = cell_edges(kind, bins, low, high).numpy(), torch.arange(CELLS)
     if kind == EXPONENTIAL:
         index[bins // 2] = 0  # both cells next to zero are one bin
-        cells = sorted_cells(index, kind, bins).cells.numpy()
-        return np.concatenate(([-np.inf], edges[1:-1], [np.inf])), cells
-    cells, under, over = (np.atleast_1d(part) for part in sorted_cells(index, kind, bins))
-    return np.concatenate(([-np.inf], edges, [np.inf])), np.concatenate((under, cells, over))
+        places = sorted_cells(index, kind, bins).cells.numpy()
+        known = np.concatenate(([-np.inf], edges[1:-1], [np.inf]))
+    else:
+        cells, under, over = (np.atleast_1d(part) for part in sorted_cells(index, kind, bins))
+        places = np.concatenate((under, cells, over))
+        known = np.concatenate(([-np.inf], edges, [np.inf]))
+    known.flags.writeable = places.flags.writeable = False  # histograms share them
+    return known, places
+
+
+def _with_bounds(edges: np.ndarray, kind: int, minimum: float, maximum: float) -> np.ndarray:
+    """Return edges whose infinite ends are where the values end: for exponential bins, the end of float32 at least."""
+    edges = edges.copy()
+    if kind == EXPONENTIAL:
+        low, high = min(minimum, -_FLOAT32_END), max(maximum, _FLOAT32_END)
+    else:
+        # The largest value over may be the lower end of this bin: the integer `bins`.
+        low, high = minimum, maximum if maximum > edges[-2] else maximum + 1
+    edges[0] = low if edges[0] == -np.inf else edges[0]
+    edges[-1] = high if edges[-1] == np.inf else edges[-1]
+    return edges
 
 
 class Record(NamedTuple):

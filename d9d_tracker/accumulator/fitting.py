@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from d9d_tracker.config import Binning, ExponentialBinning, IntegerBinning, LinearBinning
 from d9d_tracker.record import Histogram
@@ -31,7 +30,7 @@ def fitting(histogram: Histogram, preferred: Binning) -> Binning | None:
         with contextlib.suppress(ValueError):
             binning = candidate()
             counts, moments = histogram.to_cells(binning)
-            kept = Histogram.from_cells(torch.from_numpy(counts), torch.from_numpy(moments), binning).edges
+            kept = Histogram.from_cells(counts, moments, binning).edges
             if kept.shape == trimmed.shape and np.allclose(kept, trimmed, rtol=1e-6, atol=1e-6 * np.ptp(trimmed)):
                 return binning
     return None

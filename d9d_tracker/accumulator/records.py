@@ -5,7 +5,6 @@ import itertools
 from operator import attrgetter
 
 import numpy as np
-import torch
 
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker_kernels import CALLS, COUNT, LAST_STEP
@@ -52,9 +51,7 @@ def _histograms(window: HostWindow) -> list[Record]:
             series.name,
             int(window.counts[slot, LAST_STEP]),
             dict(series.context),
-            Histogram.from_cells(
-                torch.from_numpy(window.counts[slot]), torch.from_numpy(window.moments[slot]), series.binning
-            ),
+            Histogram.from_cells(window.counts[slot], window.moments[slot], series.binning),
             began.get(int(window.counts[slot, LAST_STEP])) or None,
         )
         for slot, series in enumerate(window.histograms)
