@@ -24,13 +24,17 @@ def fitting(histogram: Histogram, preferred: Binning) -> Binning | None:
         lambda: IntegerBinning(bins=int(edges[-1])),
         lambda: LinearBinning(low=edges[0], high=edges[-1], bins=len(edges) - 1),
     ]
-    used = np.flatnonzero(histogram.counts)
-    trimmed = edges[used[0] : used[-1] + 2] if used.size else edges[:1] * 0
+    bounds = _bounds_of_bins(histogram)
     for candidate in candidates:
         with contextlib.suppress(ValueError):
             binning = candidate()
-            counts, moments = histogram.to_cells(binning)
-            kept = Histogram.from_cells(counts, moments, binning).edges
-            if kept.shape == trimmed.shape and np.allclose(kept, trimmed, rtol=1e-6, atol=1e-6 * np.ptp(trimmed)):
+            kept = _bounds_of_bins(Histogram.from_cells(*histogram.to_cells(binning), binning))
+            if kept.shape == bounds.shape and np.allclose(kept, bounds, rtol=1e-6, atol=1e-6 * np.ptp(edges)):
                 return binning
     return None
+
+
+def _bounds_of_bins(histogram: Histogram) -> np.ndarray:
+    """Return both ends of every bin that is not empty, of shape ``[2, bins]``."""
+    used = np.flatnonzero(histogram.counts)
+    return np.stack((histogram.edges[used], histogram.edges[used + 1]))

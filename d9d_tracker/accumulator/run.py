@@ -150,23 +150,27 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
     def log_at(
         self, step: int, values: Mapping[str, float | torch.Tensor], context: Mapping[str, Any] | None = None
     ) -> None:
-        """Write numbers at a step of their own, whatever the current one is: at an epoch, or a step that is over.
+        """Write numbers at a step that is over: at an epoch, or when an evaluation comes late.
 
         They go to the backends at once, as they are: what rank 0 logs, not merged with anything. They are in no window
         and no state, so that a job that is killed and goes on may write them twice. A backend that takes nothing for
         such a step (W&B) says so, once.
 
         Args:
-            step: The step.
+            step: The step; not one after the current one.
             values: Name and value of each series; a tensor on a GPU is waited for.
             context: Tags; merged with the persistent context, over which they win.
 
         Raises:
             TrackerTypeError: If a value is no number, or the step no int.
-            TrackerValueError: If a value has not one element, a name is empty, or it is called in compiled code.
+            TrackerValueError: If a value has not one element, a name is empty, the step has not begun, or it is
+                called in compiled code.
         """
         self._refuse_inside_graphs("log_at")
         step = step if type(step) is int else _as_index(step)
+        current = self.buffers.clock.step
+        if not 0 <= step <= current:
+            raise TrackerValueError(f"log_at({step}): the run is at step {current}; pass one that has begun")
         check_mapping("log_at", values)
         check_names(list(values))
         if self._is_silent("log_at"):

@@ -128,7 +128,7 @@ class JsonlRun(RecordRun):
         _LOGGER.warning("run %r: its file had vanished and was written anew with all it held: %s", self.id, self._path)
 
     def rewind(self, step: int) -> None:
-        """Cut the file before the first line of ``step`` or later, and wait until that is on disk.
+        """Take the lines of ``step`` or later out of the file, and wait until that is on disk.
 
         Args:
             step: First step that will be logged again.
@@ -137,14 +137,17 @@ class JsonlRun(RecordRun):
         self._cut_before(step)
 
     def _cut_before(self, step: float) -> None:
-        self._size, self._step = 0, 0
+        data = self._path.read_bytes()
+        begin = self._size = self._step = 0
         is_cut = False
-        for end, fields in whole_lines(self._path.read_bytes(), self._path):
-            is_cut = is_cut or fields.get("step", -1) >= step
+        for end, fields in whole_lines(data, self._path):
+            of = fields.get("step", -1)
+            is_cut = is_cut or of >= step
             if not is_cut:
-                self._size, self._step = end, fields.get("step", self._step)
-            elif fields["type"] == "hparams":
-                self._pending.append(hparams_line(fields["hparams"]))
+                self._size, self._step = end, max(of, self._step)
+            elif of < step:  # hyperparameters, or a point of a step that was over
+                self._pending.append(data[begin:end])
+            begin = end
         os.ftruncate(self._file, self._size)
         os.fsync(self._file)
 

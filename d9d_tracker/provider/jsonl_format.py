@@ -32,6 +32,7 @@ def _line(fields: dict[str, Any]) -> bytes:
     return json.dumps(_strict(fields), allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
 
 
+_number = functools.lru_cache(maxsize=20_000)(repr)
 _quoted = functools.lru_cache(maxsize=10_000)(json.dumps)
 
 
@@ -83,19 +84,31 @@ def record_line(record: Record) -> bytes:
         time = "" if record.time is None else f',"time":{record.time!r}'
         return f"{line}{time}}}\n".encode("ascii")
     histogram = record.value
-    return _line(
+    line = _line(
         {
             "type": "histogram",
             "name": record.name,
             "step": record.step,
             "context": dict(record.context),
-            "edges": histogram.edges.tolist(),
-            "counts": histogram.counts.tolist(),
             "count": histogram.count,
             **{key: getattr(histogram, key) for key in (*_HISTOGRAM_NUMBERS, *_HISTOGRAM_COUNTS)},
             **({} if record.time is None else {"time": record.time}),
         }
     )
+    # Hundreds of numbers: edges are few in all, and are written out once.
+    edges, counts = _without_gaps(histogram)
+    edges = ",".join(map(_number, edges.tolist()))
+    counts = ",".join(map(str, counts.tolist()))
+    return b'%s,"edges":[%s],"counts":[%s]}\n' % (line[:-2], edges.encode("ascii"), counts.encode("ascii"))
+
+
+def _without_gaps(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
+    """Return edges and counts with one bin for every run of empty ones."""
+    counts = histogram.counts
+    if not counts.size:
+        return histogram.edges, counts
+    kept = np.flatnonzero(np.concatenate(([True], (counts[:-1] > 0) | (counts[1:] > 0), [True])))
+    return histogram.edges[kept], np.add.reduceat(counts, kept[:-1])
 
 
 def _read_record(fields: dict[str, Any]) -> Record:

@@ -246,6 +246,9 @@ def test_values_of_a_step_of_their_own(recorded):
             run.set_step(step)
             run.scalar("loss", step)
             run.log_at(step // 10, {"val/acc": torch.tensor(0.5), "lr": step}, {"stage": "eval"})
+        for step in (-1, 91, 1.5):
+            with pytest.raises((TrackerValueError, TrackerTypeError), match=r"log_at|a step is an int"):
+                run.log_at(step, {"a": 1.0})
         for bad, error in (({"a": "b"}, TrackerTypeError), ({"": 1.0}, TrackerValueError), ("a", TrackerTypeError)):
             with pytest.raises(error):
                 run.log_at(3, bad)

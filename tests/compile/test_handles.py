@@ -127,7 +127,7 @@ def test_a_copy_of_a_module_logs_to_the_same_series(recorded):
 REFUSED = [
     (lambda run: run.scalar_series(""), TrackerValueError, "empty"),
     (lambda run: run.scalar_series(3), TrackerTypeError, "int"),
-    (lambda run: run.scalar_series("a", {"fold": 1}), TrackerTypeError, "'fold'"),
+    (lambda run: run.scalar_series("a", {"fold": [1]}), TrackerTypeError, "'fold'"),
     (lambda run: run.scalar_series("a", reduce="median"), TrackerValueError, "median"),
     (lambda run: run.scalar_series("a", reduce="max").scalar(1.0, weight=2), TrackerValueError, "weight"),
     (lambda run: run.scalar_series("a").scalar(torch.ones(2)), TrackerValueError, "'a'.*one element"),

@@ -109,7 +109,7 @@ class AimStorage(Storage):
     def run(self, run_id: str) -> Any:
         """Index the run, as Aim's server does, and open it for reading."""
         repo = aim.Repo(str(self.folder))
-        RepoIndexManager(repo).index(run_id)
+        RepoIndexManager.get_index_manager(repo).index(run_id)
         repo.container_pool.clear()
         run = repo.get_run(run_id)
         assert run is not None

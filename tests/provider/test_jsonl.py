@@ -19,9 +19,12 @@ import numpy as np
 import pytest
 import torch
 
+from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.base import RunConfig
+from d9d_tracker.config import AccumulatorConfig, IntegerBinning
 from d9d_tracker.provider.jsonl import JsonlRun, JsonlTracker, JsonlTrackerConfig, read_run
-from d9d_tracker.record import Histogram
+from d9d_tracker.record import Histogram, Record
+from d9d_tracker.testing import RecordingTracker
 
 PROPERTIES = RunConfig(name="a run", description=None, hparams={"lr": math.inf, "deep": [{"x": math.nan}], "n": 3})
 
@@ -75,8 +78,8 @@ def test_lines_are_as_documented(tmp_path: Path) -> None:
         "type": "histogram",
         "name": "grad",
         **train,
-        "edges": expected.edges.tolist(),
-        "counts": expected.counts.tolist(),
+        "edges": [-(2.0**-128), 2.0**-128, 1.0, 1.25, 2.0, 2.5],  # a run of empty bins is one
+        "counts": [1, 0, 2, 0, 1],
         "count": 4,
         "sum": expected.sum,
         "sum_squares": expected.sum_squares,
@@ -92,6 +95,12 @@ def test_lines_are_as_documented(tmp_path: Path) -> None:
     assert lines[3] == {"type": "histogram", "name": "empty", **train, **empty, **counts}
 
 
+def bins(histogram: Histogram) -> dict[tuple[float, float], int]:
+    """Return the counts of bins that are not empty, by both edges."""
+    edges, counts = histogram.edges, histogram.counts
+    return {(edges[index], edges[index + 1]): counts[index] for index in np.flatnonzero(counts)}
+
+
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     histogram = Histogram.from_values(torch.tensor([1.5, -3.0, math.nan, 0.0]))
     tracker = tracker_at(tmp_path)
@@ -105,8 +114,12 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert properties["name"] == "a run"
     assert (first.name, first.step, first.context) == ("grad", 1, {"layer": "2"})
     assert isinstance(first.value, Histogram)
-    for field in Histogram.__dataclass_fields__:
+    for field in Histogram.__dataclass_fields__.keys() - {"edges", "counts"}:
         np.testing.assert_array_equal(getattr(first.value, field), getattr(histogram, field))
+    read, written = (
+        {(h.edges[k], h.edges[k + 1]): h.counts[k] for k in np.flatnonzero(h.counts)} for h in (first.value, histogram)
+    )
+    assert read == written
     assert first.value.counts.dtype == np.int64
     assert second.value == -math.inf
     assert third.value == 2.0
@@ -319,7 +332,9 @@ def test_runs_of_one_tracker_are_files_of_their_own(tmp_path: Path) -> None:
 CHILD = """
 import os, sys, time
 from pathlib import Path
+from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.base import RunConfig
+from d9d_tracker.config import AccumulatorConfig, IntegerBinning
 from d9d_tracker.provider.jsonl import JsonlTracker, JsonlTrackerConfig
 
 tracker = JsonlTracker.from_config(JsonlTrackerConfig(path=Path(sys.argv[1]), accumulator=None))
@@ -406,3 +421,34 @@ def test_no_descriptor_is_left_open(tmp_path: Path, caplog: pytest.LogCaptureFix
         with pytest.raises(RuntimeError):
             write_steps(tmp_path, range(1), path.stem)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_run_of_empty_bins_is_written_as_one(tmp_path: Path) -> None:
+    histogram = Histogram.from_values(torch.tensor([1.0, 1.0, 2.0, 1000.0]), IntegerBinning(bins=1001))
+    assert len(histogram.counts) == 1000
+    tracker = JsonlTracker(JsonlTrackerConfig(path=tmp_path, accumulator=None))
+    with tracker.open(RunConfig(name="gaps")) as run:
+        run.histogram("h", histogram)
+    _, (record,) = read_run(tmp_path / f"{tracker.run_id}.jsonl")
+    assert isinstance(record.value, Histogram)
+    assert record.value.edges.tolist() == [1, 2, 3, 1000, 1001]
+    assert record.value.counts.tolist() == [2, 1, 0, 1]
+    again = AccumulatingTracker(RecordingTracker(), AccumulatorConfig())
+    with again.open(RunConfig(name="merged")) as run:
+        run.histogram("h", record.value)  # its bins are found again
+    assert isinstance(again._tracker, RecordingTracker)
+    assert again._tracker.run.histograms("h")[0].counts.tolist() == histogram.counts.tolist()
+
+
+def test_a_rewind_keeps_the_points_of_steps_that_were_over(tmp_path: Path) -> None:
+    tracker = tracker_at(tmp_path)
+    with tracker.open(PROPERTIES) as run:
+        run.write([Record("loss", step, {}, 1.0) for step in (8, 9, 10)])
+        run.write([Record("val/acc", 2, {}, 0.5)])
+        run.write([Record("loss", 11, {}, 1.0)])
+        run.flush()
+        run.rewind(10)
+        run.write([Record("loss", 10, {}, 2.0)])
+    _, records = read_run(tmp_path / f"{tracker.run_id}.jsonl")
+    points = [(record.name, record.step, record.value) for record in records]
+    assert points == [("loss", 8, 1.0), ("loss", 9, 1.0), ("val/acc", 2, 0.5), ("loss", 10, 2.0)]

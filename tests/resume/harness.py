@@ -174,7 +174,7 @@ def _jsonl_content(folder: Path, run_id: str) -> list[str]:
 
 def _aim_content(folder: Path, run_id: str) -> dict[Any, Any]:
     repo = aim.Repo(str(folder))
-    RepoIndexManager(repo).index(run_id)  # as Aim's server does; a run is not read without
+    RepoIndexManager.get_index_manager(repo).index(run_id)  # as Aim's server does; a run is not read without
     repo.container_pool.clear()
     run = aim.Run(run_id, repo=repo, read_only=True)
     content: dict[Any, Any] = {"name": run.name, "hparams": run["hparams"]}
