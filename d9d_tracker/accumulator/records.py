@@ -1,7 +1,6 @@
 """From the states of a window to the records a backend is handed."""
 
 import functools
-import itertools
 from operator import attrgetter
 
 import numpy as np
@@ -26,22 +25,22 @@ def records(window: HostWindow) -> list[Record]:
         A scalar record for every series and step with a value, a histogram record for every histogram series with a
         call, at the last step that contributed.
     """
-    finished = [*_scalars(window), *_histograms(window)]
-    return sorted(finished, key=attrgetter("step"))
+    finished, histograms = _scalars(window), _histograms(window)
+    return sorted([*finished, *histograms], key=attrgetter("step")) if histograms else finished
 
 
 def _scalars(window: HostWindow) -> list[Record]:
+    """Return the points in the order of rows. No loop of Python runs over them, which the training thread waits for."""
+    rows, slots = np.nonzero(window.lanes[:, COUNT] > 0)
+    if not rows.size:
+        return []
     names = np.array([series.name for series in window.scalars], dtype=object)
     contexts = np.array([dict(series.context) for series in window.scalars], dtype=object)
-    values = finalize(window.lanes, window.scalars)
-    finished: list[Record] = []
-    for row, step in enumerate(window.steps):
-        slots = np.flatnonzero(window.lanes[row, COUNT] > 0)
-        numbers = values[row, slots].tolist()
-        steps, times = itertools.repeat(step), itertools.repeat(window.times[row] or None)
-        fields = zip(names[slots], steps, contexts[slots], numbers, times, strict=False)  # three of them have no end
-        finished += map(_make_record, fields)
-    return finished
+    steps = np.array(window.steps, dtype=object)
+    times = np.array([time or None for time in window.times], dtype=object)
+    values = finalize(window.lanes, window.scalars)[rows, slots].tolist()
+    fields = zip(names[slots], steps[rows], contexts[slots], values, times[rows], strict=True)
+    return list(map(_make_record, fields))
 
 
 def _histograms(window: HostWindow) -> list[Record]:

@@ -107,9 +107,14 @@ class Staging:
 
 def _pack(parts: Sequence[torch.Tensor], into: torch.Tensor) -> int:
     numbers = 0
+    target = into if into.is_cuda else into.numpy()  # on a CPU, by NumPy: torch's dispatcher would cost more
     for part in parts:
-        into[numbers : numbers + part.numel()].view(part.shape).copy_(part)
-        numbers += part.numel()
+        end = numbers + part.numel()
+        if isinstance(target, torch.Tensor):
+            target[numbers:end].view(part.shape).copy_(part)
+        else:
+            target[numbers:end].reshape(part.shape)[...] = part.numpy()
+        numbers = end
     return numbers
 
 

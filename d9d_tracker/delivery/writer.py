@@ -77,10 +77,14 @@ class WindowWriter:
 
     def _rest(self, head: Queued, records: list[Record]) -> Iterator[Record]:
         """Yield what is left of a window; a record is accepted once the next is asked for."""
-        while head.accepted < len(records) and not self._caller.stops:
-            self._caller.enter()
-            yield records[head.accepted]
-            head.accepted += 1
+        caller = self._caller
+        for position in range(head.accepted, len(records)):
+            head.accepted = position
+            if caller.stops:
+                return
+            caller.enter()
+            yield records[position]
+        head.accepted = len(records)
 
     def _refuse(self, head: Queued, records: list[Record], error: Exception) -> None:
         record = records.pop(head.accepted)

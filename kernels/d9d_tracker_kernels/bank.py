@@ -35,6 +35,8 @@ class HistogramState:
         Args:
             rows: How many, from the first; all if None.
         """
+        if rows == 0:
+            return
         self.counts[:rows].zero_()
         moments = self.moments[:rows]
         moments.zero_()
