@@ -43,7 +43,7 @@ class Subject:
         run: Does the work ``steps`` times; this is what is timed.
         steps: How often in a round.
         before: Runs before each round, untimed.
-        settle: Waits until what the round began in the background has ended; timed apart.
+        settle: Waits until what the round began in the background has ended, untimed here.
         window: Steps that belong together: fewer steps than asked for are still whole windows, if one fits.
     """
 
@@ -60,20 +60,13 @@ class Timing:
 
     Attributes:
         loop: Seconds per step.
-        settled: Seconds per step, the background work included.
     """
 
     loop: list[float] = field(default_factory=list)
-    settled: list[float] = field(default_factory=list)
 
-    def ratio(self, baseline: "Timing", *, settled: bool = False) -> Spread:
+    def ratio(self, baseline: "Timing") -> Spread:
         """Compare with a baseline, round by round."""
-        mine = self.settled if settled else self.loop
-        return Spread.of([own / other for own, other in zip(mine, baseline.loop, strict=True)])
-
-    def added(self, baseline: "Timing") -> Spread:
-        """The difference from a baseline in seconds per step, round by round."""
-        return Spread.of([own - other for own, other in zip(self.loop, baseline.loop, strict=True)])
+        return Spread.of([own / other for own, other in zip(self.loop, baseline.loop, strict=True)])
 
 
 def interleave(subjects: Mapping[str, Subject], *, rounds: int, round_seconds: float, device: str) -> dict[str, Timing]:
@@ -88,7 +81,7 @@ def interleave(subjects: Mapping[str, Subject], *, rounds: int, round_seconds: f
     steps = {name: subject.steps for name, subject in subjects.items()}
     for name, subject in subjects.items():
         _sample(subject, 1, device)  # compiles
-        seconds, _ = _sample(subject, max(1, subject.steps // 10), device)
+        seconds = _sample(subject, max(1, subject.steps // 10), device)
         fitting = max(1, min(subject.steps, int(round_seconds / seconds)))
         steps[name] = fitting - fitting % subject.window if fitting > subject.window else fitting
     timings = {name: Timing() for name in subjects}
@@ -96,9 +89,7 @@ def interleave(subjects: Mapping[str, Subject], *, rounds: int, round_seconds: f
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            loop, settled = _sample(subjects[name], steps[name], device)
-            timings[name].loop.append(loop)
-            timings[name].settled.append(settled)
+            timings[name].loop.append(_sample(subjects[name], steps[name], device))
     return timings
 
 
@@ -108,14 +99,13 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _sample(subject: Subject, steps: int, device: str) -> tuple[float, float]:
+def _sample(subject: Subject, steps: int, device: str) -> float:
     gc.collect()
     subject.before()
     synchronize(device)
     start = time.perf_counter()
     subject.run(steps)
     synchronize(device)
-    loop = time.perf_counter()
+    loop = time.perf_counter() - start
     subject.settle()
-    settled = time.perf_counter()
-    return (loop - start) / steps, (settled - start) / steps
+    return loop / steps

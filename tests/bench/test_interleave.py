@@ -26,7 +26,7 @@ def test_every_subject_is_timed_in_every_round():
     }
     timings = interleave(subjects, rounds=5, round_seconds=1.0, device="cpu")
     for name in "ab":
-        assert len(timings[name].loop) == len(timings[name].settled) == 5
+        assert len(timings[name].loop) == 5
         assert calls.count(f"run {name} 8") == 5
         assert calls.count(f"before {name}") == calls.count(f"settle {name}") == 7  # two rounds are untimed
     orders = [tuple(call[-3] for call in calls if call.startswith("run") and call.endswith(" 8"))]
