@@ -50,3 +50,23 @@ def test_a_hook_hears_of_its_optimizer_only_when_it_did_not_step():
         scaler.update()
     handle.remove()
     assert heard == [optimizer]
+
+
+def test_what_others_put_in_place_of_the_scalers_step_stays(monkeypatch):
+    theirs, original = [], torch.amp.GradScaler.step
+
+    def step(self, optimizer, *args, **kwargs):
+        theirs.append(optimizer)
+        return original(self, optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "step", step)
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    optimizer, scaler, heard = torch.optim.SGD([weight], lr=0.1), torch.amp.GradScaler("cpu"), []
+    handles = [skipped_steps.register_skipped_step_hook(heard.append) for _ in range(2)]
+    scaler.scale(torch.ones(()))
+    scaler.step(optimizer)
+    for handle in handles:
+        handle.remove()
+    assert theirs == [optimizer]
+    assert heard == []

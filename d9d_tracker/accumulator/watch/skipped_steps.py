@@ -10,7 +10,6 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 _hooks: OrderedDict[int, Callable[[Optimizer], None]] = OrderedDict()
-_scaler_step = torch.amp.GradScaler.step
 
 
 def register_skipped_step_hook(hook: Callable[[Optimizer], None]) -> RemovableHandle:
@@ -22,23 +21,31 @@ def register_skipped_step_hook(hook: Callable[[Optimizer], None]) -> RemovableHa
     Args:
         hook: Gets the optimizer.
     """
-    torch.amp.GradScaler.step = _step
+    step = torch.amp.GradScaler.step
+    if not hasattr(step, "_d9d_tracker_tells"):  # which functools.wraps hands on to what is put around it
+        torch.amp.GradScaler.step = _telling(step)
     handle = RemovableHandle(_hooks)
     _hooks[handle.id] = hook
     return handle
 
 
-@functools.wraps(_scaler_step)
-def _step(self: torch.amp.GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
-    if not _hooks:
-        return _scaler_step(self, optimizer, *args, **kwargs)
-    stepped: list[Optimizer] = []
-    handle = register_optimizer_step_pre_hook(lambda one, *_: stepped.append(one))
-    try:
-        result = _scaler_step(self, optimizer, *args, **kwargs)
-    finally:
-        handle.remove()
-    if not stepped:
-        for hook in list(_hooks.values()):
-            hook(optimizer)
-    return result
+def _telling(scaler_step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a scaler's ``step`` that tells the hooks, if there are any."""
+
+    @functools.wraps(scaler_step)
+    def step(self: torch.amp.GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if not _hooks:
+            return scaler_step(self, optimizer, *args, **kwargs)
+        stepped: list[Optimizer] = []
+        handle = register_optimizer_step_pre_hook(lambda one, *_: stepped.append(one))
+        try:
+            result = scaler_step(self, optimizer, *args, **kwargs)
+        finally:
+            handle.remove()
+        if not stepped:
+            for hook in list(_hooks.values()):
+                hook(optimizer)
+        return result
+
+    step.__dict__["_d9d_tracker_tells"] = True
+    return step
