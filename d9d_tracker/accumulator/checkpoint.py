@@ -206,7 +206,6 @@ def apply(snapshot: Snapshot, buffers: Buffers) -> None:
     lanes, counts, moments = (
         torch.from_numpy(array).to(buffers.device) for array in (window.lanes, window.counts, window.moments)
     )
-    buffers.scalars.clear_rows(rows)  # a series that comes later has nothing in them
     for saved, slot in enumerate(scalars):
         buffers.scalars.current[:, slot] = lanes[-1, :, saved]
         buffers.scalars.window[:rows, :, slot] = lanes[:rows, :, saved]

@@ -21,8 +21,8 @@ class ScalarBank:
     Attributes:
         current: State of the step so far, float64 of shape ``[LANES, slots + 1]``. In the last column lands what an
             indexed write, which cannot be left out, has no slot for.
-        window: States of the finished steps, float64 of shape ``[rows, LANES, slots + 1]``; initial
-            where a slot is not in use.
+        window: States of the finished steps, float64 of shape ``[rows, LANES, slots + 1]``. Initial where a slot
+            is not in use, so that a series that comes later has nothing in rows before it.
         step: The current step for kernels to read, int64 of shape ``[1]``.
         host: What eager code on a CPU writes by; None if the bank is on a GPU.
     """
@@ -188,14 +188,6 @@ class ScalarBank:
         self.window.copy_(self._initial)
         if self.host is not None:
             self.host.known.clear()
-
-    def clear_rows(self, rows: int) -> None:
-        """Empty the first rows of the window.
-
-        Args:
-            rows: How many.
-        """
-        self.window[:rows].copy_(self._initial)
 
 
 def _spread(place: torch.Tensor, at: list[int], values: list[torch.Tensor]) -> torch.Tensor:
