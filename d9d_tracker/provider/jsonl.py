@@ -42,8 +42,9 @@ class JsonlRun(RecordRun):
     """A run that appends to one file, which it holds an exclusive lock on.
 
     Lines collect in memory and reach the file on ``flush``, in one piece followed by fsync. A flush that fails leaves
-    the file as it was and keeps the lines for the next one. Steps never go back within the file, except that a line may
-    repeat the last step as a correction: for one series and step, readers take the last line.
+    the file as it was and keeps the lines for the next one. Steps go back within the file only where a value was logged
+    for a step that was over, or a line corrects one of the last step: for one series and step, readers take the last
+    line.
 
     Re-attaching removes a line that a kill cut in half and continues after the last whole one; the first line stays as
     it is.

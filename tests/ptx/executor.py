@@ -134,10 +134,10 @@ class Block:
                 self._pack(one, mask)
             case "setp" if parts[-1] == "f16x2":
                 for half, name in enumerate(str(operands[0]).split("|")):
-                    get = lambda index, of, half=half: self._get(operands[index], np.uint32).view(of)[half::2]  # noqa: E731
+                    get = lambda index, of, half=half: self._get(operands[index], np.uint32).view(of)[half::2]  # noqa: E731 as short as its name
                     self._put(name, compute([*parts[:-1], "f16"], get, len(operands)), mask)
             case _:
-                get = lambda index, of: self._get(operands[index], of)  # noqa: E731
+                get = lambda index, of: self._get(operands[index], of)  # noqa: E731 as short as its name
                 self._put(str(operands[0]), compute(parts, get, len(operands)), mask)
 
     def _get(self, operand: Operand, of: type[np.generic]) -> np.ndarray:

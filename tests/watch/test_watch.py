@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from d9d_tracker import Histogram, TrackerTypeError, TrackerValueError
@@ -415,3 +416,14 @@ def test_watching_survives_another_head(recorded):
             optimizer.step()
             model[2] = nn.Linear(8, 2)
     assert list(tracker.run.histograms("gradients/2.weight")) == [0, 1]
+
+
+def test_a_forward_that_checkpointing_runs_again_counts_as_one(recorded):
+    tracker, model = recorded(sync_every=1), network()
+    with tracker.open() as run:
+        run.watch(model, gradients=False, activations=True, every=2)
+        for step in range(4):
+            run.set_step(step)
+            inputs = torch.ones(1, 4, requires_grad=True)
+            torch.utils.checkpoint.checkpoint(model, inputs, use_reentrant=False).sum().backward()
+    assert list(tracker.run.histograms("activations/0")) == [0, 2]
