@@ -298,7 +298,7 @@ class RecordTracker(BaseTracker[TConfig]):
             The open run.
         """
         run = self.open_run(properties, self.resume_id)
-        run.resume(self.resume_id is not None and not self.accumulates)
+        run.resume(self.resume_id is not None and not self.is_accumulated)
         self.run_id, self.resume_id = run.id, None
         try:
             yield run

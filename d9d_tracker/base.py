@@ -256,7 +256,7 @@ class BaseTracker(ABC, Generic[TConfig]):
         config: What it was made from by ``tracker_from_config``, if it was.
         amends: Whether the backend can take more values of a step that it was given before. If not, a step that has
             not ended is held back until it has.
-        accumulates: Whether an accumulator stands in front of it, which itself rewinds a run that is re-attached to.
+        is_accumulated: Whether an accumulator stands in front of it, which itself rewinds a run that is re-attached to.
         run_id: The backend's identity of the current or the last run; ``open`` sets it.
         resume_id: Identity of the run that the next ``open`` re-attaches to. ``load_state_dict`` sets it and ``open``
             clears it, so that opening once more starts another run.
@@ -264,7 +264,7 @@ class BaseTracker(ABC, Generic[TConfig]):
 
     config: Any = None
     amends: bool = True
-    accumulates: bool = False
+    is_accumulated: bool = False
     run_id: str | None = None
     resume_id: str | None = None
 

@@ -83,9 +83,14 @@ class ScalarCalls(Calls):
         """
         check_mapping("scalars", values)
         names, numbers = list(values.keys()), list(values.values())
-        if not self._merge_on_host(names, numbers, context, reduce, weight, scope):
-            used = numbers_among(names, numbers)
-            self._merge([names[k] for k in used], [numbers[k] for k in used], context, reduce, weight, scope)
+        if self._merge_on_host(names, numbers, context, reduce, weight, scope):
+            return
+        used = numbers_among(names, numbers)
+        if len(used) < len(names):
+            names, numbers = [names[index] for index in used], [numbers[index] for index in used]
+            if self._merge_on_host(names, numbers, context, reduce, weight, scope):
+                return
+        self._merge(names, numbers, context, reduce, weight, scope)
 
     @override
     def scalar_series(

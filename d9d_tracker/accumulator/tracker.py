@@ -44,7 +44,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         self.config = tracker.config
         self._tracker = tracker
         for backend in tracker.backends().values():
-            backend.accumulates = True
+            backend.is_accumulated = True
         self._config = config
         self._group = group
         self._job: Job | None = None

@@ -32,6 +32,7 @@ def test_what_a_call_asks_of_torch_is_to_read_the_value(recorded):
             "a number": lambda: run.scalar("number", 1.0),
             "a handle": lambda: handle.scalar(values["v1"], weight=2.0),
             "scalars": lambda: run.scalars(values, {"split": "val"}),
+            "metrics of a framework": lambda: run.scalars({**values, "note": "text", "none": None}),
         }
         for call in calls.values():
             call()
@@ -39,6 +40,7 @@ def test_what_a_call_asks_of_torch_is_to_read_the_value(recorded):
         assert operators(calls["a number"]) == []
         assert operators(calls["a handle"]) == READ
         assert operators(calls["scalars"]) == 10 * READ
+        assert operators(calls["metrics of a framework"]) == 10 * READ
         assert operators(lambda: run.set_step(1)) == []
 
 
