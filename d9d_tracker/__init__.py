@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .provider.null import NullTrackerConfig
     from .provider.tensorboard.config import TensorBoardConfig
     from .provider.wandb.config import WandbConfig
+    from .reading import StoredRun, read
     from .record import Histogram, Record
 
 # Imported when they are first asked for: Dynamo and DTensor take more time to import than torch itself.
@@ -54,6 +55,7 @@ _ROOMS = {
     "provider.null": ("NullTrackerConfig",),
     "provider.tensorboard.config": ("TensorBoardConfig",),
     "provider.wandb.config": ("WandbConfig",),
+    "reading": ("StoredRun", "read"),
     "record": ("Histogram", "Record"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
@@ -80,12 +82,14 @@ __all__ = [
     "RecordRun",
     "RecordTracker",
     "RunConfig",
+    "StoredRun",
     "TensorBoardConfig",
     "TrackerConfig",
     "TrackerError",
     "TrackerTypeError",
     "TrackerValueError",
     "WandbConfig",
+    "read",
     "register_backend",
     "tracker_from_config",
 ]

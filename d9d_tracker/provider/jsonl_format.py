@@ -111,7 +111,15 @@ def _without_gaps(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
     return histogram.edges[kept], np.add.reduceat(counts, kept[:-1])
 
 
-def _read_record(fields: dict[str, Any]) -> Record:
+def read_record(fields: dict[str, Any]) -> Record:
+    """Return the point that a line says.
+
+    Args:
+        fields: The line, decoded.
+
+    Raises:
+        KeyError: If it is no point.
+    """
     value: float | Histogram
     if fields["type"] == "scalar":
         value = float(fields["value"])
@@ -174,7 +182,7 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
         elif fields["type"] == "hparams":
             run["hparams"] |= fields["hparams"]
         else:
-            record = _read_record(fields)
+            record = read_record(fields)
             key = (fields["type"], record.name, record.step, tuple(sorted(record.context.items())))
             records[key] = record
     if run is None:
