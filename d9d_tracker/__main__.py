@@ -1,4 +1,4 @@
-"""Command line: ``python -m d9d_tracker demo``, ``doctor`` and ``deliver``."""
+"""Track compiled PyTorch training loops: look at runs, carry them elsewhere, try the library out."""
 
 import argparse
 import sys
@@ -6,10 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from d9d_tracker.deliver import deliver
-from d9d_tracker.demo import PROVIDERS
-from d9d_tracker.demo import main as run_demo
-from d9d_tracker.doctor import main as run_doctor
+from d9d_tracker.commands.deliver import deliver
+from d9d_tracker.commands.demo import PROVIDERS
+from d9d_tracker.commands.demo import main as run_demo
+from d9d_tracker.commands.doctor import main as run_doctor
+from d9d_tracker.commands.plot import plot
+from d9d_tracker.commands.show import show
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,25 +21,74 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Arguments of the command line, without the program; those of the process by default.
 
     Returns:
-        The exit status.
+        The exit status: 1 if the command failed, which it then says in one line.
     """
+    chosen = _parser().parse_args(arguments)
+    try:
+        return chosen.run(chosen)
+    except (ImportError, OSError, ValueError) as error:
+        Console(stderr=True).print(f"{chosen.command}: {error}", style="red", markup=False, highlight=False)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m d9d_tracker", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="train a small network on real data and track it")
-    demo.add_argument("--provider", choices=PROVIDERS, default="aim", help="backend (default: aim)")
-    demo.add_argument("--steps", type=_positive, default=600, help="training steps (default: 600)")
-    demo.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    commands.add_parser("doctor", help="show what this machine supports, and check that tracking is free of syncs")
-    left = commands.add_parser("deliver", help="deliver what jobs that will not resume have left in their backlogs")
-    left.add_argument("--backlog", type=Path, default=Path(".d9d_tracker"), help="folder (default: .d9d_tracker)")
-    left.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for each backend (default: 60)")
-    left.add_argument("--list", action="store_true", help="only show what there is")
-    chosen = parser.parse_args(arguments)
-    if chosen.command == "deliver":
-        return 0 if deliver(chosen.backlog, chosen.timeout, chosen.list, Console()) else 1
-    if chosen.command == "doctor":
-        return run_doctor()
-    return run_demo(chosen.provider, chosen.steps, chosen.out)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    one = commands.add_parser("show", help="runs in JSON files: a table of them, or of one's series and their trend")
+    one.add_argument("path", type=Path, help="file of a run, or folder of runs")
+    one.add_argument(
+        "--series", metavar="GLOB", help="which series, such as 'train/*'; of several runs, none by default"
+    )
+    one.add_argument("--follow", action="store_true", help="go on while the runs are written; ends with Ctrl-C")
+    one.set_defaults(run=_show)
+
+    one = commands.add_parser("plot", help="one picture of runs in JSON files: curves, quantile bands, heat maps")
+    one.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files of runs, or folders of runs")
+    one.add_argument("--series", metavar="GLOB", default="*", help="which series, such as 'train/*' (default: all)")
+    one.add_argument("--out", type=Path, default=Path("plot.png"), help="png, svg or pdf (default: plot.png)")
+    one.add_argument("--steps", type=_span, metavar="FROM:TO", help="zoom: only these steps")
+    one.add_argument("--clip", type=float, default=98.0, help="percentage of the points in view (default: 98)")
+    one.add_argument(
+        "--smooth", type=_positive, help="points in the running mean (default: a fiftieth of a long curve)"
+    )
+    one.add_argument("--log", action="store_true", help="logarithmic axis for curves")
+    one.add_argument("--max", type=_positive, default=24, help="number of series at most (default: 24)")
+    one.set_defaults(run=_plot)
+
+    one = commands.add_parser("deliver", help="deliver what jobs that will not resume have left in their backlogs")
+    one.add_argument("--backlog", type=Path, default=Path(".d9d_tracker"), help="folder (default: .d9d_tracker)")
+    one.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for each backend (default: 60)")
+    one.add_argument("--list", action="store_true", help="only show what there is")
+    one.set_defaults(run=lambda chosen: 0 if deliver(chosen.backlog, chosen.timeout, chosen.list, Console()) else 1)
+
+    one = commands.add_parser("demo", help="train a small network on real data and track it")
+    one.add_argument("--provider", choices=PROVIDERS, default="aim", help="backend (default: aim)")
+    one.add_argument("--steps", type=_positive, default=600, help="training steps (default: 600)")
+    one.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    one.set_defaults(run=lambda chosen: run_demo(chosen.provider, chosen.steps, chosen.out))
+
+    one = commands.add_parser(
+        "doctor", help="show what this machine supports, and check that tracking is free of syncs"
+    )
+    one.set_defaults(run=lambda chosen: run_doctor())
+    return parser
+
+
+def _show(chosen: argparse.Namespace) -> int:
+    show(chosen.path, chosen.series, chosen.follow, Console())
+    return 0
+
+
+def _plot(chosen: argparse.Namespace) -> int:
+    left_out = plot(
+        chosen.paths, chosen.series, chosen.out, chosen.steps, chosen.clip, chosen.smooth, chosen.log, chosen.max
+    )
+    console = Console(highlight=False)
+    console.print(f"{chosen.out}", markup=False)
+    if left_out:
+        console.print(f"left out {len(left_out)} series, from {left_out[0]!r} on: choose by --series, or raise --max")
+    return 0
 
 
 def _positive(text: str) -> int:
@@ -45,6 +96,14 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return number
+
+
+def _span(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    try:
+        return int(first or 0), int(last or 2**62)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not FROM:TO, such as 1000:2000 or 1000:") from None
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from d9d_tracker.record import Histogram, Record
 from .rebin import rebin
 
 _LOGGER = logging.getLogger("d9d_tracker")
-_BLOCKS = "▁▂▃▄▅▆▇█"
-_ASCII_BLOCKS = "_.-:=+*#"
+BLOCKS = "▁▂▃▄▅▆▇█"
+ASCII_BLOCKS = "_.-:=+*#"
 _TREND = 32
 
 
@@ -45,7 +45,7 @@ class ConsoleTrackerConfig(TrackerConfig):
     log_every: float = Field(default=10.0, ge=0)
 
 
-def sparkline(values: list[float], blocks: str = _BLOCKS) -> str:
+def sparkline(values: list[float], blocks: str = BLOCKS) -> str:
     """Draw numbers as one character each, from the lowest block for the smallest to the highest for the largest.
 
     Args:
@@ -69,7 +69,7 @@ def sparkline(values: list[float], blocks: str = _BLOCKS) -> str:
     return "".join(block(value) for value in values)
 
 
-def bars(histogram: Histogram, bins: int = 24, blocks: str = _BLOCKS) -> str:
+def bars(histogram: Histogram, bins: int = 24, blocks: str = BLOCKS) -> str:
     """Draw a histogram between its minimum and maximum as one character a bin; a blank where nothing was counted.
 
     Args:
@@ -134,7 +134,7 @@ class ConsoleRun(RecordRun):
         self._name = properties.name
         self._log_every = config.log_every
         self._logged_at = time.monotonic()
-        self._blocks = _ASCII_BLOCKS if console.options.ascii_only else _BLOCKS
+        self._blocks = ASCII_BLOCKS if console.options.ascii_only else BLOCKS
         # Held for a dictionary access or the drawing of one table: the drawing thread reads what the writer writes.
         self._lock = threading.Lock()
         self._series: dict[tuple[str, tuple[tuple[str, str], ...]], _Series] = {}

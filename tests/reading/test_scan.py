@@ -97,7 +97,7 @@ def test_damage_within_a_file_is_named(stored, damage):
 def test_lines_that_are_no_points_are_named(stored, line):
     path = stored([Record("loss", 0, {}, 1.0)])
     path.write_bytes(path.read_bytes() + json.dumps(line).encode() + b"\n")
-    with pytest.raises(ValueError, match="is not one of a run|no number"):
+    with pytest.raises(ValueError, match=r"is not one of a run|no number"):
         points(path)
 
 

@@ -40,7 +40,7 @@ def test_series_are_arrays(run):
 def test_what_is_not_there_is_named_with_what_is(run):
     with pytest.raises(KeyError, match=r"several contexts.*'stage': 'a'"):
         run.scalars("loss")
-    with pytest.raises(KeyError, match="no histogram 'loss'.*scalar 'lr', histogram 'weights'"):
+    with pytest.raises(KeyError, match=r"no histogram 'loss'.*scalar 'lr', histogram 'weights'"):
         run.histograms("loss")
     with pytest.raises(KeyError, match="no scalar 'loss'"):
         run.scalars("loss", {"stage": "c"})

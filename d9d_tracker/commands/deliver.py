@@ -9,10 +9,10 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from .base import BaseTracker, RunConfig
-from .delivery.backlog import Backlog
-from .delivery.delivery import Delivery
-from .factory import AnyTrackerConfig, tracker_from_config
+from d9d_tracker.base import BaseTracker, RunConfig
+from d9d_tracker.delivery.backlog import Backlog
+from d9d_tracker.delivery.delivery import Delivery
+from d9d_tracker.factory import AnyTrackerConfig, tracker_from_config
 
 _UNBOUNDED = 2**62
 

@@ -1,0 +1,107 @@
+"""A terminal shows what runs hold, in tables."""
+
+import io
+import math
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from d9d_tracker import Record
+from d9d_tracker.__main__ import main
+from d9d_tracker.commands.show import differing, show
+from d9d_tracker.provider.jsonl_format import record_line
+from d9d_tracker.reading import read
+from tests.reading.conftest import histogram
+
+
+def test_one_run_is_a_table_of_its_series(stored, console):
+    records = [Record("loss", step, {"stage": "train"}, 8.0 - step) for step in range(8)]
+    records += [Record("weights", 5, {}, histogram(3))]
+    out = console()
+    show(stored(records, name="big", hparams={"model": {"depth": 3}}), None, False, out)
+    text = out.file.getvalue()
+    assert all(words in text for words in ("big", "step 7", "model.depth=3"))
+    (loss,) = (line.split() for line in text.splitlines() if "loss" in line)
+    assert loss == ["loss", "stage=train", "8", "1", "1", "8", "█▇▆▅▄▃▂▁"]
+    (weights,) = (line.split() for line in text.splitlines() if "weights" in line)
+    assert weights[:7] == ["weights", "1", "3", "±", "0.65", "2", "4"]
+
+
+def test_several_runs_are_a_table_of_runs_with_what_differs(stored, console):
+    for lr in (0.1, 0.2):
+        path = stored([Record("loss", 3, {}, lr)], name="n", hparams={"lr": lr, "seed": 0}, file=f"{lr}.jsonl")
+    out = console()
+    show(path.parent, None, False, out)
+    rows = [line.split() for line in out.file.getvalue().splitlines() if ".jsonl" in line]
+    assert rows == [[f"{lr}.jsonl", "n", "1", "1", "3", f"lr={lr}"] for lr in (0.1, 0.2)]
+    show(path.parent, "lo*", False, out)
+    assert out.file.getvalue().count("loss") == 2
+    assert differing(read(path.parent)) == [{"lr": 0.1}, {"lr": 0.2}]
+
+
+def test_what_is_not_finite_is_said_with_its_first_step(stored, console):
+    records = [Record("loss", step, {}, math.nan if step >= 4 else 1.0) for step in range(6)]
+    out = console()
+    show(stored(records), None, False, out)
+    assert "! not finite from 4" in " ".join(out.file.getvalue().split())
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+def test_tables_fit_the_terminal(stored, console, width):
+    records = [Record(f"gradients/layers.{k}.weight", 5, {"stage": "train"}, histogram(k)) for k in range(3)]
+    out = console(width)
+    show(stored([*records, Record("loss", 5, {}, 1.23456789e-7)]), None, False, out)
+    assert max(map(len, out.file.getvalue().splitlines())) <= width
+    assert "1.23e-07" in out.file.getvalue()
+
+
+def test_names_that_are_not_there_and_empty_runs_are_said(stored, console):
+    out = console()
+    show(stored([Record("loss", 1, {}, 1.0)]), "acc*", False, out)
+    assert "no series 'acc*'; there are: loss" in out.file.getvalue()
+    show(stored([]), None, False, out)
+    assert "no points yet" in out.file.getvalue()
+
+
+def test_what_is_no_run_is_said_in_one_line(tmp_path, capsys):
+    assert main(["show", str(tmp_path)]) == 1
+    assert "holds no run" in capsys.readouterr().err
+    assert main(["show", str(tmp_path / "none")]) == 1
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_following_shows_what_comes(stored):
+    path = stored([Record("loss", 1, {}, 1.0)])
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "d9d_tracker", "show", str(path), "--follow"]
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, start_new_session=True) as process:
+        os.close(child)
+        try:
+            seen = read_until(parent, "step 1")
+            with path.open("ab") as file:
+                file.write(record_line(Record("loss", 77, {}, 2.0)))
+            assert "step 77" in read_until(parent, "step 77"), seen
+            os.kill(process.pid, 2)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            os.close(parent)
+
+
+def read_until(terminal, words, seconds=60):
+    text, deadline = "", time.monotonic() + seconds
+    while words not in text and time.monotonic() < deadline:
+        text += os.read(terminal, 65536).decode(errors="replace")
+    return text
+
+
+def test_a_terminal_of_plain_letters_gets_plain_letters(stored):
+    out = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=120)
+    show(stored([Record("loss", step, {}, float(step)) for step in range(5)]), None, False, out)
+    out.file.flush()
+    out.file.buffer.getvalue().decode("ascii")
