@@ -11,6 +11,7 @@ from d9d_tracker.commands.demo import PROVIDERS
 from d9d_tracker.commands.demo import main as run_demo
 from d9d_tracker.commands.doctor import main as run_doctor
 from d9d_tracker.commands.plot import plot
+from d9d_tracker.commands.replay import config_from, replay
 from d9d_tracker.commands.show import show
 
 
@@ -56,6 +57,20 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--max", type=_positive, default=24, help="number of series at most (default: 24)")
     one.set_defaults(run=_plot)
 
+    one = commands.add_parser(
+        "replay",
+        help="send runs in JSON files to another backend",
+        description="Send runs in JSON files to another backend: names, hyperparameters, contexts, steps and times. "
+        "Stopped and run again, it goes on where it was; a file beside each run says where that is.",
+    )
+    one.add_argument("path", type=Path, help="file of a run, or folder of runs")
+    one.add_argument("--provider", help="name of the backend: aim, mlflow, tensorboard, wandb or another")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="field of its configuration; may be repeated"
+    )
+    one.add_argument("--config", type=Path, metavar="FILE", help="its configuration as JSON; --set amends it")
+    one.set_defaults(run=_replay)
+
     one = commands.add_parser("deliver", help="deliver what jobs that will not resume have left in their backlogs")
     one.add_argument("--backlog", type=Path, default=Path(".d9d_tracker"), help="folder (default: .d9d_tracker)")
     one.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for each backend (default: 60)")
@@ -88,6 +103,15 @@ def _plot(chosen: argparse.Namespace) -> int:
     console.print(f"{chosen.out}", markup=False)
     if left_out:
         console.print(f"left out {len(left_out)} series, from {left_out[0]!r} on: choose by --series, or raise --max")
+    return 0
+
+
+def _replay(chosen: argparse.Namespace) -> int:
+    config = config_from(chosen.provider, chosen.set, chosen.config)
+    try:
+        replay(chosen.path, config, Console())
+    except RuntimeError as error:  # what another writer raises, and what a backend raises that is down
+        raise OSError(f"{error}. Run the command again to go on") from error
     return 0
 
 
