@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LinearBinning,
         TrackerConfig,
     )
+    from .delivery.report import NonFinite, RunReport
     from .errors import TrackerError, TrackerTypeError, TrackerValueError
     from .factory import AnyTrackerConfig, register_backend, tracker_from_config
     from .provider.aim.config import AimConfig
@@ -45,6 +46,7 @@ _ROOMS = {
         "LinearBinning",
         "TrackerConfig",
     ),
+    "delivery.report": ("NonFinite", "RunReport"),
     "errors": ("TrackerError", "TrackerTypeError", "TrackerValueError"),
     "factory": ("AnyTrackerConfig", "register_backend", "tracker_from_config"),
     "provider.aim.config": ("AimConfig",),
@@ -77,11 +79,13 @@ __all__ = [
     "LinearBinning",
     "MLflowConfig",
     "MultiConfig",
+    "NonFinite",
     "NullTrackerConfig",
     "Record",
     "RecordRun",
     "RecordTracker",
     "RunConfig",
+    "RunReport",
     "StoredRun",
     "TensorBoardConfig",
     "TrackerConfig",

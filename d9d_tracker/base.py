@@ -310,6 +310,10 @@ class BaseTracker(ABC, Generic[TConfig]):
         """Return the trackers of the backends behind this one by name: itself, unless it stands for several."""
         return {"": self}
 
+    def how_to_open(self) -> str | None:
+        """Return the command or the address that shows the current or the last run; None if there is nothing to see."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a later process needs to re-attach to the run, as plain JSON values."""
         return {"run_id": self.run_id}

@@ -98,6 +98,7 @@ class AccumulatorConfig(_Frozen):
             never waits. Half an hour by default, as NCCL does.
         backlog_dir: Folder for what a backend has not accepted yet; created when it is first needed.
         backlog_bytes: Size of that backlog, per run; the oldest windows are dropped, and reported, beyond it.
+        summary: Whether the end of a run prints where it is, and what became of it; on a terminal only.
     """
 
     sync_every: PositiveInt = 50
@@ -112,6 +113,7 @@ class AccumulatorConfig(_Frozen):
     distributed_timeout: PositiveFloat = 1800.0
     backlog_dir: Path = Path(".d9d_tracker")
     backlog_bytes: PositiveInt = 256 * 2**20
+    summary: bool = True
 
     @field_validator("device")
     @classmethod

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
 
 from .accumulator import AccumulatingTracker
+from .accumulator.nonfinite import Callback
 from .base import BaseTracker
 from .config import TrackerConfig
 from .provider.aim.config import AimConfig
@@ -98,13 +99,17 @@ def register_backend(config: type[TrackerConfig], tracker: type[BaseTracker[Any]
     _MAP[config] = tracker
 
 
-def tracker_from_config(config: TrackerConfig, group: Callable[[], Any] | None = None) -> BaseTracker[Any]:
+def tracker_from_config(
+    config: TrackerConfig, group: Callable[[], Any] | None = None, on_nonfinite: Callback | None = None
+) -> BaseTracker[Any]:
     """Create the tracker that a configuration describes.
 
     Args:
         config: Configuration of one of the backends; ``pydantic.TypeAdapter(AnyTrackerConfig)`` makes one from data.
         group: Returns the gloo process group of the ranks that share a run; by default, as the accumulator's
             ``distributed`` says.
+        on_nonfinite: Gets each series that is not finite any more, as a list of `NonFinite`, once and within a window,
+            on a thread of its own. Needs the accumulator.
 
     Returns:
         The backend's tracker, behind device-side accumulation unless ``config.accumulator`` is None.
@@ -124,7 +129,9 @@ def tracker_from_config(config: TrackerConfig, group: Callable[[], Any] | None =
         tracker_type = _load(tracker_type, name)
     tracker = _of_several(config) if isinstance(config, MultiConfig) else tracker_type.from_config(config)
     tracker.config = config
-    return tracker if config.accumulator is None else AccumulatingTracker(tracker, config.accumulator, group)
+    if config.accumulator is None:
+        return tracker
+    return AccumulatingTracker(tracker, config.accumulator, group, on_nonfinite)
 
 
 def _of_several(config: MultiConfig) -> BaseTracker[Any]:

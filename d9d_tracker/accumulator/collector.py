@@ -8,12 +8,14 @@ from collections import deque
 from collections.abc import Sequence
 
 from d9d_tracker.delivery.delivery import Delivery
-from d9d_tracker.delivery.report import RunReport
+from d9d_tracker.delivery.report import NonFinite, RunReport
 from d9d_tracker.ranks.ranks import Ranks
+from d9d_tracker.record import Record
 from d9d_tracker_kernels import COUNT
 
 from .buffers import Buffers
 from .host_window import HostWindow, Tail
+from .nonfinite import NonFiniteWatch, from_note, to_note
 from .records import records
 from .spread import expand
 from .watch.promises import Promises
@@ -35,10 +37,12 @@ class Collector:
         rank: This process among them.
         report: Counts the windows that are lost.
         promises: What watches have promised.
+        nonfinite: Tells what is not finite.
 
     Attributes:
         tail: What was written for the last, unfinished step; steady after ``drain``.
         has_merged: Whether some point of a scalar series is made of several values; steady after ``drain``.
+        latest: The records of the last window, where this process writes.
     """
 
     def __init__(
@@ -50,9 +54,11 @@ class Collector:
         rank: int,
         report: RunReport,
         promises: Promises,
+        nonfinite: NonFiniteWatch,
     ):
         self.tail = tail
         self.has_merged = False
+        self.latest: list[Record] = []
         self._ranks = ranks
         self._rank = rank
         self._deliveries = deliveries
@@ -60,6 +66,7 @@ class Collector:
         self._staging = buffers.staging
         self._report = report
         self._promises = promises
+        self._nonfinite = nonfinite
         self._newest = -1
         self._pending: deque[Window] = deque()  # put, and not yet turned into records
         self._abandoned = False
@@ -151,13 +158,25 @@ class Collector:
         self.has_merged = self.has_merged or bool((host.lanes[:, COUNT] > 1).any())
         self._promises.look(host)
         host = expand(host, self._rank)
-        if self._ranks is not None:
-            host = self._ranks.reduce(host, ended=window.unfinished is None, is_last=window.is_last)
+        broken = self._nonfinite.look(host)
+        if self._ranks is None:
+            self._nonfinite.tell(broken, logging.WARNING)
+        else:
+            ended = window.unfinished is None
+            host = self._ranks.reduce(host, ended, window.is_last, to_note(broken))
+            self._tell(self._ranks, broken)
         if host is None:
             self._report.unread += self._ranks is not None and self._ranks.is_lost
         else:
             self._deliver(host, window.unfinished)
             self.tail = None if window.unfinished is None else Tail.of(host, self.tail)
+
+    def _tell(self, ranks: Ranks, broken: list[NonFinite]) -> None:
+        """Tell what is not finite: rank 0 for all, another one for itself, which matters once the others are gone."""
+        if self._rank == 0 and not ranks.is_lost:
+            broken = [one for _, note in ranks.take_notes() for one in from_note(note)]
+        is_told_elsewhere = self._rank > 0 and not ranks.is_lost
+        self._nonfinite.tell(broken, logging.INFO if is_told_elsewhere else logging.WARNING)
 
     def _deliver(self, host: HostWindow, unfinished: int | None) -> None:
         if self._abandoned:
@@ -165,6 +184,7 @@ class Collector:
         if self.tail is not None:
             self.tail.merge_into(host)
         finished = records(host)
+        self.latest = finished or self.latest
         first = finished[0].step if finished else 0
         if self.tail is not None:
             # Of a step that the window before has written a part of, it must not be the one to take anything back.
@@ -176,6 +196,7 @@ class Collector:
     def _finish(self, ranks: Ranks) -> None:
         try:
             for host in ranks.finish():
+                self._tell(ranks, [])
                 self._deliver(host, None)
         except Exception:
             logger.exception("what other ranks logged last is lost")

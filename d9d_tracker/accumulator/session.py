@@ -17,10 +17,12 @@ from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.delivery import FINAL_ERRORS, OPEN_SECONDS, Delivery
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.ranks.ranks import Ranks
+from d9d_tracker.record import Record
 
 from .buffers import Buffers
 from .collector import Collector
 from .host_window import Tail
+from .nonfinite import Callback, NonFiniteWatch
 from .records import records
 from .watch.promises import Promises
 
@@ -152,6 +154,7 @@ class Session:
         tail: What an earlier life of the run wrote for its last, unfinished step.
         ranks: The ranks that share the run; None if there are no others.
         rank: This process among them.
+        on_nonfinite: Gets the series that are not finite any more.
 
     Attributes:
         report: What became of the records.
@@ -167,6 +170,7 @@ class Session:
         tail: Tail | None,
         ranks: Ranks | None,
         rank: int,
+        on_nonfinite: Callback | None = None,
     ):
         self.rank = rank
         self.process = os.getpid()
@@ -179,7 +183,10 @@ class Session:
             for delivery in deliveries.values():
                 delivery.put(written.index, records(written), tail.step, unfinished=tail.step)
         self.promises = Promises()
-        self._collector = Collector(list(deliveries.values()), buffers, tail, ranks, rank, self.report, self.promises)
+        self._nonfinite = NonFiniteWatch(rank, ranks is not None, self.report, on_nonfinite)
+        self._collector = Collector(
+            list(deliveries.values()), buffers, tail, ranks, rank, self.report, self.promises, self._nonfinite
+        )
 
     @property
     def tail(self) -> Tail | None:
@@ -190,6 +197,11 @@ class Session:
     def has_merged(self) -> bool:
         """Whether some point of a scalar series is made of several values."""
         return self._collector.has_merged
+
+    @property
+    def latest(self) -> list[Record]:
+        """The records of the last window, where this process writes; steady after ``close``."""
+        return self._collector.latest
 
     def send(self) -> None:
         """Take over the windows that were swapped. Never waits."""
@@ -249,6 +261,7 @@ class Session:
         finally:
             self._collector.close(max(0.1, deadline - time.monotonic()))
             self._close_deliveries(self._timeout, error)
+            self._nonfinite.close(min(_SETTLE_SECONDS, self._timeout))
 
     def _count_what_had_no_slot(self) -> None:
         dropped = self._buffers.scalar_series.dropped + self._buffers.histogram_series.dropped

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from rich import get_console
+from rich.console import Console
 from typing_extensions import override
 
 from d9d_tracker import at_exit
@@ -17,12 +19,15 @@ from d9d_tracker.config import AccumulatorConfig, TrackerConfig
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.errors import TrackerValueError
 from d9d_tracker.ranks.job import Job, warn_of_a_job_unknown
+from d9d_tracker.record import Record
 
 from . import checkpoint
 from .buffers import Buffers
 from .checkpoint import BackendState, Snapshot
+from .nonfinite import Callback
 from .run import AccumulatingRun
 from .session import Beginning, Session, open_deliveries
+from .summary import print_summary, words_of_end
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -34,12 +39,20 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         tracker: The backend's tracker.
         config: How to accumulate.
         group: Returns the gloo process group of the ranks that share a run; by default, as ``config.distributed`` says.
+        on_nonfinite: Gets each series that is not finite any more, once, within a window. It runs on a thread of its
+            own, and may take its time.
 
     Attributes:
         report: What became of the records of the current or the last run.
     """
 
-    def __init__(self, tracker: BaseTracker[Any], config: AccumulatorConfig, group: Callable[[], Any] | None = None):
+    def __init__(
+        self,
+        tracker: BaseTracker[Any],
+        config: AccumulatorConfig,
+        group: Callable[[], Any] | None = None,
+        on_nonfinite: Callback | None = None,
+    ):
         self.report = RunReport()
         self.config = tracker.config
         self._tracker = tracker
@@ -47,6 +60,9 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             backend.is_accumulated = True
         self._config = config
         self._group = group
+        self._on_nonfinite = on_nonfinite
+        self._name = ""
+        self._latest: list[Record] = []
         self._job: Job | None = None
         self._session: Session | None = None
         self._beginning: Beginning | None = None  # of the current run, or of the one that a loaded state goes on with
@@ -132,6 +148,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         self.run_id, self.resume_id = self._tracker.run_id or self._beginning_name(), None
         self.report = self._session.report
         self._loaded = self._left = None
+        self._name = properties.name
         run.attach(self._session, self.end)
         at_exit.add(self, self.end)
         return run
@@ -156,6 +173,11 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             windows = run.buffers.clock.windows
             session.close(deadline, error)
             run.warn_of_no_steps(session.has_merged)
+            self._latest = session.latest
+            if isinstance(error, Exception):
+                logger.error("%s", words_of_end(error, self._name, run.buffers.clock.step, self._latest))
+            if self._config.summary and session.rank == 0 and get_console().is_terminal:
+                self.print_summary()
             if snapshot is not None:
                 for name, kept in session.kept().items():
                     snapshot.backend.kept[name] = [window for window in kept if window < windows]
@@ -167,6 +189,16 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             self.run_id = self._tracker.run_id or self._beginning_name()
             run.detach()
             self._session = None
+
+    def print_summary(self, console: Console | None = None) -> None:
+        """Print what became of the last run, where it is and how to open it, as its end does on a terminal.
+
+        Args:
+            console: Where to print; rich's own by default.
+        """
+        openers = {name: backend.how_to_open() for name, backend in self._tracker.backends().items()}
+        shown = {name: opener for name, opener in openers.items() if opener is not None}
+        print_summary(console or get_console(), self._name, shown, self.report, self._latest, self.copies)
 
     def resume_last(self) -> None:
         """Have the next ``open`` go on with the run that has just ended: a test after the training, for example.
@@ -256,7 +288,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         buffers = self._run.buffers
         if job is None:
             deliveries = open_deliveries(self._tracker, properties, self._config, beginning)
-            return Session(deliveries, buffers, self._config, beginning.tail, None, 0)
+            return Session(deliveries, buffers, self._config, beginning.tail, None, 0, self._on_nonfinite)
         deliveries = {}
 
         def open_here() -> dict[str, str | None]:
@@ -269,7 +301,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             if job.rank > 0:
                 self._tracker.run_id, self._tracker.resume_id = opened["run_id"], None
                 beginning.backlog = opened["backlog"]
-            return Session(deliveries, buffers, self._config, beginning.tail, job.connect(), job.rank)
+            ranks = job.connect()
+            return Session(deliveries, buffers, self._config, beginning.tail, ranks, job.rank, self._on_nonfinite)
         except BaseException as error:
             for delivery in deliveries.values():
                 delivery.close(0, error)

@@ -5,7 +5,6 @@ Under ``torchrun`` every rank trains on its share of the data, and all of them s
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,12 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import nn
 from torch.nn import functional
 
 from d9d_tracker.accumulator import AccumulatingRun, AccumulatingTracker
 from d9d_tracker.base import RunConfig
-from d9d_tracker.config import TrackerConfig
+from d9d_tracker.config import AccumulatorConfig, TrackerConfig
 from d9d_tracker.factory import tracker_from_config
 from d9d_tracker.provider.aim.config import AimConfig
 from d9d_tracker.provider.console import ConsoleTrackerConfig
@@ -97,7 +95,9 @@ def main(provider: str, steps: int, out: Path) -> int:
     if size > 1:
         dist.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
     train, held_out = (part.share(rank, size) for part in Digits.load(device))
-    tracker = tracker_from_config(_config(provider, out))
+    config = _config(provider, out)
+    config.accumulator = AccumulatorConfig(summary=False)  # it is printed below, also where there is no terminal
+    tracker = tracker_from_config(config)
     assert isinstance(tracker, AccumulatingTracker)
     properties = RunConfig(
         name="digits",
@@ -117,8 +117,9 @@ def main(provider: str, steps: int, out: Path) -> int:
         model = Network(run).to(device)
         torch.manual_seed(rank)  # the network is the same everywhere, the batches are not
         shows_progress = provider != "console" and rank == 0
-        values = _train(model, run, train, held_out, steps, compiles, console if shows_progress else None)
-    _summarize(console, values, tracker, provider, out)
+        _train(model, run, train, held_out, steps, compiles, console if shows_progress else None)
+    if rank == 0:
+        tracker.print_summary(console)
     if size > 1:
         dist.destroy_process_group()
     return 0
@@ -157,17 +158,17 @@ def _train(
     steps: int,
     compiles: bool,
     console: Console | None,
-) -> dict[str, float]:
+) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK_LEARNING_RATE, total_steps=steps + 1)
     parameters = dict(model.named_parameters())
 
-    def measure(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def measure(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = model(images)
         loss = functional.cross_entropy(logits, labels)
         accuracy = (logits.argmax(-1) == labels).float().mean()
         run.scalars({"loss": loss, "accuracy": accuracy})
-        return loss, accuracy
+        return loss
 
     def log_gradients() -> None:
         gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
@@ -183,14 +184,13 @@ def _train(
             dist.all_reduce(gradient)
             gradient.div_(dist.get_world_size())
 
-    loss = accuracy = held_out_accuracy = torch.zeros(())
     with Progress(console=console, disable=console is None) as progress:
         bar = progress.add_task("training", total=steps)
         for step in range(steps):
             run.set_step(step)
             run.set_context({"stage": "train"})
             batch = torch.randint(0, len(train.images), (_BATCH,), device=train.images.device)
-            loss, accuracy = measure(train.images[batch], train.labels[batch])
+            loss = measure(train.images[batch], train.labels[batch])
             loss.backward()
             if dist.is_initialized():
                 average_gradients()
@@ -203,34 +203,5 @@ def _train(
             if (step + 1) % _EVAL_EVERY == 0 or step == steps - 1:
                 run.set_context({"stage": "eval"})
                 with torch.no_grad():
-                    _, held_out_accuracy = measure(held_out.images, held_out.labels)
+                    measure(held_out.images, held_out.labels)
             progress.advance(bar)
-    return {"loss": loss.item(), "accuracy": accuracy.item(), "held-out accuracy": held_out_accuracy.item()}
-
-
-def _summarize(
-    console: Console, values: dict[str, float], tracker: AccumulatingTracker, provider: str, out: Path
-) -> None:
-    table = Table(title="The run", show_header=False)
-    for name, value in values.items():
-        table.add_row(name, f"{value:.4f}")
-    table.add_row("copies to the host", str(tracker.copies))
-    table.add_row("points written", str(tracker.report.delivered))
-    openers = {
-        "aim": f"{_command('aim')} up --repo {out}",
-        "jsonl": f"head -n 3 {out / f'{tracker.run_id}.jsonl'}",
-        "mlflow": f"{_command('mlflow')} ui --backend-store-uri {_mlflow_store(out)}",
-        "tensorboard": f"{_command('tensorboard')} --logdir {out}",
-        "wandb": f"{_command('wandb')} sync {out / 'wandb' / 'offline-run-*'}",
-    }
-    if provider in openers:
-        table.add_row("run", f"{tracker.run_id} in {out}")
-        table.add_row("open it", openers[provider])
-    console.print(table)
-
-
-def _command(name: str) -> str:
-    if shutil.which(name):
-        return name
-    beside = Path(sys.executable).with_name(name)
-    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)

@@ -36,12 +36,13 @@ def show(path: Path, pattern: str | None, follow: bool, console: Console) -> Non
         FileNotFoundError: If there is no run.
         ValueError: If the file is no run.
     """
+    seen = _state(path)  # before it is read: what comes meanwhile is a change
     picture = _picture(read(path), pattern, console)
     if not follow:
         console.print(picture)
         return
     with contextlib.suppress(KeyboardInterrupt), Live(picture, console=console, auto_refresh=False) as live:
-        seen, pause = _state(path), _SHORTEST_PAUSE
+        pause = _SHORTEST_PAUSE
         while True:
             time.sleep(pause)
             if (state := _state(path)) != seen:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass
@@ -24,6 +24,59 @@ class DeliveryReport:
     failures: int = 0
 
 
+@dataclass(frozen=True)
+class NonFinite:
+    """Where a series was not finite for the first time.
+
+    Attributes:
+        name: Name of the series.
+        context: Its tags.
+        first: The step; for a histogram, the first step of the window.
+        last: The same step; for a histogram, the last step of the window.
+        value: What a scalar was: ``"nan"``, ``"inf"`` or ``"-inf"``; empty for a histogram.
+        nan: How many elements of a histogram were NaN in that window.
+        inf: How many were infinite, of either sign.
+        elements: How many there were in all.
+        ranks: The ranks that met it in that window; empty if there is only one.
+    """
+
+    name: str
+    context: Mapping[str, str]
+    first: int
+    last: int
+    value: str = ""
+    nan: int = 0
+    inf: int = 0
+    elements: int = 0
+    ranks: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        tags = "".join(f" {tag}={value}" for tag, value in self.context.items())
+        if self.value:
+            return f"{self.name}{tags}: {self.value} at step {self.first:,}"
+        kinds = [f"{self.nan:,} NaN"] * (self.nan > 0) + [f"{self.inf:,} infinite"] * (self.inf > 0)
+        steps = (
+            f"at step {self.first:,}" if self.first == self.last else f"between steps {self.first:,} and {self.last:,}"
+        )
+        return f"{self.name}{tags}: {' and '.join(kinds)} of {self.elements:,} elements, {steps}"
+
+    def joined(self, other: "NonFinite") -> "NonFinite":
+        """Return what two ranks met in one window of the same series.
+
+        Args:
+            other: What the other rank met.
+        """
+        return replace(
+            min(self, other, key=lambda one: one.first),
+            last=max(self.last, other.last),
+            nan=self.nan + other.nan,
+            inf=self.inf + other.inf,
+            elements=self.elements + other.elements,
+            ranks=tuple(sorted({*self.ranks, *other.ranks})),
+        )
+
+
 class RunReport:
     """What became of a run: sums over its backends, in which a record counts once for each of them.
 
@@ -36,12 +89,14 @@ class RunReport:
             gone. They are lost.
         without_slot: Values that had no slot left in eager code, and series that had none in a context of compiled
             code. They are lost.
+        nonfinite: Series that were not finite, and where for the first time, in that order.
     """
 
     def __init__(self, parts: Mapping[str, DeliveryReport] | None = None):
         self.parts = dict(parts or {})
         self.unread = 0
         self.without_slot = 0
+        self.nonfinite: list[NonFinite] = []
 
     @property
     def delivered(self) -> int:
@@ -70,6 +125,6 @@ class RunReport:
 
     def __repr__(self) -> str:
         """Return all numbers."""
-        names = ("delivered", "refused", "dropped", "undelivered", "failures", "unread", "without_slot")
+        names = ("delivered", "refused", "dropped", "undelivered", "failures", "unread", "without_slot", "nonfinite")
         numbers = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"RunReport({numbers}, parts={self.parts!r})"

@@ -17,6 +17,7 @@ from d9d_tracker.base import RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.record import Record
 
+from .commands import command
 from .files import append, sync_folder
 from .jsonl_format import hparams_line, read_run, record_line, run_line, whole_lines
 from .lock import hold, let_go
@@ -177,3 +178,8 @@ class JsonlTracker(RecordTracker[JsonlTrackerConfig]):
         if run_id and not path.exists():
             _LOGGER.warning("run %r: its file is gone and starts anew, without what it held: %s", run_id, path)
         return JsonlRun(path, run_id or new_id, properties)
+
+    @override
+    def how_to_open(self) -> str | None:
+        path = self.config.path.expanduser() / f"{self.run_id}.jsonl"
+        return command("python", "-m", "d9d_tracker", "show", path)

@@ -63,20 +63,28 @@ class Ranks:
         self._is_misaligned = False
         self._is_over = False
         self._step = 0  # the last one of this rank's last window
+        self._note = b""
+        self._notes: list[tuple[int, bytes]] = []
 
-    def reduce(self, window: HostWindow, ended: bool, is_last: bool = False) -> HostWindow | None:
+    def reduce(self, window: HostWindow, ended: bool, is_last: bool = False, note: bytes = b"") -> HostWindow | None:
         """Merge a window with those of the other ranks; every rank calls it for its n-th window.
 
         Args:
             window: This rank's window; it is not kept.
             ended: Whether its last step has ended.
             is_last: Whether this rank closes the run with it.
+            note: What rank 0 is to know besides; it costs a message, so there should seldom be one.
 
         Returns:
             On rank 0, the rows up to the last step for which every rank has sent its values; None on the others.
         """
-        self._step = window.steps[-1]
+        self._step, self._note = window.steps[-1], note
         return self._meet(window, _END if is_last else 2 * self._step + ended)
+
+    def take_notes(self) -> list[tuple[int, bytes]]:
+        """Return, on rank 0, the notes that came since the last call, each with its rank; one's own too."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def finish(self) -> Iterator[HostWindow]:
         """Take part, with nothing of one's own, until all ranks have closed the run.
@@ -117,6 +125,11 @@ class Ranks:
 
     def _merge(self, window: HostWindow, point: int) -> tuple[HostWindow, list[int]]:
         window, own = self._without_own(window)
+        if self._note:
+            own = len(own).to_bytes(8, "little") + own + self._note
+        elif own:
+            own = len(own).to_bytes(8, "little") + own
+        self._note = b""
         shared = json.loads(_SERIES.dump_json((window.steps, [], window.scalars, window.histograms)))
         digest = hashlib.blake2b(json.dumps(shared).encode(), digest_size=8).digest()
         head = torch.tensor([int.from_bytes(digest, "little", signed=True), point, len(own)], device="cpu")
@@ -161,17 +174,21 @@ class Ranks:
         return _select(window, scalars, histograms, without=True), _pack(_select(window, scalars, histograms))
 
     def _with_own(self, merged: HostWindow, own: bytes, longest: int) -> HostWindow:
-        """Add, on rank 0, what each rank keeps for itself."""
+        """Add, on rank 0, what each rank keeps for itself, and take the notes."""
         padded = torch.zeros(longest + 8, dtype=torch.uint8, device="cpu")
         data = len(own).to_bytes(8, "little") + own
         padded[: len(data)] = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
         parts = [torch.empty_like(padded) for _ in range(self._size)] if self._rank == 0 else None
         dist.gather(padded, parts, group=self._group, group_dst=0)
-        for part in parts or []:
+        for rank, part in enumerate(parts or []):
             data = part.numpy().tobytes()
-            length = int.from_bytes(data[:8], "little")
-            if length:
-                merged = merge_windows(merged, _unpack(data[8 : 8 + length]))
+            end = 8 + int.from_bytes(data[:8], "little")
+            if end > 8:
+                note = 16 + int.from_bytes(data[8:16], "little")
+                if note > 16:
+                    merged = merge_windows(merged, _unpack(data[16:note]))
+                if end > note:
+                    self._notes.append((rank, data[note:end]))
         return merged
 
     def _finished(self, merged: HostWindow, points: list[int]) -> HostWindow:

@@ -20,6 +20,7 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.provider.claims import Claims
+from d9d_tracker.provider.commands import command
 from d9d_tracker.provider.hparams import plain_hparams
 from d9d_tracker.provider.lock import hold, let_go
 from d9d_tracker.provider.rebin import rebin
@@ -175,6 +176,10 @@ class AimTracker(RecordTracker[AimConfig]):
     server shows such a run only once ``aim up`` or ``aim storage reindex`` has indexed it. A run that is gone from the
     repository is started anew under another hash, with a warning.
     """
+
+    @override
+    def how_to_open(self) -> str | None:
+        return command("aim", "up", "--repo", self.config.repo)
 
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> AimRun:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow import MlflowClient
+from mlflow import MlflowClient, get_tracking_uri
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
@@ -23,6 +23,7 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.provider.claims import Claims
+from d9d_tracker.provider.commands import command
 from d9d_tracker.provider.hparams import flat_hparams, plain_hparams
 from d9d_tracker.provider.lock import let_go, lock_on_this_machine
 from d9d_tracker.provider.names import encodable, flat_name
@@ -154,6 +155,13 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
     """
 
     amends = False
+
+    @override
+    def how_to_open(self) -> str | None:
+        uri = _expanded(self.config.tracking_uri) or get_tracking_uri()
+        if uri.startswith(("http://", "https://")):
+            return uri
+        return command("mlflow", "ui", "--backend-store-uri", uri)
 
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> MLflowRun:

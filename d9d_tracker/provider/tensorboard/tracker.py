@@ -15,6 +15,7 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.provider.claims import Claims
+from d9d_tracker.provider.commands import command
 from d9d_tracker.provider.files import append, sync_folder
 from d9d_tracker.provider.lock import hold, let_go
 from d9d_tracker.provider.names import encodable, flat_name
@@ -170,6 +171,10 @@ class TensorBoardTracker(RecordTracker[TensorBoardConfig]):
 
     Re-attaching to a run whose folder is gone starts it anew under the same id and logs a warning.
     """
+
+    @override
+    def how_to_open(self) -> str | None:
+        return command("tensorboard", "--logdir", self.config.log_dir)
 
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> TensorBoardRun:

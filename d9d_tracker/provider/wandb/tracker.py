@@ -15,6 +15,7 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.provider.claims import Claims
+from d9d_tracker.provider.commands import command
 from d9d_tracker.provider.hparams import plain_hparams
 from d9d_tracker.provider.lock import let_go, lock_on_this_machine
 from d9d_tracker.provider.names import encodable, flat_name
@@ -160,6 +161,11 @@ class WandbTracker(RecordTracker[WandbConfig]):
     """
 
     amends = False
+    _shown_by: str | None = None
+
+    @override
+    def how_to_open(self) -> str | None:
+        return self._shown_by
 
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> WandbRun:
@@ -189,6 +195,9 @@ class WandbTracker(RecordTracker[WandbConfig]):
                 settings=wandb.Settings(
                     x_transaction_log_flush_interval=_SECONDS_BETWEEN_WRITES, finish_timeout=_FINISH_TIMEOUT
                 ),
+            )
+            self._shown_by = run.url or (
+                command("wandb", "sync", run.dir.removesuffix("/files")) if mode == "offline" else None
             )
             log = None if mode == "disabled" else LogFile(Path(run.settings.sync_file))
             return WandbRun(run, log, [LogFile(path) for path in earlier], lock)

@@ -1,0 +1,153 @@
+"""Series that are not finite any more: found in the windows, so without a sync, and told once."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from d9d_tracker.delivery.report import NonFinite, RunReport
+from d9d_tracker.ranks.spelling import spell
+from d9d_tracker_kernels import CALLS, COUNT, HEADER, NAN, NEGINF, POSINF
+
+from .host_window import HostWindow
+from .reductions import VALUE_LANE
+
+logger = logging.getLogger("d9d_tracker")
+
+_NOTE = TypeAdapter(list[NonFinite])
+_NAMED = 5
+Callback = Callable[[list[NonFinite]], object]
+
+
+class NonFiniteWatch:
+    """Finds what is not finite for the first time, and tells it: in the log, in the report, and to a callback.
+
+    Args:
+        rank: This process among those that share the run.
+        has_ranks: Whether there are others.
+        report: The run's report.
+        callback: Gets what was found, on a thread of its own; what it raises is logged.
+    """
+
+    def __init__(self, rank: int, has_ranks: bool, report: RunReport, callback: Callback | None):
+        self._rank = rank
+        self._ranks = (rank,) if has_ranks else ()
+        self._report = report
+        self._callback = callback
+        self._found: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+        self._told: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+        self._calls: list[threading.Thread] = []
+
+    def look(self, window: HostWindow) -> list[NonFinite]:
+        """Return the series that are not finite in a window and were in all before.
+
+        Args:
+            window: This rank's values.
+        """
+        found = [*self._scalars(window), *self._histograms(window)]
+        new = [one for one in found if _key(one.name, one.context) not in self._found]
+        self._found |= {_key(one.name, one.context) for one in new}
+        return new
+
+    def tell(self, found: Iterable[NonFinite], level: int) -> None:
+        """Tell what was found, each series once.
+
+        Args:
+            found: What this rank has found, or all of them.
+            level: Of the log message.
+        """
+        joined: dict[tuple[str, frozenset[tuple[str, str]]], NonFinite] = {}
+        for one in found:
+            key = _key(one.name, one.context)
+            if key not in self._told:
+                joined[key] = joined[key].joined(one) if key in joined else one
+        if not joined:
+            return
+        self._told |= set(joined)
+        new = sorted(joined.values(), key=lambda one: one.first)
+        self._report.nonfinite += new
+        logger.log(level, "not finite for the first time: %s", in_words(new))
+        if self._callback is not None:
+            call = threading.Thread(target=self._call, args=(self._callback, new), name="d9d_tracker on_nonfinite")
+            call.daemon = True
+            call.start()
+            self._calls.append(call)
+
+    def close(self, timeout: float) -> None:
+        """Wait for the callback.
+
+        Args:
+            timeout: Seconds to wait at most.
+        """
+        deadline = time.monotonic() + timeout
+        for call in self._calls:
+            call.join(max(0.0, deadline - time.monotonic()))
+            if call.is_alive():
+                logger.error("on_nonfinite has not returned for %g s and is left to itself", timeout)
+                return
+
+    def _scalars(self, window: HostWindow) -> Iterable[NonFinite]:
+        if not window.scalars:
+            return
+        lanes = [VALUE_LANE[series.reduce] for series in window.scalars]
+        values = window.lanes[:, lanes, range(len(lanes))]
+        broken = ~np.isfinite(values) & (window.lanes[:, COUNT] > 0)
+        for slot in np.flatnonzero(broken.any(axis=0)).tolist():
+            row = int(broken[:, slot].argmax())
+            series, value = window.scalars[slot], values[row, slot]
+            sign = -1.0 if series.reduce == "min" else 1.0  # whose lane holds the negated minimum
+            step = window.steps[row]
+            yield NonFinite(series.name, dict(series.context), step, step, str(float(sign * value)), ranks=self._ranks)
+
+    def _histograms(self, window: HostWindow) -> Iterable[NonFinite]:
+        counts = window.counts
+        infinite = counts[:, POSINF] + counts[:, NEGINF]
+        for slot in np.flatnonzero((counts[:, CALLS] > 0) & (counts[:, NAN] + infinite > 0)).tolist():
+            series = window.histograms[slot]
+            nan, inf = int(counts[slot, NAN]), int(infinite[slot])
+            elements = int(counts[slot, HEADER:].sum()) + nan + inf
+            first, last = window.steps[0], window.steps[-1]
+            yield NonFinite(series.name, dict(series.context), first, last, "", nan, inf, elements, self._ranks)
+
+    def _call(self, callback: Callback, found: list[NonFinite]) -> None:
+        try:
+            callback(found)
+        except Exception:
+            logger.exception("on_nonfinite raised; training goes on")
+
+
+def to_note(found: list[NonFinite]) -> bytes:
+    """Return what was found as JSON, to travel to rank 0.
+
+    Args:
+        found: What was found.
+    """
+    return _NOTE.dump_json(found) if found else b""
+
+
+def from_note(note: bytes) -> list[NonFinite]:
+    """Return what ``to_note`` was given.
+
+    Args:
+        note: Its JSON.
+    """
+    return _NOTE.validate_json(note)
+
+
+def in_words(found: list[NonFinite]) -> str:
+    """Return what was found in words, the first few by name.
+
+    Args:
+        found: What was found.
+    """
+    words = [f"{one} on {spell(one.ranks)}" if one.ranks else str(one) for one in found[:_NAMED]]
+    if len(found) > _NAMED:
+        words.append(f"and {len(found) - _NAMED} more series, in tracker.report.nonfinite")
+    return "; ".join(words)
+
+
+def _key(name: str, context: Mapping[str, str]) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(context.items())

@@ -1,0 +1,91 @@
+"""What the end of a run prints on a terminal: where it is, how to open it, and what became of it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from d9d_tracker.delivery.report import RunReport
+from d9d_tracker.record import Histogram, Record
+
+from .nonfinite import in_words
+
+_LAST_VALUES = 8
+
+
+def last_values(records: Sequence[Record]) -> dict[str, Record]:
+    """Return the last point of each scalar series, by its name and tags in words.
+
+    Args:
+        records: Points in the order of their steps.
+    """
+    last: dict[str, Record] = {}
+    for record in reversed(records):
+        if not isinstance(record.value, Histogram):
+            tags = "".join(f" {tag}={value}" for tag, value in record.context.items())
+            last.setdefault(record.name + tags, record)
+    return dict(reversed(last.items()))
+
+
+def words_of_end(error: BaseException, name: str, step: int, records: Sequence[Record]) -> str:
+    """Return how a run ended that failed, with the last values of its series.
+
+    Args:
+        error: What ended it.
+        name: The run's name.
+        step: The step at which it did.
+        records: The points of its last window.
+    """
+    values = [f"{series} {one.value:.6g} (step {one.step:,})" for series, one in last_values(records).items()]
+    more = f"; and {len(values) - _LAST_VALUES} more" if len(values) > _LAST_VALUES else ""
+    words = f"run {name!r} was ended at step {step:,} by {type(error).__name__}: {error}"
+    return f"{words}; last values: {', '.join(values[:_LAST_VALUES])}{more}" if values else words
+
+
+def print_summary(
+    console: Console, name: str, openers: Mapping[str, str], report: RunReport, records: Sequence[Record], copies: int
+) -> None:
+    """Print the summary of a run.
+
+    Args:
+        console: Where to print.
+        name: The run's name.
+        openers: By the name of the backend, the command or address that shows the run.
+        report: What became of it.
+        records: The points of its last window.
+        copies: How many copies to the host it took.
+    """
+    table = Table(
+        title=Text(name, style="bold"), title_justify="left", show_header=False, box=box.SIMPLE, pad_edge=False
+    )
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    values = last_values(records)
+    for series, record in list(values.items())[:_LAST_VALUES]:
+        table.add_row(Text(series), Text(f"{record.value:.6g}"))
+    if len(values) > _LAST_VALUES:
+        table.add_row("", f"and {len(values) - _LAST_VALUES} more series")
+    table.add_row("points", f"{report.delivered:,} written, in {copies:,} copies to the host")
+    for label, words in _losses(report):
+        table.add_row(label, Text(words, style="bold red"))
+    if report.nonfinite:
+        table.add_row("not finite", Text(in_words(report.nonfinite), style="bold red"))
+    for backend, opener in openers.items():
+        table.add_row(f"open {backend}" if len(openers) > 1 else "open", Text(opener))
+    console.print(table)
+
+
+def _losses(report: RunReport) -> Iterable[tuple[str, str]]:
+    if report.refused:
+        names = ", ".join(f"{name} ({count:,})" for name, count in report.refused.most_common(3))
+        yield "refused", f"{report.refused.total():,} by a backend: {names}"
+    if report.dropped:
+        yield "dropped", f"{report.dropped:,} that no longer fitted into the backlog"
+    if report.undelivered:
+        yield "waiting", f"{report.undelivered:,} in the backlog: python -m d9d_tracker deliver"
+    if report.unread:
+        yield "lost", f"{report.unread:,} windows that never left the device or another rank"
+    if report.without_slot:
+        yield "without a slot", f"{report.without_slot:,}: raise max_scalars or max_histograms"
