@@ -38,15 +38,16 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("show", help="runs in JSON files: a table of them, or of one's series and their trend")
     one.add_argument("path", type=Path, help="file of a run, or folder of runs")
+    several = "which series, such as 'train/*'; may be repeated"
     one.add_argument(
-        "--series", metavar="GLOB", help="which series, such as 'train/*'; of several runs, none by default"
+        "--series", metavar="GLOB", action="append", default=[], help=f"{several} (default: all, if there is one run)"
     )
     one.add_argument("--follow", action="store_true", help="go on while the runs are written; ends with Ctrl-C")
     one.set_defaults(run=_show)
 
     one = commands.add_parser("plot", help="one picture of runs in JSON files: curves, quantile bands, heat maps")
     one.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files of runs, or folders of runs")
-    one.add_argument("--series", metavar="GLOB", default="*", help="which series, such as 'train/*' (default: all)")
+    one.add_argument("--series", metavar="GLOB", action="append", default=[], help=f"{several} (default: all)")
     one.add_argument("--out", type=Path, default=Path("plot.png"), help="png, svg or pdf (default: plot.png)")
     one.add_argument("--steps", type=_span, metavar="FROM:TO", help="zoom: only these steps")
     one.add_argument("--clip", type=float, default=98.0, help="percentage of the points in view (default: 98)")

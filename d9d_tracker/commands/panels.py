@@ -91,7 +91,9 @@ def draw_heat_map(axes: "Axes", series: Histograms) -> None:
     width = np.median(np.diff(steps)) if len(steps) > 1 else 1.0
     borders = np.insert(steps, 0, steps[0] - width)
     # The root, because a histogram has few bins that are full and many that hold little.
-    axes.pcolormesh(borders, edges, np.sqrt(columns.T), cmap="Blues", shading="flat", rasterized=True)
+    image = np.sqrt(columns.T)
+    fullest = np.quantile(image[image > 0], 0.98)
+    axes.pcolormesh(borders, edges, image, cmap="Blues", vmin=0, vmax=fullest, shading="flat", rasterized=True)
 
 
 def running_mean(values: np.ndarray, points: int) -> np.ndarray:

@@ -18,7 +18,7 @@ _SMOOTH_FROM = 400  # points; below, every one can be seen
 
 def plot(
     paths: list[Path],
-    pattern: str,
+    patterns: list[str],
     out: Path,
     steps: tuple[int, int] | None = None,
     clip: float = 98.0,
@@ -30,7 +30,7 @@ def plot(
 
     Args:
         paths: Files of runs, or folders of them.
-        pattern: Which series, as the shell's.
+        patterns: Which series, as the shell's; all without any.
         out: The picture; its ending says which format.
         steps: The first and the last step to draw; all by default.
         clip: Percentage of a panel's points in view, which keeps a spike from flattening the curve.
@@ -51,12 +51,12 @@ def plot(
     except ImportError as error:
         raise ImportError("`plot` draws with matplotlib: pip install 'd9d_tracker[plot]'") from error
     runs = [run for path in paths for run in read(path)]
-    loaded = [[_within(series, steps) for series in run.load(pattern)] for run in runs]
+    loaded = [[_within(series, steps) for series in run.load(*patterns)] for run in runs]
     scalars = _names(loaded, Scalars)
     histograms = _names(loaded, Histograms)
     if not scalars and not histograms:
         known = sorted({series.name for run in runs for series in run.series()})
-        raise ValueError(f"no points of a series {pattern!r}; there are: {', '.join(known) or 'none'}")
+        raise ValueError(f"no points of a series {', '.join(patterns) or '*'}; there are: {', '.join(known) or 'none'}")
     left_out = [*scalars, *histograms][most:]
     scalars, histograms = scalars[:most], histograms[: max(0, most - len(scalars))]
     labels = _labels(runs)

@@ -23,12 +23,12 @@ _SHORTEST_PAUSE = 1.0
 _PAUSE_TO_WORK = 5.0  # a large file is read again less often
 
 
-def show(path: Path, pattern: str | None, follow: bool, console: Console) -> None:
+def show(path: Path, patterns: list[str], follow: bool, console: Console) -> None:
     """Print runs.
 
     Args:
         path: File of a run, or folder of runs.
-        pattern: Which series to show of each run, as the shell's; by default all of a single run, else none.
+        patterns: Which series to show of each run, as the shell's; without any, all of a single run, else none.
         follow: Whether to print again when the files change, until interrupted.
         console: Where to print.
 
@@ -37,7 +37,7 @@ def show(path: Path, pattern: str | None, follow: bool, console: Console) -> Non
         ValueError: If the file is no run.
     """
     seen = _state(path)  # before it is read: what comes meanwhile is a change
-    picture = _picture(read(path), pattern, console)
+    picture = _picture(read(path), patterns, console)
     if not follow:
         console.print(picture)
         return
@@ -47,7 +47,7 @@ def show(path: Path, pattern: str | None, follow: bool, console: Console) -> Non
             time.sleep(pause)
             if (state := _state(path)) != seen:
                 began, seen = time.monotonic(), state
-                live.update(_picture(read(path), pattern, console), refresh=True)
+                live.update(_picture(read(path), patterns, console), refresh=True)
                 pause = max(_SHORTEST_PAUSE, _PAUSE_TO_WORK * (time.monotonic() - began))
 
 
@@ -76,10 +76,10 @@ def _state(path: Path) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def _picture(runs: list[StoredRun], pattern: str | None, console: Console) -> RenderableType:
+def _picture(runs: list[StoredRun], patterns: list[str], console: Console) -> RenderableType:
     parts: list[RenderableType] = [_table_of_runs(runs)] if len(runs) > 1 else []
-    if len(runs) == 1 or pattern is not None:
-        parts += [_table_of_series(run, pattern or "*", console) for run in runs]
+    if len(runs) == 1 or patterns:
+        parts += [_table_of_series(run, patterns, console) for run in runs]
     else:
         parts.append(Text("show one of the files, or --series GLOB, for its series", style="dim"))
     return Group(*parts)
@@ -113,7 +113,7 @@ def in_words(values: dict[str, Any]) -> str:
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
 
 
-def _table_of_series(run: StoredRun, pattern: str, console: Console) -> RenderableType:
+def _table_of_series(run: StoredRun, patterns: list[str], console: Console) -> RenderableType:
     title = Text(f"{run.name}  ", style="bold").append(str(run.path), style="not bold dim")
     parts: list[RenderableType] = [title]
     if run.hparams:
@@ -125,7 +125,7 @@ def _table_of_series(run: StoredRun, pattern: str, console: Console) -> Renderab
     table.add_column("", no_wrap=True)
     blocks = ASCII_BLOCKS if console.options.ascii_only else BLOCKS
     characters = _WIDE if is_wide else _NARROW
-    loaded = sorted(run.load(pattern), key=lambda series: (isinstance(series, Histograms), series.name))
+    loaded = sorted(run.load(*patterns), key=lambda series: (isinstance(series, Histograms), series.name))
     for series in loaded:
         name = Text(series.name)
         if series.context:
@@ -140,7 +140,9 @@ def _table_of_series(run: StoredRun, pattern: str, console: Console) -> Renderab
         parts.append(table)
     else:
         known = [one.name for one in run.series()]
-        parts.append(Text(f"no series {pattern!r}; there are: {', '.join(known)}" if known else "no points yet"))
+        parts.append(
+            Text(f"no series {', '.join(patterns)}; there are: {', '.join(known)}" if known else "no points yet")
+        )
     return Group(*parts)
 
 

@@ -191,14 +191,19 @@ class StoredRun:
         steps, values, times = _latest(parts)
         return Histograms(key.name, dict(key.context), steps, list(values), times)
 
-    def load(self, pattern: str = "*") -> list[Scalars | Histograms]:
+    def load(self, *patterns: str) -> list[Scalars | Histograms]:
         """Return all series of which the name matches, reading the file once.
 
         Args:
-            pattern: As the shell's: ``"train/*"``.
+            *patterns: As the shell's, one of which a name is to match: ``"train/*"``. All series without any.
         """
+        patterns = patterns or ("*",)
         loaded: list[Scalars | Histograms] = []
-        for key, parts in self._collect(lambda key: fnmatchcase(key.name, pattern), only=True).items():
+
+        def wanted(key: Key) -> bool:
+            return any(fnmatchcase(key.name, pattern) for pattern in patterns)
+
+        for key, parts in self._collect(wanted, only=True).items():
             steps, values, times = _latest(parts)
             if key.kind == "scalar":
                 loaded.append(Scalars(key.name, dict(key.context), steps, values, times))

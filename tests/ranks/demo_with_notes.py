@@ -5,7 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from d9d_tracker import AccumulatingRun, demo
+from d9d_tracker import AccumulatingRun
+from d9d_tracker.commands import demo
 
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
 notes = []

@@ -130,7 +130,7 @@ def _run(program, rank, size, folder, rendezvous, result, arguments) -> None:
             dist.destroy_process_group()
 
 
-def tracker(folder: Path, group: Any = None, **config: Any) -> AccumulatingTracker:
+def tracker(folder: Path, group: Any = None, on_nonfinite: Any = None, **config: Any) -> AccumulatingTracker:
     """Return a tracker over the recording backend, which only remembers something on rank 0."""
     defaults = {
         "device": "cpu",
@@ -141,7 +141,7 @@ def tracker(folder: Path, group: Any = None, **config: Any) -> AccumulatingTrack
         "flush_timeout": 20.0,
         "distributed_timeout": 20.0,
     }
-    return AccumulatingTracker(RecordingTracker(), AccumulatorConfig(**{**defaults, **config}), group)
+    return AccumulatingTracker(RecordingTracker(), AccumulatorConfig(**{**defaults, **config}), group, on_nonfinite)
 
 
 def content(one: AccumulatingTracker, rewritten: bool = False) -> dict:

@@ -352,3 +352,19 @@ def opens_again_after_a_loss(rank: int, folder: Path) -> dict:
     with one.open(NAME) as run:
         run.scalar("second", 2.0**rank, reduce="sum")
     return content(one)
+
+
+def breaking(rank: int, folder: Path) -> dict:
+    """A series that is not finite on rank 1 first, on ranks 1 and 2 in one window, and one of rank 2 alone."""
+    told = []
+    config = {"sync_every": 5}
+    one = tracker(folder, on_nonfinite=told.extend, **config)
+    with one.open(NAME) as run:
+        for step in range(20):
+            run.set_step(step)
+            run.scalar("loss", float("nan") if rank == 1 and step >= 7 else 1.0)
+            run.scalar("both", float("inf") if rank >= 1 and step >= 11 else 1.0)
+            values = torch.ones(10)
+            values[:rank] = float("nan") if step == 13 and rank == 2 else 1.0
+            run.bins("gradients", values, scope="rank")
+    return {"told": told, "report": one.report.nonfinite}

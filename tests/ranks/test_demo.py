@@ -26,7 +26,7 @@ def test_the_demo_under_torchrun(tmp_path):
         process.kill()
         process.wait()
     assert process.returncode == 0, output
-    assert output.count("The run") == 1
+    assert output.count("digits  ") == 1
 
     noted = defaultdict(list)
     for rank in range(RANKS):

@@ -61,6 +61,11 @@ def test_records_come_in_the_order_of_steps(run):
     assert records[-1].time is None
 
 
+def test_many_series_are_loaded_by_their_names(run):
+    assert [series.name for series in run.load()] == ["loss", "loss", "lr", "weights"]
+    assert [series.name for series in run.load("w*", "lr")] == ["lr", "weights"]
+
+
 def test_pandas_gets_a_row_a_point(run):
     frame = run.to_pandas("l*")
     assert frame.columns.tolist() == ["name", "step", "value", "time", "stage"]
