@@ -5,7 +5,7 @@ import operator
 import os
 import secrets
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
@@ -157,6 +157,10 @@ class RecordRun(BaseTrackerRun):
         """
         self._context = as_context("set_context", context)
 
+    def get_context(self) -> dict[str, str]:
+        """Return the persistent context."""
+        return dict(self._context)
+
     def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
         """Log one number; a tensor on a device is waited for.
 
@@ -170,6 +174,24 @@ class RecordRun(BaseTrackerRun):
             ValueError: If the value has several elements, the name is empty or the run is closed.
         """
         self.write_record(self._record(name, as_float(name, value), context))
+
+    def log_at(
+        self, step: int, values: Mapping[str, float | torch.Tensor], context: Mapping[str, Any] | None = None
+    ) -> None:
+        """Log numbers of a step that may be over, without going back to it.
+
+        Args:
+            step: The step.
+            values: Name and value of each series.
+            context: Tags; merged with the persistent context, over which they win.
+
+        Raises:
+            TypeError: If a value is no real number.
+            ValueError: If a name is empty, the run is closed, or the backend takes nothing for a step that is over.
+        """
+        for name, value in values.items():
+            record = self._record(name, as_float(name, value), None if context is None else dict(context))
+            self.write_record(record._replace(step=step))
 
     def bins(self, name: str, values: torch.Tensor, context: dict[str, str] | None = None) -> None:
         """Log the distribution of a population, binned at once where it lies.

@@ -179,6 +179,32 @@ class BaseTrackerRun(ABC):
             context: Tags for this value alone; merged with the persistent context, over which they win.
         """
 
+    def scalars(self, values: Mapping[str, float | torch.Tensor], context: dict[str, str] | None = None) -> None:
+        """Log several numbers.
+
+        Args:
+            values: Name and value of each series.
+            context: Tags for these values alone; merged with the persistent context, over which they win.
+        """
+        for name, value in values.items():
+            self.scalar(name, value, context)
+
+    def log_at(
+        self, step: int, values: Mapping[str, float | torch.Tensor], context: Mapping[str, Any] | None = None
+    ) -> None:
+        """Log numbers of a step that may be over.
+
+        Args:
+            step: The step.
+            values: Name and value of each series.
+            context: Tags; merged with the persistent context, over which they win.
+
+        Raises:
+            ValueError: If the backend takes nothing for a step that is over.
+        """
+        tags = {**self.get_context(), **(context or {})}
+        self.write(Record(name, step, tags, float(value)) for name, value in values.items())
+
     def scalar_series(self, name: str, context: dict[str, str] | None = None) -> ScalarHandle:
         """Return a handle of a scalar series: for blocks that share compiled code, each logging under its own name.
 

@@ -92,8 +92,9 @@ class AccumulatorConfig(_Frozen):
         bins_every: Cadence of histogram series that name none: count on steps divisible by this.
         flush_timeout: Seconds that ``flush``, ``state_dict`` and the end of a run wait for the backend, at most.
         distributed: Which processes share a run. ``"auto"``: all ranks of an initialised torch.distributed job, over a
-            gloo group of their own; ``"off"``: none, every process has a run of its own. Rank 0 writes to the backend.
-            Other groups are an argument of the tracker.
+            gloo group of their own; ``"off"``: none, every process has a run of its own; ``"rank0"``: rank 0 alone, no
+            other process is waited for, and what the others log goes nowhere. Rank 0 writes to the backend. Other
+            groups are an argument of the tracker.
         distributed_timeout: Seconds that ``open``, and each window, waits for other ranks, at most. Training itself
             never waits. Half an hour by default, as NCCL does.
         backlog_dir: Folder for what a backend has not accepted yet; created when it is first needed.
@@ -109,7 +110,7 @@ class AccumulatorConfig(_Frozen):
     binning: Annotated[Binning, Field(discriminator="kind")] = ExponentialBinning()
     bins_every: PositiveInt = 1
     flush_timeout: PositiveFloat = 30.0
-    distributed: Literal["auto", "off"] = "auto"
+    distributed: Literal["auto", "off", "rank0"] = "auto"
     distributed_timeout: PositiveFloat = 1800.0
     backlog_dir: Path = Path(".d9d_tracker")
     backlog_bytes: PositiveInt = 256 * 2**20

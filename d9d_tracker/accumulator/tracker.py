@@ -18,7 +18,7 @@ from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.config import AccumulatorConfig, TrackerConfig
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.errors import TrackerValueError
-from d9d_tracker.ranks.job import Job, warn_of_a_job_unknown
+from d9d_tracker.ranks.job import Job, is_silenced, warn_of_a_job_unknown
 from d9d_tracker.record import Record
 
 from . import checkpoint
@@ -286,6 +286,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         beginning = self._beginning
         assert beginning is not None  # `begin` has set it, or `load_state_dict`
         buffers = self._run.buffers
+        if is_silenced(self._config):
+            return Session({}, buffers, self._config, None, None, 1)
         if job is None:
             deliveries = open_deliveries(self._tracker, properties, self._config, beginning)
             return Session(deliveries, buffers, self._config, beginning.tail, None, 0, self._on_nonfinite)

@@ -33,6 +33,18 @@ def warn_of_a_job_unknown(config: AccumulatorConfig) -> None:
         )
 
 
+def is_silenced(config: AccumulatorConfig) -> bool:
+    """Return whether what this process logs goes nowhere, because rank 0 alone is to log and this is another.
+
+    Args:
+        config: Says which ranks share a run.
+    """
+    if config.distributed != "rank0":
+        return False
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    return rank > 0
+
+
 class Job:
     """This process among the ranks of a torch.distributed job.
 
@@ -68,7 +80,7 @@ class Job:
         Raises:
             TrackerValueError: If the group is not a gloo group with this process in it.
         """
-        if config.distributed == "off" or not (dist.is_available() and dist.is_initialized()):
+        if config.distributed != "auto" or not (dist.is_available() and dist.is_initialized()):
             return None
         timeout = config.distributed_timeout
         if group is None:

@@ -1,0 +1,164 @@
+"""Lightning trains, evaluates, saves, stops and goes on: one run, exact values at its own steps."""
+
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from d9d_tracker.integrations.lightning import TrackerCallback, TrackerLogger
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+ROWS, BATCH = 24, 4
+
+
+class Line(LightningModule):
+    """A linear model that logs its loss by Lightning, and its outputs from its own forward."""
+
+    def __init__(self, fails_at=None, compiled=False):
+        super().__init__()
+        self.save_hyperparameters({"lr": 0.1})
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(2, 1)
+        self.fails_at = fails_at
+        self.loss = torch.compile(self.loss_of, fullgraph=True, backend="eager") if compiled else self.loss_of
+        self.losses, self.gradients = {}, {}
+
+    def loss_of(self, batch):
+        outputs = self.layer(batch[0])
+        self.trainer.logger.run.bins("outputs", outputs)
+        return (outputs - batch[1]).square().mean()
+
+    def training_step(self, batch, index):
+        if self.global_step == self.fails_at:
+            raise RuntimeError("as planned")
+        loss = self.loss(batch)
+        self.log("loss", loss)
+        self.losses[self.global_step] = loss.item()
+        return loss
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", self.loss(batch))
+
+    def test_step(self, batch, index):
+        self.log("test_loss", self.loss(batch))
+
+    def on_before_optimizer_step(self, optimizer):
+        self.gradients[self.global_step] = self.layer.weight.grad.abs().max().item()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def data():
+    inputs = torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_size=BATCH)
+
+
+def fit(logger, tmp_path, model, ckpt_path=None, callback=None, saving=None, **options):
+    seed_everything(0)
+    trainer = Trainer(
+        **{"max_epochs": 2, **options},
+        logger=logger,
+        callbacks=[
+            callback or TrackerCallback(logger),
+            ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1, filename="{step}", **(saving or {})),
+        ],
+        accelerator="cpu",
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings(action="ignore"):
+        trainer.fit(model, data(), data(), ckpt_path=ckpt_path)
+    return trainer
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fit_validate_and_test_are_one_run(config, stored, tmp_path, compiled):
+    logger = TrackerLogger(config, name="line", description="fits a line")
+    model = Line(compiled=compiled)
+    trainer = fit(logger, tmp_path, model)
+    trainer.validate(model, data(), verbose=False)
+    trainer.test(model, data(), verbose=False)
+    logger.log_hyperparams({"late": 1})
+    logger.close()
+    run, points = stored()
+    assert (run["name"], run["description"], run["hparams"]) == ("line", "fits a line", {"lr": 0.1, "late": 1})
+    assert logger.version == run["id"]
+    assert points["loss",] == pytest.approx(model.losses, abs=0)
+    assert set(points["val_loss",]) == {5, 11, 12}  # within fit at the epoch's last step, and by validate after it
+    assert set(points["test_loss",]) == {12}
+    # In training: two windows of six steps; the validation is apart, and the sanity check is too.
+    assert sum(points["outputs",].values()) == 2 * ROWS
+    assert sum(points["outputs", ("stage", "validate")].values()) == 3 * ROWS
+    assert sum(points["outputs", ("stage", "sanity_check")].values()) == 2 * BATCH
+    assert sum(points["outputs", ("stage", "test")].values()) == ROWS
+
+
+@pytest.mark.parametrize("saving", [{"every_n_train_steps": 3}, {"every_n_epochs": 1}])
+def test_a_run_that_was_stopped_goes_on(config, stored, tmp_path, saving):
+    whole = Line()
+    logger = TrackerLogger(config.model_copy(update={"path": tmp_path / "whole"}))
+    fit(logger, tmp_path / "a", whole, saving=saving)
+    logger.close()
+
+    logger = TrackerLogger(config)
+    with pytest.raises(RuntimeError, match="as planned"):
+        fit(logger, tmp_path, Line(fails_at=8), saving=saving)
+    assert not logger.tracked.is_open
+    logger = TrackerLogger(config)
+    fit(logger, tmp_path, Line(), tmp_path / "checkpoints" / "step=6.ckpt", saving=saving)
+    logger.close()
+    points, expected = stored()[1], stored("whole")[1]
+    assert points["loss",] == pytest.approx(whole.losses, abs=0)
+    assert sum(points["outputs",].values()) == sum(expected["outputs",].values())
+    if "every_n_train_steps" in saving:
+        # Saved before the validation that ends the epoch, which Lightning does not repeat.
+        del expected["val_loss",][5]
+    assert points["val_loss",] == expected["val_loss",]
+    assert points["epoch",] == expected["epoch",]
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.01}])
+def test_watched_gradients_are_those_that_the_optimizer_used(config, tmp_path, options):
+    logger = TrackerLogger(config)
+    model = Line()
+    seen = {}
+    step = torch.optim.SGD.step
+
+    class Noting(torch.optim.SGD):
+        def step(self, closure=None):
+            result = step(self, closure)
+            seen[model.global_step] = model.layer.weight.grad.abs().max().item()
+            return result
+
+    model.configure_optimizers = lambda: Noting(model.parameters(), lr=0.1)
+    fit(logger, tmp_path, model, callback=TrackerCallback(logger, gradients=True), max_epochs=1, **options)
+    logger.close()
+    from d9d_tracker import read
+
+    (run,) = read(tmp_path / "runs")
+    gradients = run.histograms("gradients/layer.weight")
+    steps = 6 // options.get("accumulate_grad_batches", 1)
+    assert sum(one.count for one in gradients.values) == 2 * steps
+    assert max(one.abs_max for one in gradients.values) == pytest.approx(max(seen.values()), abs=0)
+    assert len(seen) == steps
+
+
+def test_it_is_one_of_several_loggers_and_may_be_left_alone(config, stored, tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = TrackerLogger(config)
+    trainer = Trainer(
+        logger=[CSVLogger(tmp_path / "csv"), logger], max_steps=3, accelerator="cpu", log_every_n_steps=2,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, limit_val_batches=0,
+    )  # fmt: skip
+    model = Line()
+    model.loss_of = lambda batch: model.layer(batch[0]).mean()
+    model.loss = model.loss_of
+    trainer.fit(model, data())
+    logger.close()
+    assert set(stored()[1]["loss",]) == {1}
