@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .provider.multi import MultiConfig
     from .provider.null import NullTrackerConfig
     from .provider.tensorboard.config import TensorBoardConfig
+    from .provider.trackio.config import TrackioConfig
     from .provider.wandb.config import WandbConfig
     from .reading import StoredRun, read
     from .record import Histogram, Record
@@ -56,6 +57,7 @@ _ROOMS = {
     "provider.multi": ("MultiConfig",),
     "provider.null": ("NullTrackerConfig",),
     "provider.tensorboard.config": ("TensorBoardConfig",),
+    "provider.trackio.config": ("TrackioConfig",),
     "provider.wandb.config": ("WandbConfig",),
     "reading": ("StoredRun", "read"),
     "record": ("Histogram", "Record"),
@@ -92,6 +94,7 @@ __all__ = [
     "TrackerError",
     "TrackerTypeError",
     "TrackerValueError",
+    "TrackioConfig",
     "WandbConfig",
     "read",
     "register_backend",

@@ -19,6 +19,7 @@ from .provider.mlflow.config import MLflowConfig
 from .provider.multi import MultiConfig, MultiTracker
 from .provider.null import NullTracker, NullTrackerConfig
 from .provider.tensorboard.config import TensorBoardConfig
+from .provider.trackio.config import TrackioConfig
 from .provider.wandb.config import WandbConfig
 
 
@@ -49,6 +50,7 @@ AnyTrackerConfig = Annotated[
         | AimConfig
         | TensorBoardConfig
         | WandbConfig
+        | TrackioConfig
         | MLflowConfig
         | MultiConfig
         | D9dConfig
@@ -67,6 +69,7 @@ _MAP: dict[type[TrackerConfig], type[BaseTracker[Any]] | str] = {
     AimConfig: "d9d_tracker.provider.aim.tracker:AimTracker",
     TensorBoardConfig: "d9d_tracker.provider.tensorboard.tracker:TensorBoardTracker",
     WandbConfig: "d9d_tracker.provider.wandb.tracker:WandbTracker",
+    TrackioConfig: "d9d_tracker.provider.trackio.tracker:TrackioTracker",
     MLflowConfig: "d9d_tracker.provider.mlflow.tracker:MLflowTracker",
     D9dConfig: "d9d_tracker.provider.d9d_adapter.tracker:D9dTracker",
 }

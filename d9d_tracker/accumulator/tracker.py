@@ -200,6 +200,10 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         shown = {name: opener for name, opener in openers.items() if opener is not None}
         print_summary(console or get_console(), self._name, shown, self.report, self._latest, self.copies)
 
+    @override
+    def how_to_open(self) -> str | None:
+        return self._tracker.how_to_open()
+
     def resume_last(self) -> None:
         """Have the next ``open`` go on with the run that has just ended: a test after the training, for example.
 

@@ -15,34 +15,36 @@ logger = logging.getLogger("d9d_tracker")
 class FrameworkRun:
     """Opens a run when it is first asked for, and puts what a framework logs at the step that the framework says.
 
-    Hyperparameters that come before the run is opened open it; later ones are added.
+    Hyperparameters that come before the run is opened open it; later ones are added. A run that is given open stays its
+    owner's to step and to close.
 
     Args:
-        tracker: A tracker, or the configuration of one.
+        tracker: A tracker, the configuration of one, or an open run.
         properties: Name, description and hyperparameters of the run.
-        rank_zero_only: Whether only one process ever gets here, so that ranks must not be waited for: a configuration
-            then has its ``accumulator.distributed`` set to ``"rank0"`` where it is ``"auto"``.
+        is_alone: Whether only one process of a job ever gets here, so that no other must be waited for: a configuration
+            then has its ``accumulator.distributed`` set to ``"off"`` where it is ``"auto"``.
 
     Attributes:
-        tracker: The tracker.
+        tracker: The tracker; None if the run was given open.
         error: What has ended the run, where the framework said so earlier than it closes it.
     """
 
     def __init__(
         self,
-        tracker: BaseTracker[Any] | TrackerConfig,
+        tracker: BaseTracker[Any] | TrackerConfig | BaseTrackerRun,
         properties: RunConfig | None = None,
-        rank_zero_only: bool = False,
+        is_alone: bool = False,
     ):
         if isinstance(tracker, TrackerConfig):
             accumulator = tracker.accumulator
-            if rank_zero_only and accumulator is not None and accumulator.distributed == "auto":
-                alone = accumulator.model_copy(update={"distributed": "rank0"})
+            if is_alone and accumulator is not None and accumulator.distributed == "auto":
+                alone = accumulator.model_copy(update={"distributed": "off"})
                 tracker = tracker.model_copy(update={"accumulator": alone})
             tracker = tracker_from_config(tracker)
-        self.tracker = tracker
+        self._is_given = isinstance(tracker, BaseTrackerRun)
+        self.tracker: Any = None if isinstance(tracker, BaseTrackerRun) else tracker
         self._properties = properties or RunConfig(name="run")
-        self._run: BaseTrackerRun | None = None
+        self._run = tracker if isinstance(tracker, BaseTrackerRun) else None
         self._step = 0
         self._has_ended = False
         self.error: BaseException | None = None
@@ -82,7 +84,7 @@ class FrameworkRun:
         Args:
             step: Index of the step, as the framework counts.
         """
-        if step >= self._step:
+        if step >= self._step and not self._is_given:
             self.run.set_step(step)
             self._step = step
 
@@ -91,7 +93,8 @@ class FrameworkRun:
 
         Args:
             metrics: Names and values; what is no number is left out.
-            step: The step; None for the current one. An earlier one gets its points where it is.
+            step: The step; None for the current one. An earlier one gets its points where it is. A run that was given
+                open is logged to at its current step.
             context: Tags.
         """
         before = self.run.get_context()
@@ -106,7 +109,7 @@ class FrameworkRun:
     def _log(self, metrics: Mapping[str, Any], step: int | None, context: dict[str, str] | None) -> None:
         names, values = list(metrics), list(metrics.values())
         numbers = {names[index]: values[index] for index in numbers_among(names, values)}
-        if step is None or step >= self._step:
+        if self._is_given or step is None or step >= self._step:
             self.set_step(self._step if step is None else step)
             self.run.scalars(numbers, context)
             return
@@ -115,12 +118,18 @@ class FrameworkRun:
         except ValueError as error:
             logger.warning("%s of step %d, which is over, are not stored: %s", ", ".join(numbers), step, error)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the tracker; nothing for a run that was given open, whose owner has it."""
+        return {} if self._is_given else self.tracker.state_dict()
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the run of a state.
 
         Args:
             state: State of the tracker.
         """
+        if self._is_given:
+            return
         if self._run is not None:
             self._run.finish()
             self._run = None
@@ -128,11 +137,11 @@ class FrameworkRun:
         self._step, self._has_ended = 0, False
 
     def finish(self, error: BaseException | None = None) -> None:
-        """Close the run, if it is open. Asked for again, it is opened again.
+        """Close the run, if it is open and was not given so. Asked for again, it is opened again.
 
         Args:
             error: What ended it, if it failed.
         """
-        if self._run is not None:
+        if self._run is not None and not self._is_given:
             self._run.finish(error)
             self._run, self._has_ended = None, True

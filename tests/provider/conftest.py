@@ -2,10 +2,13 @@
 
 import json
 import math
+import sqlite3
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ from d9d_tracker.provider.mlflow.config import MLflowConfig
 from d9d_tracker.provider.mlflow.tracker import MLflowTracker
 from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
 from d9d_tracker.provider.tensorboard.tracker import TensorBoardTracker
+from d9d_tracker.provider.trackio.config import TrackioConfig
+from d9d_tracker.provider.trackio.tracker import TrackioTracker
 from d9d_tracker.provider.wandb.config import WandbConfig
 from d9d_tracker.provider.wandb.tracker import WandbTracker
 from d9d_tracker.record import Histogram
@@ -311,6 +316,57 @@ class MLflowStorage(Storage):
         return {metric.step: metric.timestamp / 1000 for metric in self.client.get_metric_history(run_id, name)}
 
 
+class TrackioStorage(Storage):
+    tracker_type = TrackioTracker
+
+    def __init__(self, folder: Path):
+        self.config = TrackioConfig(project="tests", dir=folder, accumulator=None)
+
+    def rows(self, run_id: str) -> list[tuple[str, int, float, dict[str, Any]]]:
+        from trackio.sqlite_storage import SQLiteStorage
+
+        with closing(sqlite3.connect(SQLiteStorage.get_project_db_path("tests"))) as database:
+            ((name,),) = database.execute("SELECT DISTINCT run_name FROM metrics WHERE run_id = ?", (run_id,))
+        rows, seen = [], set()
+        for log in SQLiteStorage.get_logs("tests", name, run_id=run_id):
+            step, time = log.pop("step"), datetime.fromisoformat(log.pop("timestamp")).timestamp()
+            assert seen.isdisjoint((key, step) for key in log), "a point stands twice"
+            seen |= {(key, step) for key in log}
+            rows.append((name, step, time, log))
+        return rows
+
+    def properties(self, run_id: str) -> dict[str, Any]:
+        from trackio.sqlite_storage import SQLiteStorage
+
+        name = self.rows(run_id)[0][0]
+        config = SQLiteStorage.get_run_config("tests", name, run_id=run_id)
+        assert config is not None
+        hparams = {key: value for key, value in config.items() if not key.startswith("_")}
+        return {"id": run_id, "name": name, "description": config.get("_Description"), "hparams": hparams}
+
+    def scalars(self, run_id: str) -> dict[Key, float]:
+        return {
+            tagged(key, "=", step): float(value)
+            for _, step, _, row in self.rows(run_id)
+            for key, value in row.items()
+            if not isinstance(value, dict)
+        }
+
+    def distributions(self, run_id: str) -> dict[Key, tuple[int, float, float, int, int]]:
+        found = {}
+        for _, step, _, row in self.rows(run_id):
+            for key, value in row.items():
+                if isinstance(value, dict):
+                    assert value["_type"] == "trackio.histogram"
+                    assert len(value["bins"]) == len(value["values"]) + 1 <= 513
+                    edges = value["bins"]
+                    found[tagged(key, "=", step)] = (sum(value["values"]), edges[0], edges[-1], 0, 0)
+        return with_non_finite(found, self.scalars(run_id))
+
+    def times(self, run_id: str, name: str) -> dict[int, float]:
+        return {step: time for _, step, time, row in self.rows(run_id) if name in row}
+
+
 def tagged(text: str, sign: str, step: int) -> Key:
     """Read a name and its context back from one text."""
     parts = text.split("/")
@@ -379,6 +435,17 @@ def mlflow_storage(mlflow_store: str) -> MLflowStorage:
     return MLflowStorage(mlflow_store)
 
 
-@pytest.fixture(params=["jsonl", "aim", "tensorboard", "wandb", "mlflow"])
+@pytest.fixture(scope="session")
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Trackio writes to one folder a process.
+    return tmp_path_factory.mktemp("trackio")
+
+
+@pytest.fixture
+def trackio_storage(trackio_folder: Path) -> TrackioStorage:
+    return TrackioStorage(trackio_folder)
+
+
+@pytest.fixture(params=["jsonl", "aim", "tensorboard", "wandb", "mlflow", "trackio"])
 def storage(request: pytest.FixtureRequest) -> Storage:
     return request.getfixturevalue(f"{request.param}_storage")

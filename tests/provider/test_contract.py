@@ -24,7 +24,7 @@ from .conftest import MLflowStorage, Storage, TensorBoardStorage, WandbStorage, 
 PROPERTIES = RunConfig(name="a run", description="what it is for", hparams={"lr": 0.1, "layers": [1, 2]})
 
 
-@pytest.fixture(params=["null", "console", "jsonl", "aim", "tensorboard", "wandb", "mlflow"])
+@pytest.fixture(params=["null", "console", "jsonl", "aim", "tensorboard", "wandb", "mlflow", "trackio"])
 def tracker(request: pytest.FixtureRequest) -> BaseTracker[Any]:
     if request.param == "null":
         return NullTracker.from_config(NullTrackerConfig(accumulator=None))
@@ -308,7 +308,7 @@ def test_bad_steps_and_names_are_refused(tracker: BaseTracker[Any]) -> None:
                 run.scalar(name, 1)  # pyright: ignore[reportArgumentType] - what is refused is the type
 
 
-@pytest.mark.parametrize("storing", ["console", "jsonl", "aim", "tensorboard", "wandb", "mlflow"])
+@pytest.mark.parametrize("storing", ["console", "jsonl", "aim", "tensorboard", "wandb", "mlflow", "trackio"])
 def test_bad_values_are_refused(request: pytest.FixtureRequest, storing: str) -> None:
     if storing == "console":
         tracker = ConsoleTracker.from_config(ConsoleTrackerConfig(accumulator=None))

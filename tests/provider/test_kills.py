@@ -129,6 +129,8 @@ def make_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[st
         if backend == "wandb":
             request.getfixturevalue("quiet_wandb")
             return WandbStorage(tmp_path / name)
+        if backend == "trackio":
+            return request.getfixturevalue("trackio_storage")
         return MLflowStorage(request.getfixturevalue("mlflow_store"))
 
     return make
@@ -143,6 +145,8 @@ def make_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[st
         pytest.param("wandb", "SIGKILL", marks=pytest.mark.slow),
         pytest.param("wandb", "SIGTERM", marks=pytest.mark.slow),
         ("mlflow", "SIGKILL"),
+        ("trackio", "SIGKILL"),
+        ("trackio", "SIGTERM"),
     ],
 )
 def test_an_interrupted_training_leaves_what_a_whole_one_does(

@@ -1,0 +1,82 @@
+"""Accelerate: a tracker for ``Accelerator(log_with=...)``.
+
+tracked = AccelerateTracker(JsonlTrackerConfig(path="runs"), name="first")
+accelerator = Accelerator(log_with=tracked)
+accelerator.init_trackers("project", config={"lr": 0.1})
+accelerator.register_for_checkpointing(tracked)
+"""
+
+from typing import Any
+
+from accelerate.tracking import GeneralTracker
+
+from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
+from d9d_tracker.config import TrackerConfig
+
+from .framework_run import FrameworkRun
+
+
+class AccelerateTracker(GeneralTracker):
+    """Logs what ``accelerator.log`` is given, which Accelerate does on the main process only.
+
+    A configuration therefore opens its run there alone. For a run of all ranks, which the model may log to as well,
+    open it by ``tracker.open`` on all of them and pass the open run. It stays yours to step, and to close before
+    ``accelerator.end_training()``, which ends the process group.
+
+    The run is opened when something is logged, after ``accelerator.load_state``, so that a registered tracker goes on
+    with the run of the checkpoint.
+
+    Args:
+        tracker: A configuration, a tracker that one process uses, or an open run.
+        name: Name of the run, unless it is open.
+    """
+
+    name = "d9d_tracker"
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self, tracker: BaseTracker[Any] | TrackerConfig | BaseTrackerRun, name: str = "accelerate"):
+        super().__init__(_blank=True)
+        self._tracked = FrameworkRun(tracker, RunConfig(name=name), is_alone=True)
+
+    @property
+    def tracker(self) -> Any:
+        """The open run."""
+        return self._tracked.run
+
+    def start(self) -> None:
+        """Do nothing yet: a checkpoint may follow."""
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Add hyperparameters.
+
+        Args:
+            values: Hyperparameters.
+        """
+        self._tracked.add_hparams(values)
+
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        """Log numbers.
+
+        Args:
+            values: Names and values; what is no number is left out.
+            step: The step; None for the current one, the only one to which an open run of several ranks is logged.
+            **kwargs: ``context``: tags of these values.
+        """
+        self._tracked.log(values, step, kwargs.get("context"))
+
+    def finish(self) -> None:
+        """Close the run, unless it was given open."""
+        self._tracked.finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tracker's state, for ``accelerator.register_for_checkpointing``."""
+        return self._tracked.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the run of the checkpoint.
+
+        Args:
+            state_dict: What ``state_dict`` returned.
+        """
+        self._tracked.load_state_dict(state_dict)

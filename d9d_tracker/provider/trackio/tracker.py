@@ -1,0 +1,181 @@
+"""Backend that writes to Trackio."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import secrets
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from d9d_tracker.backend import RecordRun, RecordTracker
+from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.claims import Claims
+from d9d_tracker.provider.commands import command
+from d9d_tracker.provider.hparams import plain_hparams
+from d9d_tracker.provider.lock import let_go, lock_on_this_machine
+from d9d_tracker.provider.names import encodable, flat_name
+from d9d_tracker.provider.rebin import coarsen
+from d9d_tracker.record import Histogram, Record
+
+from .config import TrackioConfig
+
+_LOGGER = logging.getLogger("d9d_tracker")
+_INT64 = range(-(2**63), 2**63)
+_BINS = 512  # as many as Trackio keeps
+_RESERVED = ("project", "run", "timestamp", "step", "time", "metrics")
+
+
+class TrackioRun(RecordRun):
+    """A run in Trackio's database, written by Trackio's own storage: one row for what is flushed of a step.
+
+    A series' key is its name followed by its context, as ``loss/rank=0/stage=train``. A histogram keeps 512 of its
+    edges at most, with its exact minimum, maximum and total; NaN and infinite elements appear, where there are any, as
+    ``<name>/nan`` and ``<name>/inf``. Non-finite scalars are stored as Trackio stores them, as text.
+
+    ``flush`` commits; a row that comes again, after a failure that left it unknown whether it was stored, is ignored.
+
+    Args:
+        storage: Trackio's storage.
+        project: The project.
+        run_id: The run's id.
+        properties: Name, description and hyperparameters.
+        group: The group that the run belongs to, if any.
+        lock: Descriptor of the lock that keeps other writers away.
+    """
+
+    def __init__(self, storage: Any, project: str, run_id: str, properties: RunConfig, group: str | None, lock: int):
+        super().__init__(run_id)
+        self._storage = storage
+        self._project = project
+        self._name = encodable(properties.name)
+        self._lock = lock
+        self._claims = Claims(run_id, _RESERVED)
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._times: dict[int, float] = {}
+        self._config: dict[str, Any] | None = {
+            **_storable(plain_hparams(properties.hparams)),
+            "_Created": datetime.now(UTC).isoformat(),
+            **({} if properties.description is None else {"_Description": encodable(properties.description)}),
+            **({} if group is None else {"_Group": encodable(group)}),
+        }
+
+    @override
+    def rewind(self, step: int) -> None:
+        super().rewind(step)
+        self._rows = {earlier: row for earlier, row in self._rows.items() if earlier < step}
+        path = self._storage.get_project_db_path(self._project)
+        with closing(sqlite3.connect(path, timeout=30)) as database, database:
+            database.execute("DELETE FROM metrics WHERE run_id = ? AND step >= ?", (self.id, step))
+
+    @override
+    def add_hparams(self, hparams: Mapping[str, Any]) -> None:
+        known = self._config or self._storage.get_run_config(self._project, self._name, run_id=self.id) or {}
+        self._config = {**known, **_storable(plain_hparams(dict(hparams)))}
+
+    @override
+    def write_record(self, record: Record) -> None:
+        row = self._rows.setdefault(record.step, {})
+        if record.time is not None:
+            self._times.setdefault(record.step, record.time)
+        key = flat_name(self._claims.name(record.name), record.context)
+        if not isinstance(record.value, Histogram):
+            row[key] = record.value
+            return
+        if record.value.count:
+            counts, edges = coarsen(record.value, _BINS)
+            row[key] = {"_type": "trackio.histogram", "bins": edges.tolist(), "values": counts.tolist()}
+        for kind, count in {"nan": record.value.nan, "inf": record.value.posinf + record.value.neginf}.items():
+            if count:
+                row[flat_name(self._claims.name(record.name, f"/{kind}"), record.context)] = count
+
+    @override
+    def sync(self) -> None:
+        if not self._rows and self._config is None:
+            return
+        now = datetime.now(UTC).timestamp()
+        times = [self._times.get(step, now) for step in self._rows]
+        self._storage.bulk_log(
+            project=self._project,
+            run=self._name,
+            run_id=self.id,
+            metrics_list=list(self._rows.values()) or [{}],
+            steps=list(self._rows) or [self._step],
+            timestamps=[datetime.fromtimestamp(time, UTC).isoformat() for time in times or [now]],
+            config=self._config,
+            log_ids=[self._row_id(step, row) for step, row in self._rows.items()] or [f"{self.id}-config"],
+        )
+        self._rows, self._times, self._config = {}, {}, None
+
+    def _row_id(self, step: int, row: dict[str, Any]) -> str:
+        keys = json.dumps(sorted(row)).encode()
+        return f"{self.id}-{step}-{hashlib.blake2b(keys, digest_size=8).hexdigest()}"
+
+    @override
+    def release(self) -> None:
+        try:
+            self.sync()
+        finally:
+            let_go(self._lock)
+
+
+class TrackioTracker(RecordTracker[TrackioConfig]):
+    """Opens runs in Trackio's database, and re-attaches to them by their id.
+
+    Two writers of one run on one machine are refused. A step is written once, when it has ended.
+    """
+
+    amends = False
+
+    @override
+    def how_to_open(self) -> str | None:
+        show = command("trackio", "show", "--project", self.config.project)
+        return show if self.config.dir is None else f"TRACKIO_DIR={self.config.dir.expanduser().absolute()} {show}"
+
+    @override
+    def open_run(self, properties: RunConfig, run_id: str | None) -> TrackioRun:
+        storage = _storage(self.config.dir)
+        storage.validate_project_name(self.config.project)
+        new_id = run_id or secrets.token_hex(16)
+        lock = lock_on_this_machine(new_id, f"Trackio run {new_id!r}")
+        try:
+            storage.init_db(self.config.project)
+            run = TrackioRun(storage, self.config.project, new_id, properties, self.config.group, lock)
+            if run_id and storage.get_run_config(self.config.project, run._name, run_id=run_id) is None:
+                _LOGGER.warning("run %r is not in Trackio's project %r: it starts anew", run_id, self.config.project)
+            run.sync()
+        except BaseException:
+            let_go(lock)
+            raise
+        return run
+
+
+def _storage(folder: Path | None) -> Any:
+    """Return Trackio's storage, which reads where it lies when it is imported."""
+    if folder is not None:
+        os.environ["TRACKIO_DIR"] = str(folder.expanduser().absolute())
+    utils = import_module("trackio.utils")
+    if folder is not None and Path(utils.TRACKIO_DIR) != folder.expanduser().absolute():
+        raise ValueError(
+            f"dir={str(folder)!r}: this process already writes to Trackio's folder {utils.TRACKIO_DIR}; use that one"
+        )
+    return import_module("trackio.sqlite_storage").SQLiteStorage
+
+
+def _storable(value: Any) -> Any:
+    """Rewrite what Trackio's JSON has no form for: non-finite numbers, large integers and lone surrogates."""
+    if isinstance(value, dict):
+        return {encodable(key): _storable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_storable(part) for part in value]
+    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and value not in _INT64):
+        return repr(value)
+    return encodable(value)
