@@ -25,9 +25,10 @@ from d9d_tracker.provider.console import ConsoleTrackerConfig
 from d9d_tracker.provider.jsonl import JsonlTrackerConfig
 from d9d_tracker.provider.mlflow.config import MLflowConfig
 from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
+from d9d_tracker.provider.trackio.config import TrackioConfig
 from d9d_tracker.provider.wandb.config import WandbConfig
 
-PROVIDERS = ("aim", "console", "jsonl", "mlflow", "tensorboard", "wandb")
+PROVIDERS = ("aim", "console", "jsonl", "mlflow", "tensorboard", "trackio", "wandb")
 _BATCH = 128
 _EVAL_EVERY = 50
 _PEAK_LEARNING_RATE = 3e-3
@@ -139,6 +140,7 @@ def _config(provider: str, out: Path) -> TrackerConfig:
         "jsonl": lambda: JsonlTrackerConfig(path=out),
         "mlflow": lambda: MLflowConfig(experiment="d9d_tracker demo", tracking_uri=_mlflow_store(out)),
         "tensorboard": lambda: TensorBoardConfig(log_dir=out),
+        "trackio": lambda: TrackioConfig(project="d9d_tracker-demo", dir=out),
         "wandb": lambda: WandbConfig(project="d9d_tracker-demo", mode="offline", dir=out),
     }
     if provider == "mlflow":

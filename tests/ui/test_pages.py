@@ -1,25 +1,31 @@
-"""The pages that people look at really show the run, its curves and its distributions: Aim, TensorBoard and MLflow.
+"""The pages that people look at really show the run, its curves and its distributions, in each backend that has any.
 
 Every run holds what breaks pages: NaN and infinite values, a population of one value, one with NaN in it.
 """
 
 import io
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
+from pydantic import TypeAdapter
 
-from d9d_tracker import AccumulatorConfig, RunConfig, TrackerConfig, tracker_from_config
+from d9d_tracker import AccumulatorConfig, AnyTrackerConfig, RunConfig, TrackerConfig, tracker_from_config
 from d9d_tracker.provider.aim.config import AimConfig
 from d9d_tracker.provider.mlflow.config import MLflowConfig
 from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
 
 Serve = Callable[..., str]
 Shoot = Callable[[str], None]
+ROOT = Path(__file__).parents[2]
 STEPS = 100
 TENSORBOARD_BLUE = (66, 80, 102)
 MLFLOW_BLUE = (34, 114, 180)
@@ -42,6 +48,11 @@ def write(config: TrackerConfig, folder: Path) -> str:
             run.bins("bad", torch.tensor([1.0, math.nan, math.inf]))
     assert tracker.run_id is not None
     return tracker.run_id
+
+
+def write_as(config: str, folder: str) -> None:
+    """Write it, in a process of its own, to the backend of a configuration that is JSON."""
+    write(TypeAdapter[Any](AnyTrackerConfig).validate_json(config), Path(folder))
 
 
 def longest(paths: Locator) -> int:
@@ -139,3 +150,25 @@ def test_mlflow(page: Page, serve: Serve, screenshot: Shoot, tmp_path: Path) -> 
     search.fill("^grad/")
     expect(page.get_by_text("(grad/stage:train/count)").first).to_be_attached()
     screenshot("mlflow-quantiles")
+
+
+def test_trackio(page: Page, serve: Serve, screenshot: Shoot, tmp_path: Path) -> None:
+    config = {"provider": "trackio", "project": "looks", "dir": str(tmp_path / "trackio")}
+    # Trackio writes to one folder a process.
+    program = "import sys; from tests.ui.test_pages import write_as; write_as(sys.argv[1], sys.argv[2])"
+    subprocess.run([sys.executable, "-c", program, json.dumps(config), str(tmp_path)], check=True, cwd=ROOT)
+    show = "import trackio; trackio.show('looks', server_port=PORT, open_browser=False, block_thread=True)"
+    address = serve("env", f"TRACKIO_DIR={tmp_path / 'trackio'}", sys.executable, "-c", show)
+
+    page.goto(f"{address}/?project=looks")
+    expect(page.get_by_text("looked at").first).to_be_visible()
+    metrics = page.get_by_placeholder("e.g., loss|ndcg@10|gpu")
+    for name in ("loss", "odd"):
+        metrics.fill(f"^{name}")
+        expect(page.get_by_text(f"{name} (1)")).to_be_visible()
+        expect(page.get_by_text("bad (2)")).not_to_be_visible()
+        page.wait_for_timeout(1000)
+        screenshot(f"trackio-{name}")
+    metrics.fill("^grad")
+    expect(page.get_by_text("grad/stage=train").first).to_be_visible()
+    screenshot("trackio-histograms")
