@@ -1,12 +1,13 @@
 """The README's code runs as it stands there."""
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from d9d_tracker import RunConfig, factory, tracker_from_config
+from d9d_tracker import JsonlTrackerConfig, RunConfig, factory, tracker_from_config
 from d9d_tracker.provider.jsonl import read_run
 
 README = Path(__file__).parents[1] / "README.md"
@@ -62,3 +63,40 @@ def test_adding_a_backend(in_tmp_path, capsys):
     assert "> 3 values Histogram(" in printed
     assert re.fullmatch("[0-9a-f]{32}", str(tracker.run_id))
     assert f'"run_id":"{tracker.run_id}"' in tracker.state_dict()["backend"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_lines_for_frameworks(in_tmp_path):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+    from lightning.pytorch import Trainer as LightningTrainer
+    from transformers import Trainer, TrainingArguments
+
+    config = JsonlTrackerConfig(path=in_tmp_path / "runs")
+    exec(block("TrackerLogger"), {"Trainer": LightningTrainer, "config": config})
+    arguments = TrainingArguments(output_dir="out", report_to=[], use_cpu=True)
+    names = {"Trainer": Trainer, "model": torch.nn.Linear(1, 1), "arguments": arguments, "data": [], "config": config}
+    exec(block("integrations.transformers"), names)
+    names = {"Accelerator": Accelerator, "config": config}
+    exec(block("AccelerateTracker"), names)
+    names["accelerator"].init_trackers("project")
+    names["accelerator"].log({"loss": 1.0}, step=0)
+    names["accelerator"].end_training()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    (path,) = (in_tmp_path / "runs").glob("*.jsonl")
+    assert read_run(path)[0]["name"] == "first"
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("d9d"), reason="d9d is not installed: it asks for torch 2.14")
+def test_the_line_for_d9d(in_tmp_path):
+    exec(block("plug_in"), {"config": JsonlTrackerConfig(path=in_tmp_path / "runs")})
+
+
+def test_what_goes_wrong_is_told(in_tmp_path, capsys):
+    config = JsonlTrackerConfig(path=in_tmp_path / "runs")
+    namespace = {"config": config, "tracker_from_config": tracker_from_config}
+    exec(block("on_nonfinite"), namespace)
+    with namespace["tracker"].open(RunConfig(name="x")) as run:
+        run.scalar("loss", float("nan"))
+    assert capsys.readouterr().out == "loss: nan at step 0\n"

@@ -368,3 +368,17 @@ def breaking(rank: int, folder: Path) -> dict:
             values[:rank] = float("nan") if step == 13 and rank == 2 else 1.0
             run.bins("gradients", values, scope="rank")
     return {"told": told, "report": one.report.nonfinite}
+
+
+def rank_0_alone(rank: int, folder: Path) -> dict:
+    """Rank 0 logs alone, and closes long before the others open."""
+    config = {"distributed": "rank0", "distributed_timeout": 1.0}
+    one = tracker(folder, **config)
+    if rank > 0:
+        time.sleep(2)
+    with one.open(NAME) as run:
+        for step in range(5):
+            run.set_step(step)
+            run.scalar("loss", float(rank + 1))
+            run.bins("values", torch.ones(3))
+    return {"content": content(one), "report": one.report.delivered}
