@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx matrix bench bench-gpu
+.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx matrix wheel docs pictures bench bench-gpu
 
 help:
 	@echo "make demo       train a small network and track it with Aim"
@@ -15,6 +15,9 @@ help:
 	@echo "make test-kill  the crash harness with KILLS=200 kills"
 	@echo "make test-ptx   the compiled kernels executed on the CPU, CASES=5000 random cases and every variant"
 	@echo "make matrix     the compile, accumulator and kernel tests on several versions of torch, which takes gigabytes"
+	@echo "make wheel      the wheel, tested in an empty environment"
+	@echo "make docs       the site, into site/"
+	@echo "make pictures   docs/plot.png, drawn anew"
 	@echo "make bench      the benchmarks of the CPU"
 	@echo "make bench-gpu  the benchmarks of a GPU"
 
@@ -57,6 +60,23 @@ test-kill: $(VENV)/dev
 
 matrix:
 	.ci/matrix
+
+wheel:
+	.ci/wheel
+
+$(VENV)/docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs
+	$(VENV)/bin/zensical build --strict --config-file mkdocs.yml
+
+pictures: $(VENV)/dev
+	rm -rf .pictures
+	$(RUN) -m d9d_tracker demo --provider jsonl --steps 2000 --out .pictures
+	$(RUN) -m d9d_tracker plot .pictures --series loss --series 'gradient *' --series '*.0.weight' --out docs/plot.png
+	rm -rf .pictures
 
 CASES ?= 5000
 test-ptx: $(VENV)/dev

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands there."""
+"""The code of the README and of the guide runs as it stands there."""
 
 import importlib.util
 import re
@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from d9d_tracker import JsonlTrackerConfig, RunConfig, factory, tracker_from_config
+from d9d_tracker.__main__ import main
 from d9d_tracker.provider.jsonl import read_run
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 
 
 def block(containing: str) -> str:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = [text for page in PAGES for text in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
     (found,) = [text for text in blocks if containing in text]
     return found
 
@@ -100,3 +102,11 @@ def test_what_goes_wrong_is_told(in_tmp_path, capsys):
     with namespace["tracker"].open(RunConfig(name="x")) as run:
         run.scalar("loss", float("nan"))
     assert capsys.readouterr().out == "loss: nan at step 0\n"
+
+
+def test_the_start_page_leads_to_a_chart(in_tmp_path):
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.DOTALL)
+    exec(program, {})
+    assert main(["show", "first_runs"]) == 0
+    assert main(["plot", "first_runs", "--out", "first.png"]) == 0
+    assert (in_tmp_path / "first.png").stat().st_size > 10_000

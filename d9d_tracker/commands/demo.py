@@ -3,6 +3,7 @@
 Under ``torchrun`` every rank trains on its share of the data, and all of them share one run.
 """
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -89,6 +90,9 @@ def main(provider: str, steps: int, out: Path) -> int:
     Returns:
         The exit status.
     """
+    if provider == "aim" and importlib.util.find_spec("aim") is None:
+        Console().print("Aim is not installed (Python 3.13 has no wheel of it): the run goes to a JSON file.")
+        provider = "jsonl"
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     console = Console(quiet=rank > 0)
     torch.manual_seed(0)

@@ -12,17 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import aim
 import pytest
-from aim.sdk.index_manager import RepoIndexManager
-from aim.storage.context import Context
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from d9d_tracker.base import BaseTracker
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.provider.aim.config import AimConfig
-from d9d_tracker.provider.aim.tracker import AimTracker
 from d9d_tracker.provider.jsonl import JsonlTracker, JsonlTrackerConfig, read_run
 from d9d_tracker.provider.mlflow.config import MLflowConfig
 from d9d_tracker.provider.mlflow.tracker import MLflowTracker
@@ -33,6 +29,15 @@ from d9d_tracker.provider.trackio.tracker import TrackioTracker
 from d9d_tracker.provider.wandb.config import WandbConfig
 from d9d_tracker.provider.wandb.tracker import WandbTracker
 from d9d_tracker.record import Histogram
+
+try:
+    import aim
+    from aim.sdk.index_manager import RepoIndexManager
+    from aim.storage.context import Context
+
+    from d9d_tracker.provider.aim.tracker import AimTracker
+except ImportError:  # it has no wheel for this Python: what needs it is skipped by name
+    AimTracker = None
 
 Key = tuple[str, frozenset[tuple[str, str]], int]
 

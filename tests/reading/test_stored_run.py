@@ -67,6 +67,7 @@ def test_many_series_are_loaded_by_their_names(run):
 
 
 def test_pandas_gets_a_row_a_point(run):
+    pytest.importorskip("pandas", reason="pip install pandas")
     frame = run.to_pandas("l*")
     assert frame.columns.tolist() == ["name", "step", "value", "time", "stage"]
     assert frame[frame.stage == "b"].value.tolist() == [0, 0.5, 1]

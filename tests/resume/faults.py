@@ -8,8 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from d9d_tracker.delivery.delivery import Delivery
-from d9d_tracker.provider.aim.tracker import AimRun
 from d9d_tracker.provider.jsonl import JsonlRun
+
+try:
+    from d9d_tracker.provider.aim.tracker import AimRun
+except ImportError:  # it has no wheel for this Python
+    AimRun: Any = type("AimRun", (), {"_track": None})
 
 
 class PageCache:

@@ -12,10 +12,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import aim
-from aim.sdk.index_manager import RepoIndexManager
-from aim.storage.context import Context
-
 _HERE = Path(__file__).parent
 _SOURCES = [_HERE.parents[1], _HERE.parents[1] / "kernels"]
 
@@ -173,6 +169,10 @@ def _jsonl_content(folder: Path, run_id: str) -> list[str]:
 
 
 def _aim_content(folder: Path, run_id: str) -> dict[Any, Any]:
+    import aim  # which has no wheel for some Pythons
+    from aim.sdk.index_manager import RepoIndexManager
+    from aim.storage.context import Context
+
     repo = aim.Repo(str(folder))
     RepoIndexManager.get_index_manager(repo).index(run_id)  # as Aim's server does; a run is not read without
     repo.container_pool.clear()
@@ -190,6 +190,6 @@ def _aim_content(folder: Path, run_id: str) -> dict[Any, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, aim.Distribution):
+    if type(value).__name__ == "Distribution":
         return (*value.range, value.weights.tolist())
     return repr(value)

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import aim
 import pytest
 import torch
 from harness import config_of, content
@@ -16,7 +15,6 @@ from pydantic import TypeAdapter
 
 from d9d_tracker import AnyTrackerConfig, RunConfig, tracker_from_config
 from d9d_tracker.accumulator import AccumulatingTracker
-from d9d_tracker.provider.aim.tracker import AimRun
 
 STEPS, END = 17, 13  # in the middle of a window of five
 
@@ -116,6 +114,8 @@ def test_a_backend_that_is_down_at_the_end_leaves_the_rest_in_the_backlog(
     def end() -> None:
         tracker.state_dict()  # what left the device so far is with the backend
         monkeypatch.setattr(os, "pwrite", full)
+        from d9d_tracker.provider.aim.tracker import AimRun
+
         monkeypatch.setattr(AimRun, "_track", full)
 
     train(tracker, folder, 0, end)
@@ -134,6 +134,8 @@ def test_a_backend_that_is_down_at_the_end_leaves_the_rest_in_the_backlog(
 
 @pytest.mark.parametrize("half_made", ["no version", "empty version", "folder only"])
 def test_an_aim_repository_that_a_kill_left_half_made_is_made_whole(half_made: str, tmp_path: Path) -> None:
+    import aim
+
     aim.Repo.from_path(str(tmp_path), init=True)
     if half_made == "folder only":
         shutil.rmtree(tmp_path / ".aim")
