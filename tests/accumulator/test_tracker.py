@@ -427,6 +427,7 @@ def test_leaving_is_bounded_when_the_device_hangs(backend, config, monkeypatch, 
     never.set()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_leaving_is_bounded_when_the_collector_has_died(backend, config, monkeypatch, caplog):
     monkeypatch.setattr(Collector, "_collect", lambda *_: sys.exit())
     tracker = over(backend, config, flush_timeout=1000.0)
