@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx matrix wheel docs pictures bench bench-gpu
+.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx matrix wheel docs pictures bench bench-gpu gpu-day
 
 help:
 	@echo "make demo       train a small network and track it with Aim"
@@ -20,6 +20,7 @@ help:
 	@echo "make pictures   docs/plot.png, drawn anew"
 	@echo "make bench      the benchmarks of the CPU"
 	@echo "make bench-gpu  the benchmarks of a GPU"
+	@echo "make gpu-day    all that a GPU has to show, part by part, resumable; PYTHON has torch, triton, numpy, pytest"
 
 $(VENV)/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -89,6 +90,9 @@ $(VENV)/bench: pyproject.toml constraints.txt
 
 bench: $(VENV)/bench
 	$(RUN) -m bench
+
+gpu-day: # needs torch, triton, numpy and pytest; with PYTHON of an environment that has them
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu_day
 
 bench-gpu: $(VENV)/bench
 	$(RUN) -m bench --gpu

@@ -7,18 +7,22 @@ device-to-device copy, whose bytes count twice (read and written). The L2 cache 
 """
 
 import argparse
+import importlib.util
+import json
 import re
 import statistics
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from d9d_tracker_kernels import EXPONENTIAL, allocate, histogram_, histogram_many_
 
 from .roofline import Point, draw_roofline
 
+DEVICE = "cuda"
 SIZES = {"1M": 1 << 20, "64M": 1 << 26, "1G": 1 << 30}
 BINNING = (EXPONENTIAL, 2048, 0.0, 0.0)
 # GPT-2-small: embeddings, then 12 layers of attention, feed-forward and norms. 148 tensors; twice that is 296.
@@ -45,7 +49,7 @@ def milliseconds(function: Callable[[], object], rounds: int = 20) -> float:
 
 
 def make(distribution: str, size: int, dtype: torch.dtype) -> torch.Tensor:
-    values = torch.zeros(size, dtype=dtype, device="cuda")
+    values = torch.zeros(size, dtype=dtype, device=DEVICE)
     if distribution == "normal":
         values.normal_()
     elif distribution == "uniform":
@@ -69,12 +73,27 @@ def rivals(values: torch.Tensor) -> dict[str, Callable[[], object]]:
         if values.dtype == torch.float32:
             array = cupy.from_dlpack(values)
             functions["cupy.histogram, range known"] = lambda: cupy.histogram(array, 512, range=(-4.0, 4.0))
+    try:
+        import cuda.compute  # pyright: ignore[reportMissingImports] (optional: measured where it is installed)
+    except ImportError:
+        print("     cuda-cccl is not installed: CUB's histogram by cuda.compute is not measured")
+    else:
+        if values.dtype == torch.float32:
+            counts = torch.zeros(512, dtype=torch.int32, device=values.device)
+            functions["cuda.compute histogram_even, range known"] = lambda: cuda.compute.histogram_even(
+                d_samples=values,
+                d_histogram=counts,
+                num_output_levels=513,
+                lower_level=np.float32(-4),
+                upper_level=np.float32(4),
+                num_samples=values.numel(),
+            )
     return functions
 
 
 def one_tensor(points: list[Point]) -> float:
     """Prints the single-tensor table, collects points and returns the copy bandwidth in bytes per ms."""
-    state, step = allocate(1, "cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    state, step = allocate(1, DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     bandwidth = 0.0
     for dtype in (torch.float32, torch.bfloat16):
         for size_name, size in SIZES.items():
@@ -101,8 +120,8 @@ def report(name: str, nbytes: float, time: float, bandwidth: float) -> None:
 
 
 def many_tensors() -> None:
-    gradients = [torch.randn(shape, device="cuda") * 1e-3 for shape in 2 * GPT2_SHAPES]
-    state, step = allocate(len(gradients), "cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    gradients = [torch.randn(shape, device=DEVICE) * 1e-3 for shape in 2 * GPT2_SHAPES]
+    state, step = allocate(len(gradients), DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
     args = (
         gradients,
         state.counts,
@@ -125,10 +144,10 @@ def many_tensors() -> None:
         print(f"     {name:28} {time:9.4f} ms {nbytes / time / 1e9:6.2f} TB/s")
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the picture")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if not torch.cuda.is_available():
         print("not measured: this machine has no CUDA device")
         return
@@ -140,6 +159,13 @@ def main() -> None:
     title = f"Histograms of 2048 bins with all statistics\n{device} · torch {torch.__version__} · {date.today()}"
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     out = arguments.out / f"{date.today()}-roofline-{slug}.png"
+    results = {"device": device, "torch": torch.__version__, "date": str(date.today()), "bandwidth": bandwidth}
+    results["points"] = [point._asdict() for point in points]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("matplotlib is not installed: no picture")
+        return
     draw_roofline(points, bandwidth, "the bandwidth of a copy: the limit", title, out)
 
 

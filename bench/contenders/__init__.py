@@ -7,7 +7,7 @@ from pathlib import Path
 from .base import EVERY, Contender, Kind, Nothing
 from .by_hand import D9dWriter, ItemEveryStep, StackEveryN
 from .ours import BACKENDS, Ours, configure
-from .packages import Lightning, MeanMetrics, TensorBoard, Wandb
+from .packages import D9dPackage, Lightning, MeanMetrics, TensorBoard, Wandb
 
 __all__ = [
     "BACKENDS",
@@ -31,6 +31,7 @@ def others(folder: Path, device: str) -> dict[str, Start]:
         ItemEveryStep.name: ItemEveryStep,
         StackEveryN.name: StackEveryN,
         D9dWriter.name: D9dWriter,
+        D9dPackage.name: D9dPackage,
         MeanMetrics.name: lambda: MeanMetrics(device),
         Lightning.name: lambda: Lightning(folder / "lightning"),
         TensorBoard.name: lambda: TensorBoard(folder / "tensorboard"),

@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +40,38 @@ class MeanMetrics(Contender):
             self.lists.append([metric.compute().item() for metric in self.metrics.values()])
             for metric in self.metrics.values():
                 metric.reset()
+
+
+class D9dPackage(Contender):
+    """d9d's own ``TrackerWriter``, over a run that keeps what it is given."""
+
+    name = "d9d TrackerWriter"
+    kind: Kind = "package"
+
+    def __init__(self):
+        from d9d.loop.component.tracker_writer import PendingTrackerWrites, TrackerWriter
+        from d9d.tracker import Scalar
+
+        self.current_step = 0  # d9d's writer reads it here, as from its schedule
+        self.kept: list[float] = []
+        self._scalar = Scalar
+        self._pending = PendingTrackerWrites(self, max_pending_steps=2)
+        self._writer = TrackerWriter(self._pending, self, {})
+
+    def write(self, point: Any, value: Any) -> None:
+        """Take a value from d9d's writer."""
+        self.kept.append(value.value.item())
+
+    def set_step(self, step: int) -> None:
+        self.current_step = step
+
+    def scalars(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self._writer.log(name, self._scalar(value=value))
+
+    def settle(self) -> None:
+        self._pending.flush()
+        self.kept.clear()
 
 
 class TensorBoard(Contender):
