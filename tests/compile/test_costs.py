@@ -1,4 +1,4 @@
-"""What each way of compiling costs in graphs, with the tracker and without: the table in the README."""
+"""What each way of compiling costs in graphs, with the tracker and without: the table in the guide."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from d9d_tracker.tracing import REGIONS_WRITE_IN_TRAINING
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "compiled.md"
 BLOCKS, CONTEXTS = 14, 20
 
 
@@ -143,9 +143,9 @@ def row(way, recorded, graphs):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_readme_says_what_each_way_costs(recorded, graphs, way):
+def test_the_guide_says_what_each_way_costs(recorded, graphs, way):
     skip_what_this_torch_cannot(way)
     found = row(way, recorded, graphs)
     _, without, tracked = (part.strip() for part in found.strip("|").split("|"))
     assert tracked == without
-    assert found in README.read_text().splitlines()
+    assert found in GUIDE.read_text().splitlines()
