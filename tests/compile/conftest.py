@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
@@ -134,8 +136,8 @@ class FakeCuda:
         assert len(graphs) == 1
         return list(graphs[0].graph.nodes)
 
-    def source(self, function, make_arguments) -> str:
-        """Return the call function that Inductor emits: one line per launch."""
+    def module(self, function, make_arguments) -> str:
+        """Return the module that Inductor emits."""
         from torch._inductor.graph import GraphLowering
 
         emitted = []
@@ -154,7 +156,12 @@ class FakeCuda:
                 if not emitted:
                     raise
         assert len(emitted) == 1
-        return emitted[0][emitted[0].index("def call(") :]
+        return emitted[0]
+
+    def source(self, function, make_arguments) -> str:
+        """Return the call function that Inductor emits: one line per launch."""
+        emitted = self.module(function, make_arguments)
+        return emitted[emitted.index("def call(") :]
 
     def launches(self, function, make_arguments) -> int:
         """Return how many kernels a call launches, each call of an operator counting as one."""

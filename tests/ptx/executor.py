@@ -126,6 +126,8 @@ class Block:
                 self._load_parameter(one, mask)
             case "ld" | "st":
                 self._move(one, mask)
+            case "createpolicy":  # a hint to the cache, which is none of the values' business
+                self._put(str(operands[0]), np.zeros(self._threads, np.uint64), mask)
             case "atom" | "red":
                 self._add(one, mask)
             case "shfl" | "redux":
@@ -233,7 +235,8 @@ class Block:
     def _move(self, one: Instruction, mask: np.ndarray) -> None:
         """Load or store, of one register or of a vector of them."""
         is_load = one.parts[0] == "ld"
-        data, place = one.operands if is_load else one.operands[::-1]
+        operands = one.operands[:2]  # a hint to the cache may follow
+        data, place = operands if is_load else operands[::-1]
         names = data if isinstance(data, list) else [data]
         of = np.dtype(f"u{np.dtype(TYPES[one.parts[-1]]).itemsize}")
         values = np.zeros((int(mask.sum()), len(names)), of)
