@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 import torch
+from typing_extensions import override
 
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
@@ -157,8 +158,8 @@ class RecordRun(BaseTrackerRun):
         """
         self._context = as_context("set_context", context)
 
+    @override
     def get_context(self) -> dict[str, str]:
-        """Return the persistent context."""
         return dict(self._context)
 
     def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
@@ -175,20 +176,10 @@ class RecordRun(BaseTrackerRun):
         """
         self.write_record(self._record(name, as_float(name, value), context))
 
+    @override
     def log_at(
         self, step: int, values: Mapping[str, float | torch.Tensor], context: Mapping[str, Any] | None = None
     ) -> None:
-        """Log numbers of a step that may be over, without going back to it.
-
-        Args:
-            step: The step.
-            values: Name and value of each series.
-            context: Tags; merged with the persistent context, over which they win.
-
-        Raises:
-            TypeError: If a value is no real number.
-            ValueError: If a name is empty, the run is closed, or the backend takes nothing for a step that is over.
-        """
         for name, value in values.items():
             record = self._record(name, as_float(name, value), None if context is None else dict(context))
             self.write_record(record._replace(step=step))

@@ -73,8 +73,12 @@ class NonFiniteWatch:
         if self._callback is not None:
             call = threading.Thread(target=self._call, args=(self._callback, new), name="d9d_tracker on_nonfinite")
             call.daemon = True
-            call.start()
-            self._calls.append(call)
+            try:
+                call.start()
+            except RuntimeError as error:  # no thread is left, or the interpreter is on its way out
+                logger.error("on_nonfinite is not called: %s", error)
+            else:
+                self._calls.append(call)
 
     def close(self, timeout: float) -> None:
         """Wait for the callback.

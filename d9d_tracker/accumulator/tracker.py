@@ -174,10 +174,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             session.close(deadline, error)
             run.warn_of_no_steps(session.has_merged)
             self._latest = session.latest
-            if isinstance(error, Exception):
-                logger.error("%s", words_of_end(error, self._name, run.buffers.clock.step, self._latest))
-            if self._config.summary and session.rank == 0 and get_console().is_terminal:
-                self.print_summary()
+            self._tell_the_end(session.rank, error)
             if snapshot is not None:
                 for name, kept in session.kept().items():
                     snapshot.backend.kept[name] = [window for window in kept if window < windows]
@@ -189,6 +186,15 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             self.run_id = self._tracker.run_id or self._beginning_name()
             run.detach()
             self._session = None
+
+    def _tell_the_end(self, rank: int, error: BaseException | None) -> None:
+        try:
+            if isinstance(error, Exception):
+                logger.error("%s", words_of_end(error, self._name, self._run.buffers.clock.step, self._latest))
+            if self._config.summary and rank == 0 and get_console().is_terminal:
+                self.print_summary()
+        except (Exception, SystemExit) as failure:  # an error without words; a broken pipe, for which rich exits
+            logger.error("the end of the run could not be told: %r", failure)
 
     def print_summary(self, console: Console | None = None) -> None:
         """Print what became of the last run, where it is and how to open it, as its end does on a terminal.

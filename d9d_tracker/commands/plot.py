@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from d9d_tracker.reading import Histograms, Scalars, StoredRun, read
 
+from .panels import COLORS, draw_bands, draw_curves, draw_heat_map
 from .show import differing, in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
+T = TypeVar("T", Scalars, Histograms)
 _PANEL_INCHES = (4.6, 2.7)
 _COLUMNS = 3
 _SMOOTH_FROM = 400  # points; below, every one can be seen
@@ -51,7 +53,7 @@ def plot(
     except ImportError as error:
         raise ImportError("`plot` draws with matplotlib: pip install 'd9d_tracker[plot]'") from error
     runs = [run for path in paths for run in read(path)]
-    loaded = [[_within(series, steps) for series in run.load(*patterns)] for run in runs]
+    loaded = [[one for series in run.load(*patterns) if len((one := _within(series, steps)).steps)] for run in runs]
     scalars = _names(loaded, Scalars)
     histograms = _names(loaded, Histograms)
     if not scalars and not histograms:
@@ -62,7 +64,7 @@ def plot(
     labels = _labels(runs)
     figure = Figure(layout="constrained")
     # A histogram has a row: its quantiles, and a heat map for each run.
-    wide = 1 + max((sum(_has(own, name) for own in loaded) for name in histograms), default=0)
+    wide = 1 + max((len(_of(loaded, labels, name, Histograms)) for name in histograms), default=0)
     columns = max(min(_COLUMNS, len(scalars)), wide if histograms else 0)
     rows = -(-len(scalars) // columns)
     figure.set_size_inches(columns * _PANEL_INCHES[0], (rows + len(histograms)) * _PANEL_INCHES[1] + 0.4)
@@ -97,13 +99,17 @@ def _within(series: Scalars | Histograms, steps: tuple[int, int] | None) -> Scal
 
 
 def _names(loaded: list[list[Scalars | Histograms]], kind: type) -> list[str]:
-    return list(
-        dict.fromkeys(one.name for own in loaded for one in own if isinstance(one, kind) and len(one.steps) > 0)
-    )
+    return list(dict.fromkeys(one.name for own in loaded for one in own if isinstance(one, kind)))
 
 
-def _has(own: list[Scalars | Histograms], name: str) -> int:
-    return sum(isinstance(series, Histograms) and series.name == name and len(series.steps) > 0 for series in own)
+def _of(loaded: list[list[Scalars | Histograms]], labels: list[str], name: str, kind: type[T]) -> list[tuple[str, T]]:
+    """Return the series of a name in all runs, with what the legend calls them."""
+    return [
+        ("  ".join(filter(None, (label, in_words(series.context)))), series)
+        for label, own in zip(labels, loaded, strict=True)
+        for series in own
+        if isinstance(series, kind) and series.name == name
+    ]
 
 
 def _labels(runs: list[StoredRun]) -> list[str]:
@@ -113,10 +119,6 @@ def _labels(runs: list[StoredRun]) -> list[str]:
     for run, hparams in zip(runs, differing(runs), strict=True):
         labels.append(in_words(hparams) if hparams else run.path.stem)
     return labels
-
-
-def _label(run: str, series: Scalars | Histograms) -> str:
-    return "  ".join(filter(None, (run, in_words(series.context))))
 
 
 def _draw_scalars(
@@ -129,18 +131,11 @@ def _draw_scalars(
     clip: float,
     log: bool,
 ) -> None:
-    from .panels import draw_curves
-
     for axes, name in zip(part.subplots(1, columns, squeeze=False)[0], [*names, *[None] * columns], strict=False):
         if name is None:
             axes.set_visible(False)
             continue
-        curves = [
-            (_label(label, series), series)
-            for label, own in zip(labels, loaded, strict=True)
-            for series in own
-            if isinstance(series, Scalars) and series.name == name and len(series.steps) > 0
-        ]
+        curves = _of(loaded, labels, name, Scalars)
         longest = max(len(series.steps) for _, series in curves)
         points = smooth or (longest // 50 if longest >= _SMOOTH_FROM else 1)
         if log:
@@ -152,15 +147,8 @@ def _draw_scalars(
 def _draw_histograms(
     part: "SubFigure", name: str, loaded: list[list[Scalars | Histograms]], labels: list[str], columns: int
 ) -> None:
-    from .panels import COLORS, draw_bands, draw_heat_map
-
     all_axes = part.subplots(1, columns, squeeze=False)[0]
-    found = [
-        (_label(label, series), series)
-        for label, own in zip(labels, loaded, strict=True)
-        for series in own
-        if isinstance(series, Histograms) and series.name == name and len(series.steps) > 0
-    ]
+    found = _of(loaded, labels, name, Histograms)
     for axes in all_axes[1 + len(found) :]:
         axes.set_visible(False)
     for index, (label, series) in enumerate(found):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,10 @@ class Position:
         """
         self.state, self.step, self.points = state, step, points
         draft = self.path.with_suffix(".draft")
-        draft.write_text(json.dumps({"state": state, "step": step, "points": points}))
+        with draft.open("w") as file:
+            json.dump({"state": state, "step": step, "points": points}, file)
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(self.path)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from d9d_tracker.accumulator.arguments import numbers_among
+from d9d_tracker.backend import RecordRun
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.factory import tracker_from_config
@@ -61,6 +62,8 @@ class FrameworkRun:
             if self._has_ended:
                 self.tracker.load_state_dict(self.tracker.state_dict())
             self._run = self.tracker.start(self._properties)
+            if self._has_ended and isinstance(self._run, RecordRun):
+                self._run.resume(False)  # it is the same life: nothing that was logged is logged again
         return self._run
 
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:

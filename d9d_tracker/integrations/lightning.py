@@ -145,8 +145,9 @@ class TrackerCallback(Callback):
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save the tracker's state, with what Lightning will log for this step only after the checkpoint."""
         connector, loop = trainer._logger_connector, trainer.fit_loop
-        is_due = connector.should_update_logs and not loop._should_accumulate()
-        if trainer.training and (connector._first_loop_iter is None or is_due):
+        if trainer.training and (
+            connector._first_loop_iter is None or (connector.should_update_logs and not loop._should_accumulate())
+        ):
             # Logged again in a moment, with the same values, so that their mean is the same.
             metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
             self._tracked.log({**metrics, "epoch": trainer.current_epoch}, loop.epoch_loop._batches_that_stepped)

@@ -17,7 +17,7 @@ from d9d_tracker.base import RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.record import Record
 
-from .commands import command
+from .command_line import command
 from .files import append, sync_folder
 from .jsonl_format import hparams_line, read_run, record_line, run_line, whole_lines
 from .lock import hold, let_go

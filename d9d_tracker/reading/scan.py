@@ -69,21 +69,29 @@ def scan(path: Path, wanted: Callable[[Key], bool], name: str | None = None) -> 
     Raises:
         ValueError: If a line other than the last is no point.
     """
+    try:
+        yield from _scan(path, wanted, name)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; mend or remove that line") from None
+
+
+def _scan(path: Path, wanted: Callable[[Key], bool], name: str | None) -> Iterator[Points]:
     torn, lines = False, _lines(name)
     with path.open("rb") as file:
         file.readline()
         for block in blocks(file):
             rows = lines.findall(block)
+            others = [(index, row[5]) for index, row in enumerate(rows) if row[5]]
+            if torn:
+                raise ValueError("a line is not JSON but others follow")
             yield from _scalars([row for row in rows if row[1]], wanted)
-            for line in (row[5] for row in rows if row[5]):
-                if torn:
-                    raise ValueError(f"a line of {path} is not JSON but others follow: mend or remove that line")
+            for index, line in others:
                 try:
                     points = _other(line, wanted)
                 except json.JSONDecodeError:
                     torn = True  # by a kill, if it is the last line of all
-                except (KeyError, TypeError, ValueError):
-                    raise ValueError(f"a line of {path} is not one of a run: {line[:80]!r}") from None
+                    if index < len(rows) - 1:
+                        raise ValueError("a line is not JSON but others follow") from None
                 else:
                     if points is not None:
                         yield points
@@ -150,6 +158,8 @@ def _other(line: bytes, wanted: Callable[[Key], bool]) -> Points | None:
         if not wanted(key):
             return Points(key, np.array([int(header[2])]), None, np.array([np.nan]))
     fields = json.loads(line)
+    if not isinstance(fields, dict) or fields.get("type") not in ("scalar", "histogram", "hparams"):
+        raise ValueError(f"a line is no point of a run: {line[:80]!r}")
     if fields["type"] == "hparams":
         return None
     record = read_record(fields)

@@ -173,9 +173,7 @@ class StoredRun:
         Raises:
             KeyError: If there is no such series, or there are several.
         """
-        key, parts = self._find("scalar", name, context)
-        steps, values, times = _latest(parts)
-        return Scalars(key.name, dict(key.context), steps, values, times)
+        return Scalars(**self._find("scalar", name, context))
 
     def histograms(self, name: str, context: Mapping[str, str] | None = None) -> Histograms:
         """Return a histogram series.
@@ -187,9 +185,7 @@ class StoredRun:
         Raises:
             KeyError: If there is no such series, or there are several.
         """
-        key, parts = self._find("histogram", name, context)
-        steps, values, times = _latest(parts)
-        return Histograms(key.name, dict(key.context), steps, list(values), times)
+        return Histograms(**self._find("histogram", name, context))
 
     def load(self, *patterns: str) -> list[Scalars | Histograms]:
         """Return all series of which the name matches, reading the file once.
@@ -198,18 +194,14 @@ class StoredRun:
             *patterns: As the shell's, one of which a name is to match: ``"train/*"``. All series without any.
         """
         patterns = patterns or ("*",)
-        loaded: list[Scalars | Histograms] = []
 
         def wanted(key: Key) -> bool:
             return any(fnmatchcase(key.name, pattern) for pattern in patterns)
 
-        for key, parts in self._collect(wanted, only=True).items():
-            steps, values, times = _latest(parts)
-            if key.kind == "scalar":
-                loaded.append(Scalars(key.name, dict(key.context), steps, values, times))
-            else:
-                loaded.append(Histograms(key.name, dict(key.context), steps, list(values), times))
-        return loaded
+        return [
+            (Scalars if key.kind == "scalar" else Histograms)(**_latest(key, parts))
+            for key, parts in self._collect(wanted, only=True).items()
+        ]
 
     def records(self) -> Iterator[Record]:
         """Yield all points in the order of their steps: what a backend takes."""
@@ -262,7 +254,7 @@ class StoredRun:
             columns[name] = repeated([series.context.get(tag) for series in loaded])
         return columns
 
-    def _find(self, kind: str, name: str, context: Mapping[str, str] | None) -> tuple[Key, list[Points]]:
+    def _find(self, kind: str, name: str, context: Mapping[str, str] | None) -> dict[str, Any]:
         tags = None if context is None else tuple(sorted(context.items()))
 
         def wanted(key: Key) -> bool:
@@ -270,7 +262,7 @@ class StoredRun:
 
         found = self._collect(wanted, only=True, name=name)
         if len(found) == 1:
-            return next(iter(found.items()))
+            return _latest(*next(iter(found.items())))
         if found:
             raise KeyError(f"{self} has {name!r} in several contexts, name one: {[dict(key.context) for key in found]}")
         known = [f"{series.kind} {series.name!r} {series.context or ''}".rstrip() for series in self.series()]
@@ -290,12 +282,18 @@ def _series(key: Key, steps: np.ndarray) -> Series:
     return Series(key.kind, key.name, dict(key.context), len(steps), int(steps[0]), int(steps[-1]))
 
 
-def _latest(parts: list[Points]) -> tuple[np.ndarray, Any, np.ndarray]:
-    """Return steps, values and times by rising step; of several points of a step, the last that was written."""
+def _latest(key: Key, parts: list[Points]) -> dict[str, Any]:
+    """Return a series by rising step; of several points of a step, the last that was written."""
     steps = np.concatenate([part.steps for part in parts])
     order = np.argsort(steps, kind="stable")
     ordered = steps[order]
     kept = order[np.append(ordered[1:] != ordered[:-1], True)]
-    dtype = np.float64 if parts[0].key.kind == "scalar" else object
-    values = np.concatenate([np.array(part.values, dtype=dtype) for part in parts])
-    return steps[kept], values[kept], np.concatenate([part.times for part in parts])[kept]
+    dtype = np.float64 if key.kind == "scalar" else object
+    values = np.concatenate([np.array(part.values, dtype=dtype) for part in parts])[kept]
+    return {
+        "name": key.name,
+        "context": dict(key.context),
+        "steps": steps[kept],
+        "values": values if key.kind == "scalar" else list(values),
+        "times": np.concatenate([part.times for part in parts])[kept],
+    }

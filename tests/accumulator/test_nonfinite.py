@@ -131,3 +131,21 @@ def test_an_exception_is_told_with_the_last_values(tracked, caplog):
         "run 'x' was ended at step 6 by RuntimeError: the loss exploded; last values: loss stage=train 3 (step 6), "
         "lr 0.1 (step 6)"
     )
+
+
+def test_a_callback_for_which_no_thread_is_left_costs_no_window(tracked, caplog, monkeypatch):
+    tracker = tracked(lambda found: None)
+    start = threading.Thread.start
+
+    def none_left(thread):
+        if thread.name == "d9d_tracker on_nonfinite":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    with tracker.open(NAME) as run:
+        for step in range(12):
+            run.set_step(step)
+            run.scalar("a", math.nan)
+    assert (tracker.report.delivered, tracker.report.unread) == (12, 0)
+    assert "on_nonfinite is not called" in caplog.text

@@ -78,3 +78,22 @@ def test_what_was_lost_is_said():
 def test_the_last_values_are_those_of_each_series():
     records = [Record(name, step, {"k": "v"}, float(step)) for step in range(3) for name in "ab"]
     assert {name: record.value for name, record in last_values(records).items()} == {"a k=v": 2.0, "b k=v": 2.0}
+
+
+class AngryError(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+
+def test_a_terminal_that_is_gone_and_an_error_without_words_end_nothing(terminal, config, tmp_path, caplog):
+    def broken(text):
+        raise BrokenPipeError
+
+    terminal.file.write = broken
+    tracker = run_once(config, tmp_path / "runs")
+    assert tracker.report.delivered == 3
+    run = tracker.start(RunConfig(name="again"))
+    run.scalar("loss", 1.0)
+    run.finish(AngryError())
+    assert tracker.report.delivered == 1
+    assert caplog.text.count("the end of the run could not be told") == 2

@@ -40,6 +40,16 @@ def source(folder, steps=range(12)):
     return run.path
 
 
+def log_again(folder, step, name):
+    """Have the job go on, from a step on."""
+    (stored,) = read(folder)
+    tracker = JsonlTracker(JsonlTrackerConfig(path=folder))
+    tracker.load_state_dict({"run_id": stored.id})
+    with tracker.open(PROPERTIES) as run:
+        run.set_step(step)
+        run.scalar(name, 9.0)
+
+
 def run_id(path):
     (position,) = path.parent.glob("*.replay")
     return json.loads(position.read_text())["state"]["run_id"]
@@ -119,12 +129,7 @@ def test_killed_it_goes_on(tmp_path, destination):
 def test_what_a_job_logs_later_is_sent_later(tmp_path, destination, capsys):
     command = ["replay", str(source(tmp_path / "source")), "--provider", "jsonl", "--set", f"path={destination}"]
     assert main(command) == 0
-    (stored,) = read(tmp_path / "source")
-    tracker = JsonlTracker(JsonlTrackerConfig(path=tmp_path / "source"))
-    tracker.load_state_dict({"run_id": stored.id})
-    with tracker.open(PROPERTIES) as run:
-        run.set_step(12)
-        run.scalar("loss", 9.0)
+    log_again(tmp_path / "source", 12, "loss")
     assert main(command) == 0
     assert "1 points sent, 29 in run" in " ".join(capsys.readouterr().out.split())
     assert records_of(destination) == records_of(tmp_path / "source")
@@ -133,12 +138,7 @@ def test_what_a_job_logs_later_is_sent_later(tmp_path, destination, capsys):
 def test_a_run_that_was_resumed_from_a_checkpoint_meanwhile_is_sent_again(tmp_path, destination):
     command = ["replay", str(source(tmp_path / "source")), "--provider", "jsonl", "--set", f"path={destination}"]
     assert main(command) == 0
-    (stored,) = read(tmp_path / "source")
-    tracker = JsonlTracker(JsonlTrackerConfig(path=tmp_path / "source"))
-    tracker.load_state_dict({"run_id": stored.id})
-    with tracker.open(PROPERTIES) as run:
-        run.set_step(6)
-        run.scalar("other", 9.0)
+    log_again(tmp_path / "source", 6, "other")
     assert main(command) == 0
     assert records_of(destination) == records_of(tmp_path / "source")
 

@@ -77,12 +77,17 @@ def test_what_a_kill_tore_off_is_left_out(stored):
     assert points(path) == {Key("scalar", "loss", ()): [(0, 1.0), (1, 1.0)]}
 
 
+@pytest.mark.parametrize("size", [1, 1 << 20])
 @pytest.mark.parametrize("damage", [b'{"type":"scalar","na\n', b"\x00\x00\x00\n"])
-def test_damage_within_a_file_is_named(stored, damage):
+@pytest.mark.parametrize("after", ["odd\\name", "loss", "weights"])
+def test_damage_within_a_file_is_named(stored, monkeypatch, size, damage, after):
+    monkeypatch.setattr(scan_module, "_BLOCK_BYTES", size)
     path = stored([Record("loss", 0, {}, 1.0)])
-    path.write_bytes(path.read_bytes() + damage + record_line(Record("odd\\name", 1, {}, 1.0)))
-    with pytest.raises(ValueError, match="mend or remove that line"):
-        points(path)
+    last = Record(after, 1, {}, histogram() if after == "weights" else 1.0)
+    path.write_bytes(path.read_bytes() + damage + record_line(last))
+    for name in (None, "loss", "another"):
+        with pytest.raises(ValueError, match=r"run\.jsonl: a line is not JSON but others follow; mend or remove"):
+            points(path, name=name)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def test_damage_within_a_file_is_named(stored, damage):
 def test_lines_that_are_no_points_are_named(stored, line):
     path = stored([Record("loss", 0, {}, 1.0)])
     path.write_bytes(path.read_bytes() + json.dumps(line).encode() + b"\n")
-    with pytest.raises(ValueError, match=r"is not one of a run|no number"):
+    with pytest.raises(ValueError, match=r"run\.jsonl: .*; mend or remove that line"):
         points(path)
 
 

@@ -1,0 +1,32 @@
+"""What a framework decides of a run's life costs no point."""
+
+import pytest
+
+from d9d_tracker import RunConfig
+from d9d_tracker.integrations.framework_run import FrameworkRun
+
+
+@pytest.mark.parametrize("accumulates", [True, False])
+def test_a_run_that_is_asked_for_after_its_end_keeps_what_it_had(config, stored, accumulates):
+    if not accumulates:
+        config = config.model_copy(update={"accumulator": None})
+    tracked = FrameworkRun(config, RunConfig(name="x"))
+    tracked.add_hparams({"early": 1})
+    tracked.log({"loss": 1.0, "none": None}, 3)
+    tracked.finish()
+    tracked.log({"test": 2.0}, 3)
+    tracked.log({"late": 4.0}, 1)
+    tracked.add_hparams({"later": 2})
+    tracked.finish()
+    run, points = stored()
+    assert run["hparams"] == {"early": 1, "later": 2}
+    assert points == {("loss",): {3: 1.0}, ("test",): {3: 2.0}, ("late",): {1: 4.0}}
+
+
+def test_the_context_of_the_loop_is_not_that_of_the_framework(config, stored):
+    tracked = FrameworkRun(config)
+    tracked.run.set_context({"stage": "train"})
+    tracked.log({"loss": 1.0}, 0)
+    tracked.run.scalar("own", 2.0)
+    tracked.finish()
+    assert set(stored()[1]) == {("loss",), ("own", ("stage", "train"))}
