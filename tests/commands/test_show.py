@@ -14,6 +14,7 @@ from rich.console import Console
 
 from d9d_tracker import Record
 from d9d_tracker.__main__ import main
+from d9d_tracker.commands import show as show_module
 from d9d_tracker.commands.show import differing, show
 from d9d_tracker.provider.jsonl_format import record_line
 from d9d_tracker.reading import read
@@ -92,6 +93,30 @@ def test_following_shows_what_comes(stored):
         finally:
             process.kill()
             os.close(parent)
+
+
+def test_what_comes_while_it_is_read_is_shown(stored, console, monkeypatch):
+    path = stored([Record("loss", 1, {}, 0.123)])
+    pauses = iter([None])
+
+    def read_slowly(place):
+        runs = [(run, run.load()) for run in read(place)]
+        with path.open("ab") as file:
+            file.write(record_line(Record("loss", 2, {}, 0.456)))
+        for run, loaded in runs:
+            run.load = lambda *_, loaded=loaded: loaded
+        monkeypatch.setattr(show_module, "read", read)
+        return [run for run, _ in runs]
+
+    def pause(seconds):
+        if next(pauses, "over") == "over":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(show_module, "read", read_slowly)
+    monkeypatch.setattr(show_module.time, "sleep", pause)
+    out = console()
+    show(path, [], True, out)
+    assert "0.456" in out.file.getvalue()
 
 
 def read_until(terminal, words, seconds=60):

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from typing import ClassVar, Literal
 
 import pytest
 from rich.console import Console
 
-from d9d_tracker import JsonlTrackerConfig, Record, RunConfig
+from d9d_tracker import BaseTracker, BaseTrackerRun, JsonlTrackerConfig, Record, RunConfig, TrackerConfig, factory
 from d9d_tracker.__main__ import main
 from d9d_tracker.backend import RecordRun
 from d9d_tracker.commands import replay as replay_module
@@ -170,3 +172,52 @@ def test_what_cannot_be_sent_is_said_in_one_line(tmp_path, capsys, destination):
         position.write_text(json.dumps({**json.loads(position.read_text()), "points": 1}))
         assert main(command) == 1
     assert "being written by another job" in " ".join(capsys.readouterr().err.split())
+
+
+class NotedRun(BaseTrackerRun):
+    """A run of a backend that has the contract alone."""
+
+    calls: ClassVar[list] = []
+
+    def set_step(self, step):
+        self.calls.append(("step", step))
+
+    def set_context(self, context):
+        pass
+
+    def scalar(self, name, value, context=None):
+        self.calls.append((name, value))
+        if len(self.calls) == 7:
+            raise KeyboardInterrupt
+
+    def bins(self, name, values, context=None):
+        pass
+
+    def rewind(self, step):
+        self.calls.append(("rewind", step))
+
+
+class NotedConfig(TrackerConfig):
+    provider: Literal["noted"] = "noted"
+
+
+class NotedTracker(BaseTracker[NotedConfig]):
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+    @contextmanager
+    def open(self, properties):
+        yield NotedRun()
+
+
+def test_a_backend_that_has_the_contract_alone_is_told_what_comes_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(factory._MAP, NotedConfig, NotedTracker)
+    monkeypatch.setattr(replay_module, "_FLUSH_EVERY", 1)
+    with JsonlTracker(JsonlTrackerConfig(path=tmp_path)).open(PROPERTIES) as run:
+        run.write(Record("loss", step, {}, float(step)) for step in range(4))
+    with pytest.raises(KeyboardInterrupt):
+        replay(tmp_path, NotedConfig(accumulator=None), Console(quiet=True))
+    del NotedRun.calls[:]
+    replay(tmp_path, NotedConfig(accumulator=None), Console(quiet=True))
+    assert NotedRun.calls == [("rewind", 2), ("step", 2), ("loss", 2.0), ("step", 3), ("loss", 3.0)]

@@ -364,6 +364,7 @@ def breaking(rank: int, folder: Path) -> dict:
             run.set_step(step)
             run.scalar("loss", float("nan") if rank == 1 and step >= 7 else 1.0)
             run.scalar("both", float("inf") if rank >= 1 and step >= 11 else 1.0)
+            run.scalar("one after the other", float("nan") if step >= 5 * rank + 3 else 1.0)
             values = torch.ones(10)
             values[:rank] = float("nan") if step == 13 and rank == 2 else 1.0
             run.bins("gradients", values, scope="rank")
