@@ -24,6 +24,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="Aim is not installed: run it on Python 3.11 or 3.12"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def trackio_folder(tmp_path_factory):
+    """Trackio writes to one folder a process, which it reads when it is first imported, by whomever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))
+        yield
+
+
 class Recorded:
     """A tracker over the recording backend, and what arrived there."""
 

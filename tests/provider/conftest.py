@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sqlite3
 import subprocess
 import sys
@@ -440,15 +441,9 @@ def mlflow_storage(mlflow_store: str) -> MLflowStorage:
     return MLflowStorage(mlflow_store)
 
 
-@pytest.fixture(scope="session")
-def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Trackio writes to one folder a process.
-    return tmp_path_factory.mktemp("trackio")
-
-
 @pytest.fixture
-def trackio_storage(trackio_folder: Path) -> TrackioStorage:
-    return TrackioStorage(trackio_folder)
+def trackio_storage() -> TrackioStorage:
+    return TrackioStorage(Path(os.environ["TRACKIO_DIR"]))
 
 
 @pytest.fixture(params=["jsonl", "aim", "tensorboard", "wandb", "mlflow", "trackio"])
