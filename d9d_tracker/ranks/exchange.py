@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from .finish import finish
+
 
 def exchange(value: Any, group: dist.ProcessGroup) -> list[Any]:
     """Return the values of all ranks, in their order. Every rank must call it.
@@ -32,10 +34,10 @@ def exchange_bytes(data: bytes, group: dist.ProcessGroup) -> list[np.ndarray]:
         One uint8 array of one dimension a rank.
     """
     sizes = [torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(dist.get_world_size(group))]
-    dist.all_gather(sizes, torch.tensor([len(data)], device="cpu"), group=group)
+    finish(dist.all_gather(sizes, torch.tensor([len(data)], device="cpu"), group=group, async_op=True))
     longest = max(1, *(int(size) for size in sizes))
     padded = torch.zeros(longest, dtype=torch.uint8, device="cpu")
     padded[: len(data)] = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
     parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded, group=group)
+    finish(dist.all_gather(parts, padded, group=group, async_op=True))
     return [part.numpy()[: int(size)] for part, size in zip(parts, sizes, strict=True)]

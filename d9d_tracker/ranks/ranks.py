@@ -24,6 +24,7 @@ from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries, labe
 from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, LAST_STEP, MOMENTS
 
 from .exchange import exchange_bytes
+from .finish import finish
 from .heartbeat import Heartbeat
 from .reduction import reduce_window
 from .spelling import spell
@@ -134,7 +135,7 @@ class Ranks:
         digest = hashlib.blake2b(json.dumps(shared).encode(), digest_size=8).digest()
         head = torch.tensor([int.from_bytes(digest, "little", signed=True), point, len(own)], device="cpu")
         heads = [torch.empty_like(head) for _ in range(self._size)]
-        dist.all_gather(heads, head, group=self._group)
+        finish(dist.all_gather(heads, head, group=self._group, async_op=True))
         points = [int(head[1]) for head in heads]
         if any(int(other[0]) != int(head[0]) for other in heads):
             window = self._aligned(window)
@@ -179,7 +180,7 @@ class Ranks:
         data = len(own).to_bytes(8, "little") + own
         padded[: len(data)] = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
         parts = [torch.empty_like(padded) for _ in range(self._size)] if self._rank == 0 else None
-        dist.gather(padded, parts, group=self._group, group_dst=0)
+        finish(dist.gather(padded, parts, group=self._group, group_dst=0, async_op=True))
         for rank, part in enumerate(parts or []):
             data = part.numpy().tobytes()
             end = 8 + int.from_bytes(data[:8], "little")

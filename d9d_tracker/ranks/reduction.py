@@ -10,6 +10,8 @@ from d9d_tracker.accumulator.host_window import HostWindow
 from d9d_tracker.accumulator.spread import rank_columns
 from d9d_tracker_kernels import COUNT, LAST, LAST_STEP, MAX, NEGATED_MIN, Moment
 
+from .finish import finish
+
 _NAN = np.iinfo(np.int64).max
 
 
@@ -60,13 +62,13 @@ def reduce_window(window: HostWindow, group: dist.ProcessGroup) -> HostWindow:
 
 def _all_reduce(parts: list[np.ndarray], operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup):
     packed = _packed(parts)
-    dist.all_reduce(packed, operation, group=group)
+    finish(dist.all_reduce(packed, operation, group=group, async_op=True))
     return _unpacked(packed, parts)
 
 
 def _reduce(parts: list[np.ndarray], group: dist.ProcessGroup) -> list[np.ndarray]:
     packed = _packed(parts)
-    dist.reduce(packed, group=group, group_dst=0)
+    finish(dist.reduce(packed, group=group, group_dst=0, async_op=True))
     return _unpacked(packed, parts)
 
 
