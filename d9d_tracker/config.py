@@ -99,6 +99,10 @@ class AccumulatorConfig(_Frozen):
             never waits. Half an hour by default, as NCCL does.
         backlog_dir: Folder for what a backend has not accepted yet; created when it is first needed.
         backlog_bytes: Size of that backlog, per run; the oldest windows are dropped, and reported, beyond it.
+        writer: Where the backend runs: on a ``"thread"`` of the training, or in a ``"process"`` of its own, which does
+            not hold the training's interpreter, and finishes what it was given when the training is killed. That costs
+            an import of torch and of the SDK on opening, and their memory; and what the SDK observes by itself (the
+            terminal, the system's metrics) is that process, not the training.
         summary: Whether the end of a run prints where it is, and what became of it; on a terminal only.
     """
 
@@ -114,6 +118,7 @@ class AccumulatorConfig(_Frozen):
     distributed_timeout: PositiveFloat = 1800.0
     backlog_dir: Path = Path(".d9d_tracker")
     backlog_bytes: PositiveInt = 256 * 2**20
+    writer: Literal["thread", "process"] = "thread"
     summary: bool = True
 
     @field_validator("device")

@@ -18,6 +18,7 @@ ALLOWED = {
     "context": {"errors"},
     "backend": {"base", "config", "context", "record"},
     "delivery": {"base", "record", "delivery"},
+    "writer": {"backend", "base", "delivery", "provider", "record", "writer"},
     "provider": {"backend", "base", "config", "record", "provider"},
     "ranks": {"config", "errors", "ranks", "accumulator"},
     "accumulator": {
@@ -30,6 +31,7 @@ ALLOWED = {
         "ranks",
         "record",
         "tracing",
+        "writer",
         "accumulator",
     },
 }

@@ -18,6 +18,7 @@ from d9d_tracker.delivery.delivery import FINAL_ERRORS, OPEN_SECONDS, Delivery
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
+from d9d_tracker.writer.process import is_portable, open_in_process
 
 from .buffers import Buffers
 from .collector import Collector
@@ -112,9 +113,16 @@ def _deliver(
             backlog.path,
         )
 
+    elsewhere = config.writer == "process" and is_portable(backend)
+    if config.writer == "process" and not elsewhere:
+        logger.warning(
+            "%s is not made from a configuration that another process could import: it stays on a thread of this one",
+            type(backend).__name__,
+        )
+
     @contextmanager
     def open_backend() -> Iterator[BaseTrackerRun]:
-        with backend.open(properties) as run:
+        with open_in_process(backend, properties, file) if elsewhere else backend.open(properties) as run:
             backlog.describe(state=backend.state_dict())
             yield run
 

@@ -15,7 +15,7 @@ from .backlog import Backlog
 from .held_step import HeldStep
 from .report import DeliveryReport
 from .window_queue import MEMORY_BYTES, Queued, WindowQueue, in_words
-from .writer import WindowWriter
+from .writer import TakesWindows, WindowWriter
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -305,7 +305,10 @@ class Delivery:
         assert self._run is not None
         if head.records is None:
             head.records = self.backlog.get(head.index)
-        WindowWriter(self._run, self, self.report).write(head, head.records)
+        if isinstance(self._run, TakesWindows):
+            self._run.write_window(head, head.records, self, self.report)
+        else:
+            WindowWriter(self._run, self, self.report).write(head, head.records)
         if self.stops:
             return
         self.call_backend(self._run.flush)

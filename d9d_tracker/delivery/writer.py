@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.record import Record
@@ -29,6 +29,14 @@ class Caller(Protocol):
 
     def call_backend(self, method: Callable[..., object], *arguments: object) -> object:
         """Call a method of the backend's run."""
+
+
+@runtime_checkable
+class TakesWindows(Protocol):
+    """A run that is handed whole windows, because another process has its backend."""
+
+    def write_window(self, head: Queued, records: list[Record], caller: Caller, report: DeliveryReport) -> None:
+        """Do what ``WindowWriter.write`` does."""
 
 
 class WindowWriter:

@@ -1,0 +1,180 @@
+"""The writer's process, ``python -m d9d_tracker.writer``: has a backend open, and does what the training asks."""
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from importlib import import_module
+from multiprocessing.connection import Connection
+from operator import attrgetter
+from typing import Any
+
+from d9d_tracker.base import RunConfig
+from d9d_tracker.delivery.backlog import Contents
+from d9d_tracker.delivery.report import DeliveryReport
+from d9d_tracker.delivery.window_queue import Queued
+from d9d_tracker.delivery.writer import WindowWriter
+from d9d_tracker.provider.lock import let_go, lock_on_this_machine
+from d9d_tracker.record import Record
+
+from .wire import from_error, receive, send, to_error
+
+_ORPHAN_SECONDS = 20.0
+_PREDECESSOR_SECONDS = 25.0
+_GLANCE_SECONDS = 0.5
+_SIGN_SECONDS = 0.2
+
+
+class Writer:
+    """A backend's run, and the pipe to the training.
+
+    Once the training is gone, what had arrived is still written and the backend closed, within 20 seconds.
+
+    Args:
+        connection: The pipe.
+        parent: The training's process.
+    """
+
+    stops = False  # a `Caller` for WindowWriter: what was begun is ended
+
+    def __init__(self, connection: Connection, parent: int):
+        self._connection = connection
+        self._parent = parent
+        self._sending = threading.Lock()
+        self._said_at = 0.0
+        self._stack = ExitStack()
+        self._run: Any = None
+        self._is_over = False
+        threading.Thread(target=self._end_in_time, daemon=True).start()
+
+    def serve(self) -> None:
+        """Do what is asked, until the run is closed or nobody is there to ask."""
+        try:
+            while not self._is_over:
+                while not self._connection.poll(_GLANCE_SECONDS):
+                    if self._is_orphan():
+                        raise EOFError
+                self._answer(*receive(self._connection))
+        except (EOFError, OSError):
+            self._leave(ConnectionError("the training has ended without closing the run"))
+
+    def say(self, **answer: Any) -> None:
+        """Answer the training, if it is still there."""
+        with self._sending, suppress(OSError):
+            send(self._connection, answer)
+
+    def enter(self) -> None:
+        """Give a sign, at times, that the backend is at work."""
+        if time.monotonic() - self._said_at > _SIGN_SECONDS:
+            self._said_at = time.monotonic()
+            self.say(alive=True)
+
+    def call_backend(self, method: Callable[..., object], *arguments: object) -> object:
+        """Call a method of the backend's run."""
+        self.enter()
+        return method(*arguments)
+
+    def _answer(self, request: dict[str, Any], points: list[Record]) -> None:
+        try:
+            answer = getattr(self, f"_{request.pop('call')}")(points, **request)
+        except Exception as error:
+            self.say(**from_error(error))
+        else:
+            self.say(done=True, **(answer or {}))
+
+    def _open(self, _: Any, types: list[str], config: Any, properties: Any, lock: str, state: Any) -> dict[str, Any]:
+        self._stack.callback(let_go, _lock_in_time(lock))
+        tracker_type, config_type = map(_load, types)
+        tracker = tracker_type.from_config(config_type.model_validate(config))
+        tracker.is_accumulated = True
+        if state is not None:
+            tracker.load_state_dict(state)
+        self._run = self._stack.enter_context(tracker.open(RunConfig(**properties)))
+        return {"state": tracker.state_dict()}
+
+    def _write_window(self, points: list[Record]) -> None:
+        head, report = Queued(0, Contents.of(points, 0), points), DeliveryReport()
+        all_of_them = list(points)
+        try:
+            WindowWriter(self._run, self, report).write(head, points)
+        finally:
+            answer: dict[str, Any] = {"accepted": head.accepted, "failures": report.failures, "refused": []}
+            if report.failures:
+                places = {id(point): place for place, point in enumerate(all_of_them)}
+                answer["order"] = [places[id(point)] for point in points]
+                answer["refused"] = sorted(set(places.values()) - set(answer["order"]))
+            self.say(**answer)
+
+    def _write(self, points: list[Record]) -> None:
+        self._run.write(points)
+
+    def _rewind(self, _: Any, step: int) -> None:
+        self._run.rewind(step)
+
+    def _add_hparams(self, _: Any, hparams: dict[str, Any]) -> None:
+        self._run.add_hparams(hparams)
+
+    def _flush(self, _: Any) -> None:
+        self._run.flush()
+
+    def _close(self, _: Any, failure: dict[str, Any] | None) -> None:
+        self._leave(None if failure is None else to_error(failure))
+
+    def _leave(self, error: BaseException | None) -> None:
+        self._is_over = True
+        self._stack.__exit__(None if error is None else type(error), error, None)
+
+    def _is_orphan(self) -> bool:
+        return os.getppid() != self._parent
+
+    def _end_in_time(self) -> None:
+        while not (self._is_over or self._is_orphan()):
+            time.sleep(_GLANCE_SECONDS)
+        time.sleep(_ORPHAN_SECONDS)
+        os._exit(1)
+
+
+class _Forward(logging.Handler):
+    """Has the training say what is said here."""
+
+    def __init__(self, writer: Writer):
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._writer.say(log=record.levelno, words=record.getMessage())
+
+
+def _lock_in_time(name: str) -> int:
+    """Wait for the writer of a training that was killed: it may still write to the same run."""
+    deadline = time.monotonic() + _PREDECESSOR_SECONDS
+    while True:
+        try:
+            return lock_on_this_machine(f"writer {name}", f"run {name!r}")
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return attrgetter(name)(import_module(module))
+
+
+def main() -> None:
+    """Serve the training that has started this process."""
+    connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
+    writer = Writer(connection, parent)
+    logger = logging.getLogger("d9d_tracker")
+    logger.addHandler(_Forward(writer))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    writer.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""A backend in a process of its own gives what a thread gives, and is no danger to the training or to its points."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import troubled
+
+from d9d_tracker import AccumulatorConfig, RunConfig, read, register_backend, tracker_from_config
+from d9d_tracker.testing import RecordingTracker
+
+register_backend(troubled.TroubledConfig, troubled.TroubledTracker)
+
+
+def make(folder, **accumulator):
+    defaults = {"device": "cpu", "sync_every": 5, "backlog_dir": folder / "backlog", "writer": "process"}
+    config = AccumulatorConfig(**{**defaults, **accumulator})
+    return tracker_from_config(troubled.TroubledConfig(path=folder, accumulator=config))
+
+
+def log(run, names, steps=range(20)):
+    for step in steps:
+        run.set_step(step)
+        for name in names:
+            run.scalar(name, step + 0.5)
+        run.bins("values", torch.arange(step + 1.0))
+
+
+def points(folder: Path) -> list:
+    lines = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("time", None)
+    return lines
+
+
+def curve(folder: Path, name: str) -> list[float]:
+    (stored,) = read(folder / "run.jsonl")
+    return stored.scalars(name).values.tolist()
+
+
+def test_it_writes_what_a_thread_writes(tmp_path):
+    for writer in ("thread", "process"):
+        tracker = make(tmp_path / writer, writer=writer)
+        with tracker.open(RunConfig(name="run", description="a run", hparams={"lr": 0.1, "path": Path("x")})) as run:
+            log(run, ["loss", "ä"])
+            run.flush()
+            run.log_at(3, {"late": 1.0})
+            run.add_hparams({"more": float("nan")})
+            log(run, ["loss"], range(20, 23))
+        assert tracker.report.delivered == 20 * 2 + 3 + 5  # histograms: one a window
+        assert tracker.run_id == "run"
+    assert sorted(map(str, points(tmp_path / "process"))) == sorted(map(str, points(tmp_path / "thread")))
+    assert not (tmp_path / "process" / "backlog").exists()
+
+
+def test_a_state_goes_on_in_either(tmp_path):
+    state = None
+    for writer, steps in (("process", range(8)), ("thread", range(5, 12)), ("process", range(9, 15))):
+        tracker = make(tmp_path, writer=writer)
+        if state is not None:
+            tracker.load_state_dict(state)
+        with tracker.open(RunConfig(name="run")) as run:
+            for step in steps:
+                if step == steps.stop - 3:
+                    state = tracker.state_dict()
+                run.set_step(step)
+                run.scalar("loss", float(step))
+    assert curve(tmp_path, "loss") == list(range(15))
+
+
+@pytest.mark.parametrize("trouble", ["crash", "down"])
+def test_a_backend_that_dies_or_fails_in_a_window_loses_and_doubles_nothing(tmp_path, trouble, caplog):
+    tracker = make(tmp_path)
+    with tracker.open(RunConfig(name="run")) as run:
+        log(run, ["before", trouble, "after"])
+    assert (tmp_path / f"once-{trouble}").exists()
+    assert tracker.report.undelivered == 0
+    assert tracker.report.delivered == 20 * 3 + 4
+    for name in ("before", trouble, "after"):
+        assert curve(tmp_path, name) == [step + 0.5 for step in range(20)]
+    assert tracker.report.failures == 1
+    if trouble == "crash":  # what fails by itself is tried again at once
+        assert sum("has died (code=3)" in message for message in caplog.messages) == 1
+        assert any("is back after" in message for message in caplog.messages)
+
+
+def test_what_it_refuses_is_named_and_counted_here(tmp_path, caplog):
+    tracker = make(tmp_path)
+    with tracker.open(RunConfig(name="run")) as run:
+        log(run, ["loss", "refused", "after"])
+    assert tracker.report.refused == {"refused": 20}
+    assert tracker.report.delivered == 20 * 2 + 4
+    assert any("the backend refused refused at step 7: ValueError('no such thing')" in m for m in caplog.messages)
+    assert curve(tmp_path, "after") == [step + 0.5 for step in range(20)]
+
+
+def test_what_it_raises_on_opening_is_raised_here(tmp_path):
+    with pytest.raises(ValueError, match="a wrong configuration"), make(tmp_path).open(RunConfig(name="wrong")):
+        pass
+
+
+def test_what_is_not_wrapped_says_where_to_find_it(tmp_path):
+    with make(tmp_path).open(RunConfig(name="run")) as run:
+        run.set_step(0)
+        (future,) = run.backend(lambda its: its.file).values()
+        with pytest.raises(AttributeError, match="writer to 'thread'"):
+            future.result(30)
+
+
+def test_a_backend_that_no_other_process_could_make_stays_on_a_thread(recorded, caplog):
+    harness = recorded(writer="process")
+    with harness.open() as run:
+        run.set_step(0)
+        run.scalar("loss", 1.0)
+    assert [record.value for record in harness.run.records] == [1.0]
+    assert isinstance(harness.backend, RecordingTracker)
+    assert any("it stays on a thread" in message for message in caplog.messages)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import torch
+sys.path.insert(0, {tests!r})
+from test_process import RunConfig, log, make
+folder = Path(sys.argv[1])
+tracker = make(folder)
+with tracker.open(RunConfig(name="run")) as run:
+    torch.save(tracker.state_dict(), folder / "state.pt")
+    log(run, ["slow"], range(5))
+    run.set_step(5)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_had_reached_it_is_written_when_the_training_is_killed(tmp_path, goes_on):
+    program = KILLED.format(tests=str(Path(__file__).parent))
+    training = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[2])
+    try:
+        _wait(lambda: (tmp_path / "slow").exists())
+        (writer,) = _children(training.pid)
+    finally:
+        training.send_signal(signal.SIGKILL)
+        training.wait()
+    assert _is_alive(writer)
+    if goes_on:  # which waits for it, and takes nothing from under it
+        tracker = make(tmp_path)
+        tracker.load_state_dict(torch.load(tmp_path / "state.pt"))
+        with tracker.open(RunConfig(name="run")) as run:
+            assert not _is_alive(writer)
+            log(run, ["slow"], range(5))
+    _wait(lambda: not _is_alive(writer))
+    assert curve(tmp_path, "slow") == [step + 0.5 for step in range(5)]
+    assert len(points(tmp_path)) == 1 + 5 + 1
+
+
+def _children(process: int) -> list[int]:
+    found = [path.read_text().split() for path in Path(f"/proc/{process}/task").glob("*/children")]
+    return [int(child) for children in found for child in children]
+
+
+def _is_alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def _wait(is_so) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert is_so()

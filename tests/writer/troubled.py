@@ -1,0 +1,41 @@
+"""JSON lines, and the troubles that an SDK can make, by the names of series."""
+
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+from d9d_tracker.backend import RecordTracker
+from d9d_tracker.config import TrackerConfig
+from d9d_tracker.provider.jsonl import JsonlRun
+from d9d_tracker.record import Record
+
+
+class TroubledConfig(TrackerConfig):
+    provider: Literal["troubled"] = "troubled"
+    path: Path
+
+
+class TroubledRun(JsonlRun):
+    def write_record(self, record: Record) -> None:
+        once = self._path.parent / f"once-{record.name}"
+        if record.name == "refused":
+            raise ValueError("no such thing")
+        if record.name == "crash" and record.step == 7 and not once.exists():
+            once.touch()
+            os._exit(3)
+        if record.name == "down" and record.step == 7 and not once.exists():
+            once.touch()
+            raise TimeoutError("down for once")
+        if record.name == "slow":
+            (self._path.parent / "slow").touch()
+            time.sleep(0.3)
+        super().write_record(record)
+
+
+class TroubledTracker(RecordTracker[TroubledConfig]):
+    def open_run(self, properties, run_id):
+        if properties.name == "wrong":
+            raise ValueError("a wrong configuration")
+        run_id = run_id or "run"
+        return TroubledRun(self.config.path / f"{run_id}.jsonl", run_id, properties)
