@@ -38,8 +38,8 @@ class Lives:
             env={**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
 
-    def start(self, folder: Path, storage: Storage, by_halves: bool = False) -> int:
-        accumulator = {"sync_every": 5, "device": "cpu", "backlog_dir": str(folder / "backlog")}
+    def start(self, folder: Path, storage: Storage, by_halves: bool = False, writer: str = "thread") -> int:
+        accumulator = {"sync_every": 5, "device": "cpu", "backlog_dir": str(folder / "backlog"), "writer": writer}
         config = json.loads(storage.config.model_dump_json()) | {"accumulator": accumulator}
         return int(self._ask(json.dumps({"folder": str(folder), "config": config, "by_halves": by_halves})))
 
@@ -75,12 +75,20 @@ def progress(folder: Path) -> int:
     return int(path.read_text() or -1) if path.exists() else -1
 
 
-def train_with(lives: Lives, folder: Path, storage: Storage, name: str, kills: int, moments: random.Random) -> int:
+def train_with(
+    lives: Lives,
+    folder: Path,
+    storage: Storage,
+    name: str,
+    kills: int,
+    moments: random.Random,
+    writer: str = "thread",
+) -> int:
     """Train to the end, ending lives at random moments on the way; return how many were ended."""
     folder.mkdir(exist_ok=True)
     ended = 0
     while True:
-        life = lives.start(folder, storage)
+        life = lives.start(folder, storage, writer=writer)
         status = None
         if ended < kills:
             target = progress(folder) + moments.randrange(1, 60 // kills)
@@ -88,7 +96,7 @@ def train_with(lives: Lives, folder: Path, storage: Storage, name: str, kills: i
             while progress(folder) < target and time.monotonic() < deadline and _is_alive(life):
                 time.sleep(0.001)
             time.sleep(moments.uniform(0, 0.05))
-            _end(life, name)
+            _end(life, name, with_helpers=writer == "thread")
         status = lives.wait()
         assert status in (0, 1, -signal.SIGKILL), (folder / "output").read_text()
         if status == 0:
@@ -97,10 +105,10 @@ def train_with(lives: Lives, folder: Path, storage: Storage, name: str, kills: i
         ended += 1
 
 
-def _end(life: int, name: str) -> None:
-    """End a life; by SIGKILL together with its helpers, as when the machine goes down."""
+def _end(life: int, name: str, with_helpers: bool) -> None:
+    """End a life; by SIGKILL together with its helpers, as when the machine goes down, or without them."""
     helpers = []
-    if name == "SIGKILL":
+    if name == "SIGKILL" and with_helpers:
         helpers = [int(child) for path in Path(f"/proc/{life}/task").glob("*/children") for child in _words(path)]
     for process in [*helpers, life]:
         try:
@@ -161,6 +169,19 @@ def test_an_interrupted_training_leaves_what_a_whole_one_does(
     assert len(distributions) == 12
     assert content(tmp_path / "killed", killed) == (scalars, distributions)
     assert ended >= 2
+
+
+# A writer that lives on for a moment still writes, and the next life waits for it.
+@pytest.mark.parametrize("backend", ["tensorboard", pytest.param("mlflow", marks=pytest.mark.slow)])
+def test_a_training_that_is_killed_beside_its_writer_leaves_what_a_whole_one_does(
+    backend: str, lives: Lives, make_storage: Callable[[str, str], Storage], tmp_path: Path
+) -> None:
+    whole, killed = make_storage(backend, "whole"), make_storage(backend, "killed")
+    moments = random.Random(SEED)
+    assert train_with(lives, tmp_path / "whole", whole, "SIGKILL", 0, moments) == 0
+    kills = max(2, KILLS // 2)
+    assert train_with(lives, tmp_path / "killed", killed, "SIGKILL", kills, moments, writer="process") >= 2
+    assert content(tmp_path / "killed", killed) == content(tmp_path / "whole", whole)
 
 
 def test_a_step_that_was_cut_in_half_is_whole_in_the_end(lives: Lives, storage: Storage, tmp_path: Path) -> None:
