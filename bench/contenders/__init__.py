@@ -6,12 +6,13 @@ from pathlib import Path
 
 from .base import EVERY, Contender, Kind, Nothing
 from .by_hand import D9dWriter, ItemEveryStep, StackEveryN
-from .ours import BACKENDS, Ours, configure
+from .ours import BACKENDS, IN_A_PROCESS, Ours, configure
 from .packages import D9dPackage, Lightning, MeanMetrics, TensorBoard, Wandb
 
 __all__ = [
     "BACKENDS",
     "EVERY",
+    "IN_A_PROCESS",
     "Contender",
     "Kind",
     "Nothing",
@@ -39,12 +40,21 @@ def others(folder: Path, device: str) -> dict[str, Start]:
     }
 
 
-def ours(folder: Path, device: str, backends: tuple[str, ...] = BACKENDS) -> dict[str, Start]:
-    """d9d_tracker with each of some backends, by name."""
-    return {
+def ours(
+    folder: Path, device: str, backends: tuple[str, ...] = BACKENDS, in_a_process: tuple[str, ...] = ()
+) -> dict[str, Start]:
+    """d9d_tracker with each of some backends, by name; and with some that run in a process of their own."""
+    wanted: dict[str, Start] = {
         f"d9d_tracker → {backend}": lambda backend=backend: Ours(configure(backend, folder / f"ours-{backend}", device))
         for backend in backends
     }
+    for backend in in_a_process:
+        name = f"d9d_tracker → {backend}, in a process"
+        place = folder / f"ours-{backend}-process"
+        wanted[name] = lambda backend=backend, place=place, name=name: Ours(
+            configure(backend, place, device, writer="process"), name
+        )
+    return wanted
 
 
 @contextmanager

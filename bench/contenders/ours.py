@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter
@@ -21,6 +21,7 @@ from d9d_tracker import (
 from .base import EVERY, Contender, Kind
 
 BACKENDS = ("null", "jsonl", "aim", "tensorboard", "wandb", "mlflow")
+IN_A_PROCESS = ("jsonl", "aim", "wandb", "mlflow")
 
 
 class Ours(Contender):
@@ -64,7 +65,9 @@ class Ours(Contender):
         self._stack.close()
 
 
-def configure(provider: str, folder: Path, device: str, every: int = EVERY) -> TrackerConfig:
+def configure(
+    provider: str, folder: Path, device: str, every: int = EVERY, writer: Literal["thread", "process"] = "thread"
+) -> TrackerConfig:
     """Return the configuration of a backend that writes into a folder.
 
     Args:
@@ -72,6 +75,7 @@ def configure(provider: str, folder: Path, device: str, every: int = EVERY) -> T
         folder: Where it writes.
         device: Where the values are.
         every: Steps in a window.
+        writer: Where the backend runs.
 
     Raises:
         pydantic.ValidationError: If there is no such backend.
@@ -90,6 +94,7 @@ def configure(provider: str, folder: Path, device: str, every: int = EVERY) -> T
         "device": device,
         "flush_timeout": 600.0,
         "backlog_dir": folder / "backlog",
+        "writer": writer,
     }
     return TypeAdapter(AnyTrackerConfig).validate_python(
         {"provider": provider, **where[provider], "accumulator": accumulator}
