@@ -16,10 +16,10 @@ from d9d_tracker_kernels import COUNT
 from .buffers import Buffers
 from .host_window import HostWindow, Tail
 from .nonfinite import NonFiniteWatch, from_note, to_note
-from .records import records
 from .spread import expand
 from .watch.promises import Promises
 from .window import Window
+from .window_points import points
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -42,7 +42,7 @@ class Collector:
     Attributes:
         tail: What was written for the last, unfinished step; steady after ``drain``.
         has_merged: Whether some point of a scalar series is made of several values; steady after ``drain``.
-        latest: The records of the last window, where this process writes.
+        latest: The points of the last window, where this process writes.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Collector:
     ):
         self.tail = tail
         self.has_merged = False
-        self.latest: list[Record] = []
+        self.latest: Sequence[Record] = ()
         self._ranks = ranks
         self._rank = rank
         self._deliveries = deliveries
@@ -183,15 +183,15 @@ class Collector:
             return
         if self.tail is not None:
             self.tail.merge_into(host)
-        finished = records(host)
-        self.latest = finished or self.latest
-        first = finished[0].step if finished else 0
+        finished = points(host)
+        if finished:
+            self.latest = finished
+        first = finished.first if finished else 0
         if self.tail is not None:
             # Of a step that the window before has written a part of, it must not be the one to take anything back.
             first = max(first, self.tail.step + 1)
         for delivery in self._deliveries:
-            # A delivery reorders its list, and drops from it what its backend refuses.
-            delivery.put(host.index, list(finished), first, unfinished)
+            delivery.put(host.index, finished, first, unfinished)
 
     def _finish(self, ranks: Ranks) -> None:
         try:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
@@ -24,8 +24,8 @@ from .buffers import Buffers
 from .collector import Collector
 from .host_window import Tail
 from .nonfinite import Callback, NonFiniteWatch
-from .records import records
 from .watch.promises import Promises
+from .window_points import points
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -189,7 +189,7 @@ class Session:
         if tail is not None and deliveries:
             written = tail.as_window(buffers.take_index())
             for delivery in deliveries.values():
-                delivery.put(written.index, records(written), tail.step, unfinished=tail.step)
+                delivery.put(written.index, points(written), tail.step, unfinished=tail.step)
         self.promises = Promises()
         self._nonfinite = NonFiniteWatch(rank, ranks is not None, self.report, on_nonfinite)
         self._collector = Collector(
@@ -207,8 +207,8 @@ class Session:
         return self._collector.has_merged
 
     @property
-    def latest(self) -> list[Record]:
-        """The records of the last window, where this process writes; steady after ``close``."""
+    def latest(self) -> Sequence[Record]:
+        """The points of the last window, where this process writes; steady after ``close``."""
         return self._collector.latest
 
     def send(self) -> None:

@@ -5,7 +5,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -62,7 +62,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         self._group = group
         self._on_nonfinite = on_nonfinite
         self._name = ""
-        self._latest: list[Record] = []
+        self._latest: Sequence[Record] = ()
         self._job: Job | None = None
         self._session: Session | None = None
         self._beginning: Beginning | None = None  # of the current run, or of the one that a loaded state goes on with

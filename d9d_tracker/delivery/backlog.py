@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 import numpy as np
 
+from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
 
 logger = logging.getLogger("d9d_tracker")
@@ -45,9 +46,9 @@ class Contents:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, records: Sequence[Record], first: int) -> Self:
-        """Describe records, in the order of their steps, at least one."""
-        return cls(first, records[-1].step, len(records), tuple(sorted({record.name for record in records})))
+    def of(cls, points: Points, first: int) -> Self:
+        """Describe points, at least one."""
+        return cls(first, points.last, len(points), points.names)
 
 
 class Backlog:

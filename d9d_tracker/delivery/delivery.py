@@ -4,18 +4,19 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
 from d9d_tracker.base import BaseTrackerRun
+from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
 from .backlog import Backlog
 from .held_step import HeldStep
 from .report import DeliveryReport
 from .window_queue import MEMORY_BYTES, Queued, WindowQueue, in_words
-from .writer import TakesWindows, WindowWriter
+from .writer import TakesPoints, TakesWindows, WindowWriter
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -87,7 +88,7 @@ class Delivery:
         self._thread = threading.Thread(target=self._work, name=f"d9d_tracker delivery {name}", daemon=True)
         self._thread.start()
 
-    def put(self, window: int, records: list[Record], first: int, unfinished: int | None = None) -> None:
+    def put(self, window: int, records: Sequence[Record], first: int, unfinished: int | None = None) -> None:
         """Queue the records of a window. Never waits for the backend.
 
         Args:
@@ -306,9 +307,13 @@ class Delivery:
         if head.records is None:
             head.records = self.backlog.get(head.index)
         if isinstance(self._run, TakesWindows):
-            self._run.write_window(head, head.records, self, self.report)
+            self.call_backend(self._run.write_window, head, self, self.report)
+        elif isinstance(self._run, TakesPoints) and not head.accepted:
+            self.call_backend(self._run.write_points, Points.of(head.records))
+            head.accepted = len(head.records)
         else:
-            WindowWriter(self._run, self, self.report).write(head, head.records)
+            records = head.records = list(head.records)
+            WindowWriter(self._run, self, self.report).write(head, records)
         if self.stops:
             return
         self.call_backend(self._run.flush)

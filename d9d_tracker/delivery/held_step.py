@@ -1,5 +1,7 @@
 """The step that has not ended, for backends that take a step once: held back until it is whole."""
 
+from collections.abc import Sequence
+
 from d9d_tracker.record import Record
 
 
@@ -17,7 +19,7 @@ class HeldStep:
         """Which step is held back; None if none is."""
         return next(iter(self._held.values())).step if self._held else None
 
-    def pass_on(self, records: list[Record], unfinished: int | None) -> list[Record]:
+    def pass_on(self, records: Sequence[Record], unfinished: int | None) -> list[Record]:
         """Return the points of steps that have ended, those held back before included.
 
         Args:

@@ -2,10 +2,11 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from d9d_tracker.record import Histogram, Record
+from d9d_tracker.points import Points
+from d9d_tracker.record import Record
 
 from .backlog import Backlog, Contents
 from .report import DeliveryReport
@@ -13,7 +14,6 @@ from .report import DeliveryReport
 logger = logging.getLogger("d9d_tracker")
 
 MEMORY_BYTES = 16 * 2**20
-_RECORD_BYTES = 200  # about what a scalar record takes: the tuple, its number, its share of the lists
 
 
 @dataclass(eq=False)
@@ -21,12 +21,13 @@ class Queued:
     """A window on its way to the backend.
 
     ``records`` are all of it, because what is kept on disk must be whole: a later process takes back what the backend
-    has of a window before it delivers it. They are None while they are on disk only.
+    has of a window before it delivers it. They are columns until a backend refuses some of them, and None while they
+    are on disk only.
     """
 
     index: int
     contents: Contents
-    records: list[Record] | None
+    records: Sequence[Record] | None
     bytes: int = 0
     kept: bool = False
     accepted: int = 0
@@ -63,7 +64,7 @@ class WindowQueue:
         """The oldest window."""
         return self._windows[0]
 
-    def append(self, index: int, records: list[Record], first: int) -> None:
+    def append(self, index: int, records: Sequence[Record], first: int) -> None:
         """Add a window.
 
         Args:
@@ -71,10 +72,11 @@ class WindowQueue:
             records: Its records, in the order of their steps.
             first: The first step that it writes and no earlier one does.
         """
-        contents = Contents.of(records, min(first, records[0].step))
+        points = Points.of(records)
+        contents = Contents.of(points, min(first, points.first))
         if self._windows and self._windows[-1].contents.names == contents.names:
             contents = Contents(contents.first, contents.last, contents.records, self._windows[-1].contents.names)
-        queued = Queued(index, contents, records, _size(records))
+        queued = Queued(index, contents, points, points.nbytes)
         self._windows.append(queued)
         self.memory += queued.bytes
 
@@ -135,8 +137,3 @@ def in_words(windows: Iterable[Queued]) -> str:
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more series" if len(names) > 10 else "")
     count = sum(window.records for window in contents)
     return f"{count} records of steps {contents[0].first} to {contents[-1].last} ({shown})"
-
-
-def _size(records: list[Record]) -> int:
-    arrays = sum(r.value.counts.nbytes for r in records if isinstance(r.value, Histogram))
-    return len(records) * _RECORD_BYTES + arrays

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 from d9d_tracker.base import BaseTrackerRun
+from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
 from .report import DeliveryReport
@@ -35,8 +36,16 @@ class Caller(Protocol):
 class TakesWindows(Protocol):
     """A run that is handed whole windows, because another process has its backend."""
 
-    def write_window(self, head: Queued, records: list[Record], caller: Caller, report: DeliveryReport) -> None:
+    def write_window(self, head: Queued, caller: Caller, report: DeliveryReport) -> None:
         """Do what ``WindowWriter.write`` does."""
+
+
+@runtime_checkable
+class TakesPoints(Protocol):
+    """A run that can refuse no point, and takes those of a window as columns."""
+
+    def write_points(self, points: Points) -> None:
+        """Take all of them, or raise and take none."""
 
 
 class WindowWriter:

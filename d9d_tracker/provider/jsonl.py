@@ -15,11 +15,12 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import TrackerConfig
+from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
 from .command_line import command
 from .files import append, sync_folder
-from .jsonl_format import hparams_line, read_run, record_line, run_line, whole_lines
+from .jsonl_format import hparams_line, points_lines, read_run, record_line, run_line, whole_lines
 from .lock import hold, let_go
 
 __all__ = ["JsonlRun", "JsonlTracker", "JsonlTrackerConfig", "read_run"]
@@ -82,6 +83,11 @@ class JsonlRun(RecordRun):
     @override
     def write_record(self, record: Record) -> None:
         self._pending.append(record_line(record))
+
+    def write_points(self, points: Points) -> None:
+        """Take the points of a window."""
+        self._pending.append(points_lines(points))
+        self._step = max(self._step, points.last)
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from d9d_tracker.base import RunConfig
+from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
 
 from .hparams import plain_hparams
@@ -64,6 +66,38 @@ def hparams_line(hparams: Mapping[str, Any]) -> bytes:
         hparams: The hyperparameters, whatever these hold.
     """
     return _line({"type": "hparams", "hparams": plain_hparams(dict(hparams))})
+
+
+def points_lines(points: Points) -> bytes:
+    """Write the points of a window as lines, in the order of their steps.
+
+    Args:
+        points: At least one point.
+
+    Returns:
+        What ``record_line`` gives for each of them, put together from what is the same for a series and for a step.
+    """
+    heads = [f'{{"type":"scalar","name":{_quoted(name)},"step":' for name, _ in points.series]
+    contexts = [f',"context":{json.dumps(context) if context else "{}"}' for _, context in points.series]
+    texts = list(map(repr, points.values.tolist()))
+    for place in np.flatnonzero(~np.isfinite(points.values)).tolist():
+        texts[place] = f'"{texts[place]}"'
+    places = points.places.tolist()
+    changes = (np.diff(points.steps, prepend=-1) != 0) | (np.diff(points.times, prepend=-1.0) != 0)
+    begins = np.flatnonzero(changes).tolist()
+    lines: list[str] = []
+    histograms = deque(points.histograms)
+    for begin, end in zip(begins, [*begins[1:], len(places)], strict=True):
+        step, time = int(points.steps[begin]), float(points.times[begin])
+        while histograms and histograms[0].step < step:
+            lines.append(record_line(histograms.popleft()).decode("ascii"))
+        middle, tail = f'{step},"value":', f',"time":{time!r}}}\n' if time else "}\n"
+        lines += [
+            f"{heads[place]}{middle}{text}{contexts[place]}{tail}"
+            for place, text in zip(places[begin:end], texts[begin:end], strict=True)
+        ]
+    lines += [record_line(record).decode("ascii") for record in histograms]
+    return "".join(lines).encode("ascii")
 
 
 def record_line(record: Record) -> bytes:

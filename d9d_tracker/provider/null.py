@@ -10,6 +10,7 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import TrackerConfig
+from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
 
 
@@ -41,6 +42,9 @@ class NullRun(RecordRun):
     def write(self, records: Iterable[Record]) -> None:
         """Drop finished points."""
         collections.deque(records, maxlen=0)
+
+    def write_points(self, points: Points) -> None:
+        """Drop the points of a window."""
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:

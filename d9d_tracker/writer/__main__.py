@@ -17,8 +17,8 @@ from d9d_tracker.delivery.backlog import Contents
 from d9d_tracker.delivery.report import DeliveryReport
 from d9d_tracker.delivery.window_queue import Queued
 from d9d_tracker.delivery.writer import WindowWriter
+from d9d_tracker.points import Points
 from d9d_tracker.provider.lock import let_go, lock_on_this_machine
-from d9d_tracker.record import Record
 
 from .wire import from_error, receive, send, to_error
 
@@ -77,7 +77,7 @@ class Writer:
         self.enter()
         return method(*arguments)
 
-    def _answer(self, request: dict[str, Any], points: list[Record]) -> None:
+    def _answer(self, request: dict[str, Any], points: Points | None) -> None:
         try:
             answer = getattr(self, f"_{request.pop('call')}")(points, **request)
         except Exception as error:
@@ -95,20 +95,20 @@ class Writer:
         self._run = self._stack.enter_context(tracker.open(RunConfig(**properties)))
         return {"state": tracker.state_dict()}
 
-    def _write_window(self, points: list[Record]) -> None:
-        head, report = Queued(0, Contents.of(points, 0), points), DeliveryReport()
-        all_of_them = list(points)
+    def _write_window(self, points: Points) -> None:
+        sent = list(points)
+        left, head, report = list(sent), Queued(0, Contents.of(points, 0), points), DeliveryReport()
         try:
-            WindowWriter(self._run, self, report).write(head, points)
+            WindowWriter(self._run, self, report).write(head, left)
         finally:
-            answer: dict[str, Any] = {"accepted": head.accepted, "failures": report.failures, "refused": []}
+            answer: dict[str, Any] = {"accepted": head.accepted, "failures": report.failures}
             if report.failures:
-                places = {id(point): place for place, point in enumerate(all_of_them)}
-                answer["order"] = [places[id(point)] for point in points]
+                places = {id(record): place for place, record in enumerate(sent)}
+                answer["order"] = [places[id(record)] for record in left]
                 answer["refused"] = sorted(set(places.values()) - set(answer["order"]))
             self.say(**answer)
 
-    def _write(self, points: list[Record]) -> None:
+    def _write(self, points: Points) -> None:
         self._run.write(points)
 
     def _rewind(self, _: Any, step: int) -> None:

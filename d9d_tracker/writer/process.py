@@ -17,6 +17,7 @@ from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.delivery.report import DeliveryReport
 from d9d_tracker.delivery.window_queue import Queued
 from d9d_tracker.delivery.writer import Caller
+from d9d_tracker.points import Points
 from d9d_tracker.provider.hparams import plain_hparams
 from d9d_tracker.record import Record
 
@@ -111,12 +112,11 @@ class ProcessRun(RecordRun):
         self._backend.resume_id = None
         self.id = self._backend.run_id or self.id
 
-    def write_window(self, head: Queued, records: list[Record], caller: Caller, report: DeliveryReport) -> None:
+    def write_window(self, head: Queued, caller: Caller, report: DeliveryReport) -> None:
         """Have the writer write what its backend has not accepted of a window.
 
         Args:
-            head: The window; a writer that was started again gets all of it.
-            records: Its records; those that are refused are taken out.
+            head: The window; a writer that was started again gets all of it. What is refused is taken out.
             caller: Knows since when the backend is at work.
             report: Counts what is refused.
 
@@ -127,7 +127,9 @@ class ProcessRun(RecordRun):
             self.begin()
             self.rewind(head.contents.first)
             head.accepted = 0
-        before, rest = head.accepted, records[head.accepted :]
+        assert head.records is not None
+        before = head.accepted
+        rest = Points.of(head.records[before:] if before else head.records)
         for answer in self._answers({"call": "write_window"}, rest) if rest else ():
             if caller.stops:
                 self._leave_early()
@@ -137,13 +139,14 @@ class ProcessRun(RecordRun):
             if "accepted" in answer:
                 head.accepted = before + answer["accepted"]
                 report.failures += answer["failures"]
-                report.refused.update(rest[place].name for place in answer["refused"])
             if "order" in answer:
-                records[before:] = [rest[place] for place in answer["order"]]
+                sent = list(rest)
+                report.refused.update(sent[place].name for place in answer["refused"])
+                head.records = [*head.records[:before], *(sent[place] for place in answer["order"])]
 
     @override
     def write_record(self, record: Record) -> None:
-        self._ask({"call": "write"}, [record])
+        self._ask({"call": "write"}, Points.of([record]))
 
     @override
     def rewind(self, step: int) -> None:
@@ -173,10 +176,10 @@ class ProcessRun(RecordRun):
                 send(self._connection, {"call": "close", "failure": None})
         self._hang_up()
 
-    def _ask(self, request: dict[str, Any], points: list[Record] | None = None) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any], points: Points | None = None) -> dict[str, Any]:
         return list(self._answers(request, points))[-1]
 
-    def _answers(self, request: dict[str, Any], points: list[Record] | None) -> Iterator[dict[str, Any]]:
+    def _answers(self, request: dict[str, Any], points: Points | None) -> Iterator[dict[str, Any]]:
         """Yield what the writer answers, and an empty answer five times a second while it does not."""
         if self._connection is None:
             raise ConnectionError(f"the writer of {type(self._backend).__name__} has died")

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
 
 _NUMBERS = ("sum", "sum_squares", "min", "max", "zeros", "nan", "posinf", "neginf")
-_POINT = np.dtype([("series", np.int64), ("step", np.int64), ("time", np.float64), ("value", np.float64)])
 
 
-def send(connection: Connection, header: dict[str, Any], points: list[Record] | None = None) -> None:
+def send(connection: Connection, header: dict[str, Any], points: Points | None = None) -> None:
     """Send a message.
 
     Args:
@@ -32,7 +32,7 @@ def send(connection: Connection, header: dict[str, Any], points: list[Record] | 
     connection.send_bytes(payload)
 
 
-def receive(connection: Connection) -> tuple[dict[str, Any], list[Record]]:
+def receive(connection: Connection) -> tuple[dict[str, Any], Points | None]:
     """Return the next message, when there is one.
 
     Args:
@@ -46,47 +46,37 @@ def receive(connection: Connection) -> tuple[dict[str, Any], list[Record]]:
     """
     header = json.loads(connection.recv_bytes())
     about = header.pop("points", None)
-    return header, [] if about is None else _unpacked(about, connection.recv_bytes())
+    return header, None if about is None else _unpacked(about, connection.recv_bytes())
 
 
-def _packed(points: list[Record]) -> tuple[dict[str, Any], bytes]:
-    series: dict[tuple[str, int], int] = {}
-    contexts = []
-    for point in points:
-        if series.setdefault((point.name, id(point.context)), len(series)) == len(contexts):
-            contexts.append(dict(point.context))
-    histograms = [point.value for point in points if isinstance(point.value, Histogram)]
-    table = np.array(
-        [
-            (series[name, id(context)], step, time or 0.0, np.nan if isinstance(value, Histogram) else value)
-            for name, step, context, value, time in points
-        ],
-        dtype=_POINT,
-    )
-    about = {
-        "count": len(points),
-        "series": [[name, context] for (name, _), context in zip(series, contexts, strict=True)],
-        "places": [place for place, point in enumerate(points) if isinstance(point.value, Histogram)],
-        "histograms": [[len(one.counts), *(getattr(one, name) for name in _NUMBERS)] for one in histograms],
-    }
-    arrays = [array for one in histograms for array in (one.edges, one.counts)]
-    return about, b"".join([table.tobytes(), *(np.ascontiguousarray(array).tobytes() for array in arrays)])
+def _packed(points: Points) -> tuple[dict[str, Any], bytes]:
+    histograms: list[Any] = []
+    arrays = [points.places, points.steps, points.times, points.values]
+    for name, step, context, value, time in points.histograms:
+        assert isinstance(value, Histogram)
+        histograms.append([name, step, dict(context), time, len(value.counts), *(getattr(value, n) for n in _NUMBERS)])
+        arrays += [value.edges, value.counts]
+    about = {"numbers": len(points.values), "series": points.series, "histograms": histograms}
+    return about, b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
 
 
-def _unpacked(about: dict[str, Any], payload: bytes) -> list[Record]:
-    table = np.frombuffer(payload, dtype=_POINT, count=about["count"])
-    values: list[Any] = table["value"].tolist()
-    offset = table.nbytes
-    for place, (bins, *numbers) in zip(about["places"], about["histograms"], strict=True):
-        edges = np.frombuffer(payload, dtype=np.float64, count=bins + 1, offset=offset)
-        counts = np.frombuffer(payload, dtype=np.int64, count=bins, offset=offset + edges.nbytes)
-        offset += edges.nbytes + counts.nbytes
-        values[place] = Histogram(edges=edges, counts=counts, **dict(zip(_NUMBERS, numbers, strict=True)))
-    series = about["series"]
-    return [
-        Record(series[index][0], step, series[index][1], value, time or None)
-        for (index, step, time, _), value in zip(table.tolist(), values, strict=True)
-    ]
+def _unpacked(about: dict[str, Any], payload: bytes) -> Points:
+    offset = 0
+
+    def take(count: int, dtype: type) -> np.ndarray:
+        nonlocal offset
+        array = np.frombuffer(payload, dtype=dtype, count=count, offset=offset)
+        offset += array.nbytes
+        return array
+
+    kinds = (np.int64, np.int64, np.float64, np.float64)
+    places, steps, times, values = (take(about["numbers"], kind) for kind in kinds)
+    histograms = []
+    for name, step, context, time, bins, *numbers in about["histograms"]:
+        edges, counts = take(bins + 1, np.float64), take(bins, np.int64)
+        histogram = Histogram(edges=edges, counts=counts, **dict(zip(_NUMBERS, numbers, strict=True)))
+        histograms.append(Record(name, step, context, histogram, time))
+    return Points([tuple(series) for series in about["series"]], places, steps, times, values, histograms)
 
 
 def from_error(error: BaseException) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 
 import pytest
 import rich
@@ -85,15 +86,19 @@ class AngryError(Exception):
         raise ValueError("no words")
 
 
-def test_a_terminal_that_is_gone_and_an_error_without_words_end_nothing(terminal, config, tmp_path, caplog):
+def test_a_terminal_that_is_gone_and_an_error_without_words_end_nothing(
+    terminal, config, tmp_path, caplog, monkeypatch
+):
     def broken(text):
         raise BrokenPipeError
 
     terminal.file.write = broken
-    tracker = run_once(config, tmp_path / "runs")
-    assert tracker.report.delivered == 3
-    run = tracker.start(RunConfig(name="again"))
-    run.scalar("loss", 1.0)
-    run.finish(AngryError())
+    with (tmp_path / "stdout").open("w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)  # rich redirects it
+        tracker = run_once(config, tmp_path / "runs")
+        assert tracker.report.delivered == 3
+        run = tracker.start(RunConfig(name="again"))
+        run.scalar("loss", 1.0)
+        run.finish(AngryError())
     assert tracker.report.delivered == 1
     assert caplog.text.count("the end of the run could not be told") == 2

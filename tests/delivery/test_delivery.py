@@ -9,9 +9,9 @@ import pytest
 
 from d9d_tracker import RunConfig
 from d9d_tracker.delivery import delivery as delivery_module
-from d9d_tracker.delivery import window_queue
 from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.delivery import Delivery
+from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 from d9d_tracker.testing import RecordingRun
 
@@ -293,7 +293,7 @@ def test_with_the_disk_full_as_well_memory_holds_what_is_left(backend, tmp_path,
 
 
 def test_a_backend_slower_than_the_training_waits_on_disk_not_in_memory(backend, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(delivery_module, "MEMORY_BYTES", 20 * 4 * window_queue._RECORD_BYTES)
+    monkeypatch.setattr(delivery_module, "MEMORY_BYTES", 20 * Points.of(window(0)[1]).nbytes)
     delivery = over(backend, Backlog(tmp_path, "run", 10**8), patience=1000.0)
     backend.released.clear()
     most = 0

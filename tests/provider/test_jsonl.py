@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -22,7 +23,10 @@ import torch
 from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import AccumulatorConfig, IntegerBinning
+from d9d_tracker.factory import tracker_from_config
+from d9d_tracker.points import Points
 from d9d_tracker.provider.jsonl import JsonlRun, JsonlTracker, JsonlTrackerConfig, read_run
+from d9d_tracker.provider.jsonl_format import points_lines, record_line
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker.testing import RecordingTracker
 
@@ -452,3 +456,38 @@ def test_a_rewind_keeps_the_points_of_steps_that_were_over(tmp_path: Path) -> No
     _, records = read_run(tmp_path / f"{tracker.run_id}.jsonl")
     points = [(record.name, record.step, record.value) for record in records]
     assert points == [("loss", 8, 1.0), ("loss", 9, 1.0), ("val/acc", 2, 0.5), ("loss", 10, 2.0)]
+
+
+def test_the_lines_of_a_window_are_those_of_its_points():
+    values = [0.1, -0.0, math.nan, math.inf, -math.inf, 5e-324, 1e308, 3.0]
+    tags = {"stage": "träin", "a\n": '"'}
+    moments = [(0, None), (0, 1.5), (3, 2.5), (2**60, 1795900312.135717)]
+    records = [
+        Record(name, step, context, value, time)
+        for (step, time), value in zip(moments * 2, values, strict=True)
+        for name, context in (("ä", {}), ("loss", tags))
+    ]
+    histogram = Histogram.from_values(torch.arange(5.0))
+    records += [Record("w", step, {}, histogram, None) for step in (0, 2, 3, 2**60, 2**60 + 1)]
+    points = Points.of(sorted(records, key=lambda record: record.step))
+    assert points_lines(points) == b"".join(map(record_line, points))
+    only = Points.of(records[-2:])
+    assert points_lines(only) == b"".join(map(record_line, only))
+
+
+def test_a_window_is_written_as_columns_and_by_points_alike(tmp_path, monkeypatch):
+    def write(folder):
+        accumulator = AccumulatorConfig(device="cpu", sync_every=4, backlog_dir=folder / "backlog")
+        tracker = tracker_from_config(JsonlTrackerConfig(path=folder, accumulator=accumulator))
+        with tracker.open(RunConfig(name="run")) as run:
+            for step in range(10):
+                run.set_step(step)
+                run.scalars({"a": float(step), "b": math.inf})
+                run.bins("c", torch.arange(step + 1.0))
+        (path,) = folder.glob("*.jsonl")
+        return [re.sub(r',"time":[\d.]+', "", line) for line in path.read_text().splitlines()[1:]]
+
+    columns = write(tmp_path / "columns")
+    assert len(columns) == 10 * 2 + 3
+    monkeypatch.delattr(JsonlRun, "write_points")
+    assert write(tmp_path / "points") == columns

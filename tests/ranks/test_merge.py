@@ -8,8 +8,8 @@ import pytest
 from windows import same, window_of
 
 from d9d_tracker import IntegerBinning
+from d9d_tracker.accumulator import window_points
 from d9d_tracker.accumulator.host_window import contradictions, empty_window, merge_windows
-from d9d_tracker.accumulator.records import records
 from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries
 from d9d_tracker_kernels import CALLS, LAST_STEP
 
@@ -35,7 +35,11 @@ def joined(*ranks: dict) -> dict:
 
 
 def points(window) -> dict:
-    return {(record.name, record.step): record.value for record in records(window) if isinstance(record.value, float)}
+    return {
+        (record.name, record.step): record.value
+        for record in window_points.points(window)
+        if isinstance(record.value, float)
+    }
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)

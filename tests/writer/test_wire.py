@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker.writer.wire import from_error, receive, send, to_error
 
@@ -20,22 +21,25 @@ def plain(record: Record) -> tuple:
     return (*record[:3], record.time, np.float64(value).tobytes())
 
 
-def through(points):
+def through(records):
     ours, theirs = Pipe()
-    send(ours, {"call": "write"}, points)
+    send(ours, {"call": "write"}, Points.of(records))
     header, arrived = receive(theirs)
     assert header == {"call": "write"}
-    assert [plain(record) for record in arrived] == [plain(record) for record in points]
-    return arrived
+    assert arrived is not None
+    assert [plain(record) for record in arrived] == [plain(record) for record in records]
+    return list(arrived)
 
 
 def test_points_arrive_as_they_were():
     tags = {"stage": "träin \ud800", "rank": "0"}
     values = [0.1, -0.0, math.nan, math.inf, -math.inf, 5e-324, 1.7976931348623157e308]
     points = [Record("loss", 2**60 + step, tags, value, 1.5 + step) for step, value in enumerate(values)]
-    points.insert(3, Record("w", 3, {}, Histogram.from_values(torch.randn(100, generator=torch.manual_seed(0)))))
-    points.append(Record("w", 9, {}, Histogram.from_values(torch.tensor([math.nan, math.inf]))))
-    points.append(Record("w", 9, {"w": ""}, Histogram.from_values(torch.empty(0))))
+    points.insert(
+        3, Record("w", 2**60 + 2, {}, Histogram.from_values(torch.randn(100, generator=torch.manual_seed(0))))
+    )
+    points.append(Record("w", 2**61, {}, Histogram.from_values(torch.tensor([math.nan, math.inf]))))
+    points.append(Record("w", 2**61, {"w": ""}, Histogram.from_values(torch.empty(0))))
     arrived = through(points)
     assert arrived[0].context is arrived[1].context, "one dict for a series, not one for a point"
 
@@ -47,7 +51,7 @@ def test_no_points_are_points_too():
 def test_a_message_without_points():
     ours, theirs = Pipe()
     send(ours, {"call": "rewind", "step": 3})
-    assert receive(theirs) == ({"call": "rewind", "step": 3}, [])
+    assert receive(theirs) == ({"call": "rewind", "step": 3}, None)
 
 
 class OwnError(sqlite3.OperationalError):

@@ -1,0 +1,48 @@
+"""From the states of a window to the points a backend is handed."""
+
+from operator import attrgetter
+
+import numpy as np
+
+from d9d_tracker.points import Points
+from d9d_tracker.record import Histogram, Record
+from d9d_tracker_kernels import CALLS, COUNT, LAST_STEP
+
+from .host_window import HostWindow
+from .reductions import finalize
+
+
+def points(window: HostWindow) -> Points:
+    """Return the points of a window.
+
+    Args:
+        window: The states, complete: merged across ranks and with what was written before for the same step.
+
+    Returns:
+        A number for every scalar series and step with a value, a histogram for every histogram series with a call, at
+        the last step that contributed.
+    """
+    rows, slots = np.nonzero(window.lanes[:, COUNT] > 0)
+    return Points(
+        [(series.name, dict(series.context)) for series in window.scalars],
+        slots,
+        np.array(window.steps, dtype=np.int64)[rows],
+        np.array(window.times, dtype=np.float64)[rows],
+        finalize(window.lanes, window.scalars)[rows, slots],
+        sorted(_histograms(window), key=attrgetter("step")),
+    )
+
+
+def _histograms(window: HostWindow) -> list[Record]:
+    began = dict(zip(window.steps, window.times, strict=True))
+    return [
+        Record(
+            series.name,
+            int(window.counts[slot, LAST_STEP]),
+            dict(series.context),
+            Histogram.from_cells(window.counts[slot], window.moments[slot], series.binning),
+            began.get(int(window.counts[slot, LAST_STEP])) or None,
+        )
+        for slot, series in enumerate(window.histograms)
+        if window.counts[slot, CALLS] > 0
+    ]
