@@ -1,6 +1,7 @@
 """The lines of a run's JSON file: how they are written, and how to read them back."""
 
 import functools
+import itertools
 import json
 import math
 from collections import deque
@@ -84,10 +85,10 @@ def points_lines(points: Points) -> bytes:
         texts[place] = f'"{texts[place]}"'
     places = points.places.tolist()
     changes = (np.diff(points.steps, prepend=-1) != 0) | (np.diff(points.times, prepend=-1.0) != 0)
-    begins = np.flatnonzero(changes).tolist()
+    begins = [*np.flatnonzero(changes).tolist(), len(places)]
     lines: list[str] = []
     histograms = deque(points.histograms)
-    for begin, end in zip(begins, [*begins[1:], len(places)], strict=True):
+    for begin, end in itertools.pairwise(begins):
         step, time = int(points.steps[begin]), float(points.times[begin])
         while histograms and histograms[0].step < step:
             lines.append(record_line(histograms.popleft()).decode("ascii"))
