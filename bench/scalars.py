@@ -7,7 +7,7 @@ from .plan import Plan, subject
 from .report import Result, Row, losses
 from .training import Training, forward_of
 
-_TURNS = 40
+_TURNS = 20
 _WINDOWS = 2
 
 
