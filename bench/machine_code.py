@@ -18,6 +18,7 @@ from d9d_tracker_kernels.binning import EXPONENTIAL
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
     "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
@@ -93,7 +94,8 @@ def compile_kernel(
     gpu = TARGETS[target]
     kernel = histogram.count_many if many else histogram.count_one
     element = launch.ELEMENT_TYPES[dtype]
-    settings = launch.variant(dtype, PARTIALS_PLACES, kind, bins) | {
+    rdna = gpu.backend == "hip" and gpu.warp_size == 32
+    settings = launch.variant(dtype, PARTIALS_PLACES, kind, bins, rdna=rdna) | {
         "num_warps": launch.THREADS // gpu.warp_size,
         "INLINE_PTX": inline_ptx,
         "ELEMENT": element,

@@ -15,3 +15,8 @@ def most_programs(device: torch.device) -> int:
 def warp_size(device: torch.device) -> int:
     """Threads of a warp: 32 on NVIDIA GPUs and AMD's RDNA, 64 on AMD's CDNA. 32 off a GPU, for the interpreter."""
     return torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
+
+
+def is_rdna(device: torch.device) -> bool:
+    """Whether it is one of AMD's RDNA, which have 256 registers a thread at most."""
+    return IS_AMD and warp_size(device) == 32

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from d9d_tracker_kernels import histogram
 from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, linear_edges, linear_width, mantissa_bits
-from d9d_tracker_kernels.device import IS_AMD, PROGRAMS_PER_MULTIPROCESSOR, warp_size
+from d9d_tracker_kernels.device import IS_AMD, PROGRAMS_PER_MULTIPROCESSOR, is_rdna, warp_size
 from d9d_tracker_kernels.reference import in_storage_order
 
 # NVIDIA GPUs count by inline PTX, see shared_atomics.py.
@@ -77,9 +77,10 @@ def launch(
 ) -> None:
     """Counts one tensor in one launch. Arguments as for the operator, see ops.py."""
     flat = _flatten(values)
-    constants = variant(flat.dtype, partials.shape[1], kind, bins, warp_size(partials.device))
+    rdna = is_rdna(partials.device)
+    constants = variant(flat.dtype, partials.shape[1], kind, bins, warp_size(partials.device), rdna)
     numbers = _numbers(kind, bins, low, high, flat.dtype in _FLOAT64_DTYPES)
-    tiles = _tiles(flat.numel(), flat.dtype)
+    tiles = _tiles(flat.numel(), flat.dtype, rdna)
     programs = min(tiles, partials.shape[1] - 1)
     with torch.cuda.device_of(counts):
         histogram.count_one[(programs,)](
@@ -110,7 +111,7 @@ def launch_many(
         for dtype, group in groups.items():
             constants: dict[str, Any] = {
                 "ELEMENT": ELEMENT_TYPES[dtype],
-                **variant(dtype, partials.shape[1], kind, bins, warp_size(partials.device)),
+                **variant(dtype, partials.shape[1], kind, bins, warp_size(partials.device), is_rdna(partials.device)),
             }
             numbers = _numbers(kind, bins, low, high, dtype in _FLOAT64_DTYPES)
             plan, pointers = _locate(group, dtype, partials)
@@ -137,19 +138,22 @@ def _flatten(values: torch.Tensor) -> torch.Tensor:
     return flat.view(torch.uint8) if flat.dtype == torch.bool else flat
 
 
-def _tiles(numel: int, dtype: torch.dtype) -> int:
+def _tiles(numel: int, dtype: torch.dtype, rdna: bool = False) -> int:
     # As many as the worst alignment needs, so that a plan does not depend on addresses.
     most_before = 16 // dtype.itemsize - 1
-    return max(1, -(-(numel + most_before) // (THREADS * elements_per_thread(dtype))))
+    return max(1, -(-(numel + most_before) // (THREADS * elements_per_thread(dtype, rdna))))
 
 
-def elements_per_thread(dtype: torch.dtype) -> int:
+def elements_per_thread(dtype: torch.dtype, rdna: bool = False) -> int:
     """How many elements a thread takes of each tile: at most four reads of 16 bytes, to fit in its registers."""
-    return min(_ELEMENTS_PER_THREAD, 4 * (16 // dtype.itemsize))
+    most = 8 if rdna and dtype == torch.bfloat16 else _ELEMENTS_PER_THREAD  # which spills there with twice as many
+    return min(most, 4 * (16 // dtype.itemsize))
 
 
 @functools.lru_cache(maxsize=256)
-def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int, warp_size: int = 32) -> dict[str, Any]:
+def variant(
+    dtype: torch.dtype, partials_places: int, kind: int, bins: int, warp_size: int = 32, rdna: bool = False
+) -> dict[str, Any]:
     """What a variant of the kernels is compiled for: dtype and binning, never shapes, strides or alignment.
 
     Args:
@@ -158,6 +162,7 @@ def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int, warp
         kind: EXPONENTIAL, LINEAR or INTEGER.
         bins: Number of bins.
         warp_size: See device.py.
+        rdna: See device.py.
 
     Returns:
         The kernels' constexpr arguments and compiler options, by name.
@@ -172,7 +177,7 @@ def variant(dtype: torch.dtype, partials_places: int, kind: int, bins: int, warp
         "CELL_COUNT": bins if kind == EXPONENTIAL else max(THREADS, triton.next_power_of_2(bins + 2)),
         "MOST_SEGMENTS": triton.next_power_of_2(partials_places - 1),
         "PARTIALS_STRIDE": partials_places * 4,
-        "UNROLL": elements_per_thread(dtype) // vector,
+        "UNROLL": elements_per_thread(dtype, rdna) // vector,
         "THREADS": THREADS,
         "VECTOR": vector,
         "WIDE": tl.float64 if dtype in _FLOAT64_DTYPES else tl.float32,
@@ -211,7 +216,7 @@ def _locate(
     stream = torch.cuda.current_stream(partials.device) if partials.is_cuda else None
     plan = _plans.get((key, stream))
     if plan is None:
-        segments = _segments(sizes, at, dtype, most)
+        segments = _segments(sizes, at, dtype, most, is_rdna(partials.device))
         # torch.compile runs what it will capture once with all allocations of its thread in the graph's memory pool,
         # and raises an error if one outlives the run. What another thread allocates is none of the pool's.
         with ThreadPoolExecutor(1) as thread:
@@ -264,9 +269,11 @@ def _forget_old_plans() -> None:
         del _plans[key]
 
 
-def _segments(sizes: Sequence[int], at: Sequence[int], dtype: torch.dtype, most: int) -> list[list[int]]:
+def _segments(
+    sizes: Sequence[int], at: Sequence[int], dtype: torch.dtype, most: int, rdna: bool = False
+) -> list[list[int]]:
     """The rows of the table, longest segments first. A tensor has at most `most` segments: its places in partials."""
-    tiles = [_tiles(numel, dtype) for numel in sizes]
+    tiles = [_tiles(numel, dtype, rdna) for numel in sizes]
     even_share = -(-sum(tiles) // (most * _SEGMENTS_PER_PROGRAM))
     table = []
     for tensor, (numel, place) in enumerate(zip(sizes, at, strict=True)):

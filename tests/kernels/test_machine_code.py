@@ -11,7 +11,7 @@ from d9d_tracker_kernels.device import PROGRAMS_PER_MULTIPROCESSOR
 
 # An H100 reads float32 at full speed with fewer than 13 instructions an element. Triton 3.6 makes 12.3 of them.
 MOST_INSTRUCTIONS = {torch.float32: 12 if IS_HISTOGRAM_FAST else 12.5, torch.bfloat16: 13}
-NVIDIA = [target for target, gpu in TARGETS.items() if gpu.backend == "cuda"]
+NVIDIA = ["sm_80", "sm_90"]
 DTYPES = list(MOST_INSTRUCTIONS)
 # Which ways of counting the installed Triton compiles well.
 COUNTING = [pytest.param(True, id="inline PTX")]
@@ -93,9 +93,18 @@ def test_other_binnings_compile(target, dtype, kind, bins):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_amd_reads_16_bytes_at_a_time_and_spills_no_vector_register(dtype):
-    for many in (False, True):
-        code = compile_kernel("gfx942", dtype, many=many).asm["amdgcn"]
+def test_blackwell_takes_as_little_as_hopper(dtype):
+    loop = inner_loop(compile_kernel("sm_100", dtype, many=True, inline_ptx=True), dtype)
+    assert loop.stack == 0
+    assert loop.instructions_per_element <= MOST_INSTRUCTIONS[dtype]
+    assert loop.registers * launch.THREADS * PROGRAMS_PER_MULTIPROCESSOR <= 65_536
+
+
+@pytest.mark.parametrize("dtype", launch.ELEMENT_TYPES, ids=str)
+@pytest.mark.parametrize("target", ["gfx942", "gfx1100"])
+def test_amd_reads_16_bytes_at_a_time_and_spills_no_vector_register(target, dtype):
+    for many in (False, True) if dtype in DTYPES else (True,):
+        code = compile_kernel(target, dtype, many=many).asm["amdgcn"]
         assert re.search("_load_(dwordx4|b128)", code)
         assert "vgpr_spill_count: 0" in code
 
