@@ -29,6 +29,7 @@ from .training import Training, forward_of, own_code
 
 _SCALARS = 10
 _FORMATS = {"waits": ".2f", "copies": ".2f", "bytes": ",.0f", "kernels": ".1f"}
+_ROOM = 4 * EVERY  # steps of one count and what runs before it: steps never go back
 
 
 def run(plan: Plan) -> Result:
@@ -71,7 +72,7 @@ def _count(plan: Plan, contender: Contender, model: torch.nn.Module, batch: Batc
             warnings.simplefilter("ignore")
             alone = count(_eager(Nothing(), model, batch, gradients=False), EVERY)
             training = _eager(contender, model, batch, gradients=gradients)
-            training.steps = EVERY * gradients
+            training.steps = _ROOM * gradients
             training.before()
             mine = count(training, EVERY)
             contender.settle()
@@ -79,7 +80,7 @@ def _count(plan: Plan, contender: Contender, model: torch.nn.Module, batch: Batc
             cells[figure + " (h)" * gradients] = (mine[figure] - alone[figure]) / EVERY
     note = ""
     if contender.tracks:
-        graphs, breaks, note = _graphs(contender, model, batch, 2 * EVERY)
+        graphs, breaks, note = _graphs(contender, model, batch, 2 * _ROOM)
         cells |= {"graphs": graphs, "breaks": breaks}
     return Row(contender.name, contender.kind, cells, note)
 

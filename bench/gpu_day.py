@@ -53,7 +53,7 @@ PARTS = (
     Part("histograms", ("-m", "bench.histogram_gpu")),
     *(
         Part(f"bench-{key}", ("-m", "bench", "--gpu", "--only", key), (*_HOST_HALF, "matplotlib"))
-        for key in ("a", "b", "c", "d", "e", "f", "counts")
+        for key in ("a", "b", "c", "d", "e", "f", "g", "counts")
     ),
 )
 

@@ -1,12 +1,18 @@
 """The GPU day resumes, is bounded, and its host code runs without a GPU, so that no GPU hour goes to typos."""
 
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity
 
-from bench import gpu_day, histogram_gpu
+from bench import __main__ as command
+from bench import counts, gpu_day, histogram_gpu
 from bench.gpu_day import PARTS, Part, is_done, run_part
+from bench.plan import Plan
 
 
 def test_a_part_leaves_what_ran_and_is_not_run_again(tmp_path):
@@ -48,7 +54,7 @@ def test_every_part_can_be_asked_for(monkeypatch):
     for part in PARTS:
         if "pytest" in part.arguments:
             assert all((gpu_day.ROOT / name).exists() for name in part.arguments if name.startswith("tests/"))
-    assert {part.arguments[-1] for part in PARTS if part.name.startswith("bench-")} == set("abcdef") | {"counts"}
+    assert {part.arguments[-1] for part in PARTS if part.name.startswith("bench-")} == set("abcdefg") | {"counts"}
 
 
 @pytest.fixture
@@ -76,3 +82,57 @@ def test_the_histograms_host_code_runs(without_gpu, tmp_path, capsys):
     assert "histogram_many_" in capsys.readouterr().out
     assert len(without_gpu) > 30
     assert list(tmp_path.glob("*.png"))
+
+
+class OnTheCpu(str):
+    """A device that calls itself CUDA to the benchmark, and the CPU to torch."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        return other == "cuda" if isinstance(other, str) else NotImplemented
+
+
+class Profiled:
+    """Stands for torch's profiler: has seen two kernels and a copy."""
+
+    def __init__(self, activities):
+        assert ProfilerActivity.CUDA in activities
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def export_chrome_trace(self, path):
+        copy = {"cat": "gpu_memcpy", "name": "Memcpy DtoH (Device -> Pinned)", "args": {"bytes": 64}}
+        Path(path).write_text(json.dumps({"traceEvents": [{"cat": "kernel"}, {"cat": "kernel"}, copy]}))
+
+
+def test_the_benchmarks_host_code_runs(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    waits, modes = [], []
+    there = SimpleNamespace(is_available=lambda: True)
+    leave = dict.fromkeys(("set_float32_matmul_precision", "manual_seed", "set_num_threads"), lambda _: None)
+    monkeypatch.setattr(command, "torch", SimpleNamespace(cuda=there, **leave))
+    monkeypatch.setattr(command, "_quiet", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "no GPU")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(counts, "profile", Profiled)
+    monkeypatch.setattr(counts, "others", lambda *_: {})  # which run on the CPU alike
+    monkeypatch.setattr(command, "Plan", lambda _, quick, folder: Plan(OnTheCpu("cpu"), quick, folder))
+    monkeypatch.setattr(sys, "argv", ["bench", "--gpu", "--quick", "--only", "c,counts", "--out", str(tmp_path)])
+    assert command.main() == 0
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert result["device"] == "no GPU"
+    found = {result["key"]: result for result in result["results"]}
+    assert {"kernels", "kernels (h)"} <= set(found["counts"]["columns"])
+    ours = [row for row in found["counts"]["rows"] if row["kind"] == "ours"]
+    assert ours
+    assert all(row["cells"]["kernels"] == 0 for row in ours), "as many as the untracked step"
+    assert any("half precision" in remark for remark in found["c"]["remarks"])
+    assert waits
+    assert modes[:2] == ["warn", "default"]
+    assert "no-gpu" in capsys.readouterr().out

@@ -45,6 +45,7 @@ def block(run, linear, inputs):
     hidden = linear(inputs)
     run.scalar("sum", hidden.sum(), reduce="sum")
     run.bins("hidden", hidden)
+    run.counts("positive", (hidden > 0).sum(0))
     run.scalars({"most": hidden.amax(), "number": 3.0}, {"kind": "extra"}, reduce="sum")
     run.scalar("mean", hidden.mean(), weight=hidden.sum())
     out = hidden.relu() + 1
@@ -56,6 +57,7 @@ def block(run, linear, inputs):
 def log_gradient(run, gradient):
     run.scalar("gradient", gradient.sum(), reduce="sum")
     run.bins("gradients", gradient)
+    run.counts("gradients above zero", (gradient > 0).sum(0))
 
 
 def step(run, layers, kind, inputs):

@@ -36,6 +36,11 @@ def population(rank: int, step: int) -> torch.Tensor:
     return values
 
 
+def tokens(rank: int, step: int) -> torch.Tensor:
+    """How many tokens each of four experts got."""
+    return torch.arange(4) * (1 + rank) + step % 3
+
+
 def log(run: AccumulatingRun, rank: int, step: int, scopes: bool = True) -> None:
     for reduce in REDUCTIONS:
         run.scalar(reduce, torch.tensor(value(rank, step)), reduce=reduce)
@@ -43,6 +48,7 @@ def log(run: AccumulatingRun, rank: int, step: int, scopes: bool = True) -> None
     run.scalar("weighted", value(rank, step), weight=1 + rank)
     run.bins("population", population(rank, step))
     if scopes:
+        run.counts("tokens", tokens(rank, step))
         run.scalar("memory", value(rank, step), scope="rank")
         run.bins("of each rank", population(rank, step), scope="rank")
 

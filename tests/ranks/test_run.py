@@ -18,12 +18,13 @@ from programs import (
     population,
     refused,
     skipping,
+    tokens,
     two_runs,
     uneven,
     value,
 )
 
-from d9d_tracker import Histogram
+from d9d_tracker import Histogram, IntegerBinning
 
 FINAL = {
     "mean": lambda values: sum(values) / len(values),
@@ -58,6 +59,9 @@ def test_curves_equal_those_of_all_ranks_values(tmp_path, size, steps, resolutio
         assert found["mean", (), 9] == sum(first) / len(first)
     whole = Histogram.from_values(torch.cat([population(rank, step) for rank in range(size) for step in window]))
     assert found["population", (), 9] == histogram(whole)
+    routed = torch.stack([tokens(rank, step) for rank in range(size) for step in window]).sum(0)
+    experts = torch.repeat_interleave(torch.arange(4), routed)
+    assert found["tokens", (), 9] == histogram(Histogram.from_values(experts, IntegerBinning(bins=4)))
     for rank in range(size):
         own = Histogram.from_values(torch.cat([population(rank, step) for step in window]))
         assert found["of each rank", (("rank", str(rank)),), 9] == histogram(own)
