@@ -107,6 +107,7 @@ def test_amd_reads_16_bytes_at_a_time_and_spills_no_vector_register(target, dtyp
         code = compile_kernel(target, dtype, many=many).asm["amdgcn"]
         assert re.search("_load_(dwordx4|b128)", code)
         assert "vgpr_spill_count: 0" in code
+        assert "private_segment_fixed_size: 0" in code
 
 
 def test_rounding_is_as_on_the_host():
