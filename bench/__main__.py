@@ -38,6 +38,9 @@ def main() -> int:
         "--quick", action="store_true", help="tiny sizes, to see that it runs; the figures mean nothing"
     )
     parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, for example a,c (default: all)")
+    parser.add_argument(
+        "--threads", type=int, default=_spare_one(), help="of torch on the CPU (default: a core is left to the others)"
+    )
     parser.add_argument("--out", type=Path, default=_HERE / "results", help="folder of the results")
     parser.add_argument("--readme", action="store_true", help="put the results into bench/README.md")
     chosen = parser.parse_args()
@@ -51,8 +54,8 @@ def main() -> int:
         parser.error("torch sees no GPU: leave --gpu out to measure on the CPU")
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
-    if chosen.quick:
-        torch.set_num_threads(1)
+    if not chosen.gpu:
+        torch.set_num_threads(1 if chosen.quick else chosen.threads)
     _quiet()
     console = Console(width=None if sys.stdout.isatty() else 160)
     about = report.machine(device)
@@ -78,6 +81,11 @@ def main() -> int:
         content = report.markdown(about, results, [Path(os.path.relpath(file, _HERE)) for file in files])
         report.refresh(readme, "gpu" if chosen.gpu else "cpu", content)
     return 0
+
+
+def _spare_one() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - 1)
 
 
 def _quiet() -> None:

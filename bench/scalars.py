@@ -77,6 +77,8 @@ def _remarks(plan: Plan) -> list[str]:
     if plan.device == "cpu":
         remarks.append(
             "On a CPU there is no GPU to wait for, so this table cannot show what .item() costs there; it shows the "
-            "host's work, which includes background threads that share the cores and the interpreter with the loop."
+            "host's work, which includes background threads that share the interpreter with the loop. torch has all "
+            "cores but one (--threads), as a loop that feeds a GPU leaves some idle; what runs in a process of its own "
+            "has that one."
         )
     return remarks
