@@ -71,6 +71,8 @@ def take_turns(
     for subject in (baseline, *subjects.values()):
         for _ in range(2):  # compiles, and comes to rest
             _turn(subject, windows, device)
+    gc.collect()
+    gc.freeze()  # or each turn begins with a third of a second in what the packages have imported
     found = {name: Pairs() for name in subjects}
     order, chance = list(subjects), random.Random(0)
     for _ in range(turns):
@@ -83,6 +85,7 @@ def take_turns(
             for own, other, one in ((pairs.loop, pairs.neighbour, 0), (pairs.settled, pairs.neighbour_settled, 1)):
                 own.append(times[id(subjects[name])][one])
                 other.append(times[id(baseline)][one])
+    gc.unfreeze()
     return found
 
 

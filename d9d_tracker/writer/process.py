@@ -181,27 +181,32 @@ class ProcessRun(RecordRun):
 
     def _answers(self, request: dict[str, Any], points: Points | None) -> Iterator[dict[str, Any]]:
         """Yield what the writer answers, and an empty answer five times a second while it does not."""
-        if self._connection is None:
-            raise ConnectionError(f"the writer of {type(self._backend).__name__} has died")
-        try:
-            send(self._connection, request, points)
-            while True:
-                if not self._connection.poll(_GLANCE_SECONDS):
-                    yield {}
-                    continue
-                answer, _ = receive(self._connection)
-                if "log" in answer:
-                    logger.log(answer["log"], "%s", answer["words"])
-                    continue
-                if "error" in answer:
-                    raise to_error(answer)
+        with self._alive() as connection:
+            send(connection, request, points)
+        answer: dict[str, Any] = {}
+        while not answer.get("done"):
+            answer = {}
+            with self._alive() as connection:
+                if connection.poll(_GLANCE_SECONDS):
+                    answer, _ = receive(connection)
+            if "log" in answer:
+                logger.log(answer["log"], "%s", answer["words"])
+            elif "error" in answer:
+                raise to_error(answer)
+            else:
                 yield answer
-                if answer.get("done"):
-                    return
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+
+    @contextmanager
+    def _alive(self) -> Iterator[Connection]:
+        name = type(self._backend).__name__
+        if self._connection is None:
+            raise ConnectionError(f"the writer of {name} has died")
+        try:
+            yield self._connection
+        except (EOFError, OSError) as error:
             self._hang_up(_EXIT_SECONDS)
             code = None if self._writer is None else self._writer.returncode
-            raise ConnectionError(f"the writer of {type(self._backend).__name__} has died ({code=})") from error
+            raise ConnectionError(f"the writer of {name} has died ({code=})") from error
 
     def _hang_up(self, timeout: float = 0) -> None:
         if self._connection is not None:

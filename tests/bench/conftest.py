@@ -12,3 +12,4 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 def no_garbage(monkeypatch):
     """Nothing is timed here, and with every framework imported a collection takes a third of a second."""
     monkeypatch.setattr(gc, "collect", lambda *_: 0)
+    monkeypatch.setattr(gc, "unfreeze", lambda: None)  # see tests/conftest.py

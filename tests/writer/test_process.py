@@ -89,6 +89,17 @@ def test_a_backend_that_dies_or_fails_in_a_window_loses_and_doubles_nothing(tmp_
         assert any("is back after" in message for message in caplog.messages)
 
 
+def test_an_error_of_a_connection_is_the_backends_and_no_death_of_the_writer(tmp_path, caplog):
+    tracker = make(tmp_path)
+    with tracker.open(RunConfig(name="run")) as run:
+        (tmp_path / "reset").touch()
+        log(run, ["loss"])
+    assert tracker.report.failures == 1
+    assert curve(tmp_path, "loss") == [step + 0.5 for step in range(20)]
+    assert len((tmp_path / "writers").read_text().splitlines()) == 1
+    assert "the server's, not the writer's" in caplog.text
+
+
 def test_what_it_refuses_is_named_and_counted_here(tmp_path, caplog):
     tracker = make(tmp_path)
     with tracker.open(RunConfig(name="run")) as run:

@@ -32,10 +32,20 @@ class TroubledRun(JsonlRun):
             time.sleep(0.3)
         super().write_record(record)
 
+    def sync(self) -> None:
+        trouble = self._path.parent / "reset"
+        if trouble.exists():
+            trouble.unlink()
+            raise ConnectionResetError("the server's, not the writer's")
+        super().sync()
+
 
 class TroubledTracker(RecordTracker[TroubledConfig]):
     def open_run(self, properties, run_id):
+        self.config.path.mkdir(parents=True, exist_ok=True)
         if properties.name == "wrong":
             raise ValueError("a wrong configuration")
         run_id = run_id or "run"
+        with (self.config.path / "writers").open("a") as writers:
+            writers.write(f"{os.getpid()}\n")
         return TroubledRun(self.config.path / f"{run_id}.jsonl", run_id, properties)
