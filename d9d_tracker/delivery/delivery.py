@@ -9,14 +9,13 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
 from d9d_tracker.base import BaseTrackerRun
-from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
 from .backlog import Backlog
 from .held_step import HeldStep
 from .report import DeliveryReport
 from .window_queue import MEMORY_BYTES, Queued, WindowQueue, in_words
-from .writer import TakesPoints, TakesWindows, WindowWriter
+from .writer import write_window
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -306,14 +305,7 @@ class Delivery:
         assert self._run is not None
         if head.records is None:
             head.records = self.backlog.get(head.index)
-        if isinstance(self._run, TakesWindows):
-            self.call_backend(self._run.write_window, head, self, self.report)
-        elif isinstance(self._run, TakesPoints) and not head.accepted:
-            self.call_backend(self._run.write_points, Points.of(head.records))
-            head.accepted = len(head.records)
-        else:
-            records = head.records = list(head.records)
-            WindowWriter(self._run, self, self.report).write(head, records)
+        write_window(self._run, head, self, self.report)
         if self.stops:
             return
         self.call_backend(self._run.flush)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.points import Points
@@ -40,12 +40,47 @@ class TakesWindows(Protocol):
         """Do what ``WindowWriter.write`` does."""
 
 
-@runtime_checkable
 class TakesPoints(Protocol):
     """A run that can refuse no point, and takes those of a window as columns."""
 
     def write_points(self, points: Points) -> None:
         """Take all of them, or raise and take none."""
+
+
+def takes_points(run: BaseTrackerRun) -> bool:
+    """Return whether a run takes columns.
+
+    A subclass that overrides ``write_record`` alone wants to see every record.
+
+    Args:
+        run: The backend's run.
+    """
+    hooks = ("write_points", "write_record")
+    kind = next((kind for kind in type(run).__mro__ if any(hook in vars(kind) for hook in hooks)), object)
+    return "write_points" in vars(kind)
+
+
+def write_window(run: BaseTrackerRun, head: Queued, caller: Caller, report: DeliveryReport) -> None:
+    """Write what the backend has not accepted of a window, unless it is to be left.
+
+    Args:
+        run: The backend's run.
+        head: The window, in memory; what is refused is taken out.
+        caller: Calls the backend.
+        report: Counts what is refused.
+
+    Raises:
+        Exception: What the backend raised, if it is down.
+    """
+    assert head.records is not None
+    if isinstance(run, TakesWindows):
+        caller.call_backend(run.write_window, head, caller, report)
+    elif takes_points(run) and not head.accepted:
+        caller.call_backend(cast(TakesPoints, run).write_points, Points.of(head.records))
+        head.accepted = len(head.records)
+    else:
+        records = head.records = list(head.records)
+        WindowWriter(run, caller, report).write(head, records)
 
 
 class WindowWriter:

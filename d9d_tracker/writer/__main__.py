@@ -16,7 +16,7 @@ from d9d_tracker.base import RunConfig
 from d9d_tracker.delivery.backlog import Contents
 from d9d_tracker.delivery.report import DeliveryReport
 from d9d_tracker.delivery.window_queue import Queued
-from d9d_tracker.delivery.writer import WindowWriter
+from d9d_tracker.delivery.writer import takes_points, write_window
 from d9d_tracker.points import Points
 from d9d_tracker.provider.lock import let_go, lock_on_this_machine
 
@@ -38,7 +38,7 @@ class Writer:
         parent: The training's process.
     """
 
-    stops = False  # a `Caller` for WindowWriter: what was begun is ended
+    stops = False  # a `Caller` for write_window: what was begun is ended
 
     def __init__(self, connection: Connection, parent: int):
         self._connection = connection
@@ -96,15 +96,15 @@ class Writer:
         return {"state": tracker.state_dict()}
 
     def _write_window(self, points: Points) -> None:
-        sent = list(points)
-        left, head, report = list(sent), Queued(0, Contents.of(points, 0), points), DeliveryReport()
+        sent, report = [] if takes_points(self._run) else list(points), DeliveryReport()
+        head = Queued(0, Contents.of(points, 0), list(sent) or points)
         try:
-            WindowWriter(self._run, self, report).write(head, left)
+            write_window(self._run, head, self, report)
         finally:
             answer: dict[str, Any] = {"accepted": head.accepted, "failures": report.failures}
             if report.failures:
                 places = {id(record): place for place, record in enumerate(sent)}
-                answer["order"] = [places[id(record)] for record in left]
+                answer["order"] = [places[id(record)] for record in head.records or ()]
                 answer["refused"] = sorted(set(places.values()) - set(answer["order"]))
             self.say(**answer)
 

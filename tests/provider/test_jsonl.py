@@ -23,7 +23,7 @@ import torch
 from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import AccumulatorConfig, IntegerBinning
-from d9d_tracker.delivery import delivery
+from d9d_tracker.delivery import writer
 from d9d_tracker.factory import tracker_from_config
 from d9d_tracker.points import Points
 from d9d_tracker.provider.jsonl import JsonlRun, JsonlTracker, JsonlTrackerConfig, read_run
@@ -476,6 +476,18 @@ def test_the_lines_of_a_window_are_those_of_its_points():
     assert points_lines(only) == b"".join(map(record_line, only))
 
 
+def test_a_subclass_that_wants_every_record_gets_it():
+    class Every(JsonlRun):
+        def write_record(self, record):
+            super().write_record(record)
+
+    class Columns(Every):
+        def write_points(self, points):
+            super().write_points(points)
+
+    assert [writer.takes_points(kind.__new__(kind)) for kind in (JsonlRun, Every, Columns)] == [True, False, True]
+
+
 def test_a_window_is_written_as_columns_and_by_points_alike(tmp_path, monkeypatch):
     def write(folder):
         accumulator = AccumulatorConfig(device="cpu", sync_every=4, backlog_dir=folder / "backlog")
@@ -490,5 +502,5 @@ def test_a_window_is_written_as_columns_and_by_points_alike(tmp_path, monkeypatc
 
     columns = write(tmp_path / "columns")
     assert len(columns) == 10 * 2 + 3
-    monkeypatch.setattr(delivery, "TakesPoints", type("Nothing", (), {}))
+    monkeypatch.setattr(writer, "takes_points", lambda run: False)
     assert write(tmp_path / "points") == columns
