@@ -15,7 +15,7 @@ from .backlog import Backlog
 from .held_step import HeldStep
 from .report import DeliveryReport
 from .window_queue import MEMORY_BYTES, Queued, WindowQueue, in_words
-from .writer import write_window
+from .write_window import write_window
 
 logger = logging.getLogger("d9d_tracker")
 

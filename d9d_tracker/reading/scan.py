@@ -39,7 +39,7 @@ class Key(NamedTuple):
     context: tuple[tuple[str, str], ...]
 
 
-class Points(NamedTuple):
+class Part(NamedTuple):
     """Points of one series, in the order of the file.
 
     Attributes:
@@ -55,7 +55,7 @@ class Points(NamedTuple):
     times: np.ndarray
 
 
-def scan(path: Path, wanted: Callable[[Key], bool], name: str | None = None) -> Iterator[Points]:
+def scan(path: Path, wanted: Callable[[Key], bool], name: str | None = None) -> Iterator[Part]:
     """Yield the points of a run's file, in memory for a block of the file at a time.
 
     Args:
@@ -75,7 +75,7 @@ def scan(path: Path, wanted: Callable[[Key], bool], name: str | None = None) -> 
         raise ValueError(f"{path}: {error}; mend or remove that line") from None
 
 
-def _scan(path: Path, wanted: Callable[[Key], bool], name: str | None) -> Iterator[Points]:
+def _scan(path: Path, wanted: Callable[[Key], bool], name: str | None) -> Iterator[Part]:
     torn, lines = False, _lines(name)
     with path.open("rb") as file:
         file.readline()
@@ -120,7 +120,7 @@ def blocks(file: BinaryIO) -> Iterator[bytes]:
         rest.append(block[end:])
 
 
-def _scalars(rows: list[tuple[bytes, ...]], wanted: Callable[[Key], bool]) -> Iterator[Points]:
+def _scalars(rows: list[tuple[bytes, ...]], wanted: Callable[[Key], bool]) -> Iterator[Part]:
     if not rows:
         return
     names, steps, values, contexts, times, _ = zip(*rows, strict=True)
@@ -132,7 +132,7 @@ def _scalars(rows: list[tuple[bytes, ...]], wanted: Callable[[Key], bool]) -> It
     for (name, context), begin, end in zip(codes, [0, *ends], ends, strict=False):
         key = _key("scalar", name, context)
         of_steps, of_values, of_times = (column[order[begin:end]] for column in columns)
-        yield Points(key, of_steps, of_values if wanted(key) else None, of_times)
+        yield Part(key, of_steps, of_values if wanted(key) else None, of_times)
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -151,12 +151,12 @@ def _times(texts: tuple[bytes, ...]) -> np.ndarray:
     return _numbers(texts if all(texts) else tuple(text or b"nan" for text in texts), np.float64)
 
 
-def _other(line: bytes, wanted: Callable[[Key], bool]) -> Points | None:
+def _other(line: bytes, wanted: Callable[[Key], bool]) -> Part | None:
     header = _HEADER_OF_HISTOGRAM.match(line)
     if header is not None and line.endswith(b"]}"):
         key = _key("histogram", header[1], header[3])
         if not wanted(key):
-            return Points(key, np.array([int(header[2])]), None, np.array([np.nan]))
+            return Part(key, np.array([int(header[2])]), None, np.array([np.nan]))
     fields = json.loads(line)
     if not isinstance(fields, dict) or fields.get("type") not in ("scalar", "histogram", "hparams"):
         raise ValueError(f"a line is no point of a run: {line[:80]!r}")
@@ -166,4 +166,4 @@ def _other(line: bytes, wanted: Callable[[Key], bool]) -> Points | None:
     key = Key(fields["type"], record.name, tuple(sorted(record.context.items())))
     values = [record.value] if isinstance(record.value, Histogram) else np.array([record.value])
     time = np.nan if record.time is None else record.time
-    return Points(key, np.array([record.step]), values if wanted(key) else None, np.array([time]))
+    return Part(key, np.array([record.step]), values if wanted(key) else None, np.array([time]))

@@ -13,7 +13,7 @@ import numpy as np
 
 from d9d_tracker.record import Histogram, Record
 
-from .scan import Key, Points, blocks, scan
+from .scan import Key, Part, blocks, scan
 
 _LOGGER = logging.getLogger("d9d_tracker")
 
@@ -270,8 +270,8 @@ class StoredRun:
 
     def _collect(
         self, wanted: Callable[[Key], bool], only: bool = False, name: str | None = None
-    ) -> dict[Key, list[Points]]:
-        parts: dict[Key, list[Points]] = {}
+    ) -> dict[Key, list[Part]]:
+        parts: dict[Key, list[Part]] = {}
         for points in scan(self.path, wanted, name):
             if not only or points.values is not None:
                 parts.setdefault(points.key, []).append(points)
@@ -282,7 +282,7 @@ def _series(key: Key, steps: np.ndarray) -> Series:
     return Series(key.kind, key.name, dict(key.context), len(steps), int(steps[0]), int(steps[-1]))
 
 
-def _latest(key: Key, parts: list[Points]) -> dict[str, Any]:
+def _latest(key: Key, parts: list[Part]) -> dict[str, Any]:
     """Return a series by rising step; of several points of a step, the last that was written."""
     steps = np.concatenate([part.steps for part in parts])
     order = np.argsort(steps, kind="stable")

@@ -16,7 +16,7 @@ from d9d_tracker.base import RunConfig
 from d9d_tracker.delivery.backlog import Contents
 from d9d_tracker.delivery.report import DeliveryReport
 from d9d_tracker.delivery.window_queue import Queued
-from d9d_tracker.delivery.writer import takes_points, write_window
+from d9d_tracker.delivery.write_window import takes_points, write_window
 from d9d_tracker.points import Points
 from d9d_tracker.provider.lock import let_go, lock_on_this_machine
 

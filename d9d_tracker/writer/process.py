@@ -16,7 +16,7 @@ from d9d_tracker.backend import RecordRun
 from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.delivery.report import DeliveryReport
 from d9d_tracker.delivery.window_queue import Queued
-from d9d_tracker.delivery.writer import Caller
+from d9d_tracker.delivery.write_window import Caller
 from d9d_tracker.points import Points
 from d9d_tracker.provider.hparams import plain_hparams
 from d9d_tracker.record import Record

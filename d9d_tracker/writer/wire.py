@@ -88,5 +88,7 @@ def to_error(message: dict[str, Any]) -> BaseException:
     """Return the exception of ``from_error``: of the nearest type that Python itself has."""
     kinds = [getattr(builtins, name, None) for name in message["error"]]
     kind: Any = next(kind for kind in kinds if kind is not None)
-    words = message["message"]
-    return kind(words if kind.__name__ == message["error"][0] else f"{message['error'][0]}: {words}")
+    name, words = message["error"][0], message["message"]
+    if kind.__name__ != name:
+        words = f"{name}: {words}"
+    return kind(words) if words else kind()

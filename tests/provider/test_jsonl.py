@@ -23,7 +23,7 @@ import torch
 from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import AccumulatorConfig, IntegerBinning
-from d9d_tracker.delivery import writer
+from d9d_tracker.delivery import write_window
 from d9d_tracker.factory import tracker_from_config
 from d9d_tracker.points import Points
 from d9d_tracker.provider.jsonl import JsonlRun, JsonlTracker, JsonlTrackerConfig, read_run
@@ -485,7 +485,7 @@ def test_a_subclass_that_wants_every_record_gets_it():
         def write_points(self, points):
             super().write_points(points)
 
-    assert [writer.takes_points(kind.__new__(kind)) for kind in (JsonlRun, Every, Columns)] == [True, False, True]
+    assert [write_window.takes_points(kind.__new__(kind)) for kind in (JsonlRun, Every, Columns)] == [True, False, True]
 
 
 def test_a_window_is_written_as_columns_and_by_points_alike(tmp_path, monkeypatch):
@@ -497,10 +497,14 @@ def test_a_window_is_written_as_columns_and_by_points_alike(tmp_path, monkeypatc
                 run.set_step(step)
                 run.scalars({"a": float(step), "b": math.inf})
                 run.bins("c", torch.arange(step + 1.0))
+            run.flush()
+            (future,) = run.backend(lambda its: its.scalar("own", 1.0)).values()  # at the step where the backend is
+            future.result(10)
         (path,) = folder.glob("*.jsonl")
         return [re.sub(r',"time":[\d.]+', "", line) for line in path.read_text().splitlines()[1:]]
 
     columns = write(tmp_path / "columns")
-    assert len(columns) == 10 * 2 + 3
-    monkeypatch.setattr(writer, "takes_points", lambda run: False)
+    assert len(columns) == 10 * 2 + 3 + 1
+    assert '"name":"own","step":9,' in columns[-1]
+    monkeypatch.setattr(write_window, "takes_points", lambda run: False)
     assert write(tmp_path / "points") == columns

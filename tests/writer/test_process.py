@@ -1,9 +1,11 @@
 """A backend in a process of its own gives what a thread gives, and is no danger to the training or to its points."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -89,6 +91,50 @@ def test_a_backend_that_dies_or_fails_in_a_window_loses_and_doubles_nothing(tmp_
         assert any("is back after" in message for message in caplog.messages)
 
 
+def test_a_backend_that_fails_in_a_window_and_then_dies_gets_all_of_it_again(tmp_path, caplog):
+    tracker = make(tmp_path)
+    with tracker.open(RunConfig(name="run")) as run:
+        (tmp_path / "breaks").touch()
+        log(run, ["a", "b"])
+    assert not (tmp_path / "breaks").exists()
+    assert tracker.report.undelivered == 0
+    for name in "ab":
+        assert curve(tmp_path, name) == [step + 0.5 for step in range(20)]
+    assert any("has died (code=3)" in message or "down for all" in message for message in caplog.messages)
+
+
+def test_a_window_that_was_stored_before_its_writer_died_is_not_stored_twice(tmp_path):
+    tracker = make(tmp_path)
+    with tracker.open(RunConfig(name="run")) as run:
+        (tmp_path / "dies stored").touch()
+        log(run, ["loss"])
+    assert not (tmp_path / "dies stored").exists()
+    assert len(points(tmp_path)) == 1 + 20 + 4
+    assert curve(tmp_path, "loss") == [step + 0.5 for step in range(20)]
+
+
+def test_a_backend_that_hangs_is_left_in_time_and_what_it_has_not_taken_is_kept(tmp_path, caplog):
+    tracker = make(tmp_path, flush_timeout=1.0)
+    with tracker.open(RunConfig(name="run")) as run:
+        log(run, ["slow"], range(6))
+        _wait(lambda: (tmp_path / "slow").exists())
+        time.sleep(1.5)
+        log(run, ["slow"], range(6, 12))
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert "it has not returned from a call for 1 s" in caplog.text
+    assert "is left to close in the background" not in caplog.text
+    assert tracker.report.undelivered == 12 + 3
+    (tmp_path / "go").touch()
+    state = tracker.state_dict()
+    tracker = make(tmp_path)
+    tracker.load_state_dict(state)
+    with tracker.open(RunConfig(name="run")):
+        pass
+    assert len(points(tmp_path)) == 1 + 12 + 3
+    assert curve(tmp_path, "slow") == [step + 0.5 for step in range(12)]
+
+
 def test_an_error_of_a_connection_is_the_backends_and_no_death_of_the_writer(tmp_path, caplog):
     tracker = make(tmp_path)
     with tracker.open(RunConfig(name="run")) as run:
@@ -113,6 +159,16 @@ def test_what_it_refuses_is_named_and_counted_here(tmp_path, caplog):
 def test_what_it_raises_on_opening_is_raised_here(tmp_path):
     with pytest.raises(ValueError, match="a wrong configuration"), make(tmp_path).open(RunConfig(name="wrong")):
         pass
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("boom"), KeyboardInterrupt()], ids=repr)
+def test_the_backend_is_told_how_the_run_ended(tmp_path, error):
+    with contextlib.suppress(RuntimeError, KeyboardInterrupt), make(tmp_path).open(RunConfig(name="run")) as run:
+        log(run, ["loss"])
+        if error is not None:
+            raise error
+    assert (tmp_path / "ended").read_text() == repr(error)
+    assert curve(tmp_path, "loss") == [step + 0.5 for step in range(20)]
 
 
 def test_what_is_not_wrapped_says_where_to_find_it(tmp_path):
@@ -160,13 +216,17 @@ def test_what_had_reached_it_is_written_when_the_training_is_killed(tmp_path, go
         training.send_signal(signal.SIGKILL)
         training.wait()
     assert _is_alive(writer)
-    if goes_on:  # which waits for it, and takes nothing from under it
+    go = threading.Timer(5.0 if goes_on else 0.0, (tmp_path / "go").touch)  # by when the next writer waits for it
+    go.start()
+    if goes_on:  # which takes nothing from under it
         tracker = make(tmp_path)
         tracker.load_state_dict(torch.load(tmp_path / "state.pt"))
         with tracker.open(RunConfig(name="run")) as run:
-            assert not _is_alive(writer)
+            assert (tmp_path / "ended").exists()
             log(run, ["slow"], range(5))
     _wait(lambda: not _is_alive(writer))
+    if not goes_on:
+        assert (tmp_path / "ended").read_text().startswith("ConnectionError(")
     assert curve(tmp_path, "slow") == [step + 0.5 for step in range(5)]
     assert len(points(tmp_path)) == 1 + 5 + 1
 

@@ -27,9 +27,18 @@ class TroubledRun(JsonlRun):
         if record.name == "down" and record.step == 7 and not once.exists():
             once.touch()
             raise TimeoutError("down for once")
+        if record.step == 7 and (breaks := self._path.parent / "breaks").exists():
+            if breaks.read_text() and time.time() - float(breaks.read_text()) > 0.05:
+                breaks.unlink()
+                os._exit(3)  # when it is tried again
+            if not breaks.read_text():
+                breaks.write_text(str(time.time()))
+            raise TimeoutError("down for all")
         if record.name == "slow":
             (self._path.parent / "slow").touch()
-            time.sleep(0.3)
+            deadline = time.monotonic() + 15
+            while not (self._path.parent / "go").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
         super().write_record(record)
 
     def sync(self) -> None:
@@ -38,6 +47,14 @@ class TroubledRun(JsonlRun):
             trouble.unlink()
             raise ConnectionResetError("the server's, not the writer's")
         super().sync()
+        dies = self._path.parent / "dies stored"
+        if dies.exists() and self._step >= 9:
+            dies.unlink()
+            os._exit(3)
+
+    def release(self) -> None:
+        (self._path.parent / "ended").write_text(repr(self._error))
+        super().release()
 
 
 class TroubledTracker(RecordTracker[TroubledConfig]):
