@@ -46,8 +46,9 @@ class Contents:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, points: Points, first: int) -> Self:
-        """Describe points, at least one."""
+    def of(cls, records: Sequence[Record], first: int) -> Self:
+        """Describe records, in the order of their steps, at least one."""
+        points = Points.of(records)
         return cls(first, points.last, len(points), points.names)
 
 

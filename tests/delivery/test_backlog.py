@@ -12,13 +12,12 @@ from lives import content
 
 from d9d_tracker import Histogram
 from d9d_tracker.delivery.backlog import Backlog, Contents
-from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
 
 def window(index, size=3):
     records = [Record(f"s{number}", 10 * index + number, {"stage": "train"}, float(number)) for number in range(size)]
-    return index, records, Contents.of(Points.of(records), 10 * index)
+    return index, records, Contents.of(records, 10 * index)
 
 
 def test_records_come_back_bit_for_bit(tmp_path):
@@ -29,7 +28,7 @@ def test_records_come_back_bit_for_bit(tmp_path):
         Record("empty", 7, {}, Histogram.from_values(values[:0])),
     ]
     backlog = Backlog(tmp_path, "run", 10**6)
-    backlog.put(4, records, Contents.of(Points.of(records), 0))
+    backlog.put(4, records, Contents.of(records, 0))
     backlog.close()
     assert Backlog(tmp_path, "other", 10**6).contents() == {}
     reopened = Backlog(tmp_path, "run", 10**6)
@@ -118,12 +117,11 @@ def test_a_forked_child_has_no_part_in_it(ending, tmp_path):
 import os, signal, sys
 from pathlib import Path
 from d9d_tracker.delivery.backlog import Backlog, Contents
-from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 backlog = Backlog(Path({str(tmp_path)!r}), "run", 10**8)
 def put(index):
     records = [Record("a", index, {{}}, float(index))]
-    backlog.put(index, records, Contents.of(Points.of(records), index))
+    backlog.put(index, records, Contents.of(records, index))
 put(0)
 if os.fork() == 0:
     {ending}
