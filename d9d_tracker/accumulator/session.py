@@ -18,6 +18,7 @@ from d9d_tracker.delivery.delivery import FINAL_ERRORS, OPEN_SECONDS, Delivery
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
+from d9d_tracker.writer.predecessor import wait_for_predecessor
 from d9d_tracker.writer.process import is_portable, open_in_process
 
 from .buffers import Buffers
@@ -122,6 +123,8 @@ def _deliver(
 
     @contextmanager
     def open_backend() -> Iterator[BaseTrackerRun]:
+        if not elsewhere and beginning.rewind_to is not None:
+            wait_for_predecessor(file)  # the last life may have had a writer in a process of its own
         with open_in_process(backend, properties, file) if elsewhere else backend.open(properties) as run:
             backlog.describe(state=backend.state_dict())
             yield run

@@ -18,12 +18,11 @@ from d9d_tracker.delivery.report import DeliveryReport
 from d9d_tracker.delivery.window_queue import Queued
 from d9d_tracker.delivery.write_window import takes_points, write_window
 from d9d_tracker.points import Points
-from d9d_tracker.provider.lock import let_go, lock_on_this_machine
+from d9d_tracker.provider.lock import let_go
 
+from .predecessor import ORPHAN_SECONDS, lock_in_time
 from .wire import from_error, receive, send, to_error
 
-_ORPHAN_SECONDS = 20.0
-_PREDECESSOR_SECONDS = 25.0
 _GLANCE_SECONDS = 0.5
 _SIGN_SECONDS = 0.2
 
@@ -86,7 +85,7 @@ class Writer:
             self.say(done=True, **(answer or {}))
 
     def _open(self, _: Any, types: list[str], config: Any, properties: Any, lock: str, state: Any) -> dict[str, Any]:
-        self._stack.callback(let_go, _lock_in_time(lock))
+        self._stack.callback(let_go, lock_in_time(lock))
         tracker_type, config_type = map(_load, types)
         tracker = tracker_type.from_config(config_type.model_validate(config))
         tracker.is_accumulated = True
@@ -133,7 +132,7 @@ class Writer:
     def _end_in_time(self) -> None:
         while not (self._is_over or self._is_orphan()):
             time.sleep(_GLANCE_SECONDS)
-        time.sleep(_ORPHAN_SECONDS)
+        time.sleep(ORPHAN_SECONDS)
         os._exit(1)
 
 
@@ -146,18 +145,6 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._writer.say(log=record.levelno, words=record.getMessage())
-
-
-def _lock_in_time(name: str) -> int:
-    """Wait for the writer of a training that was killed: it may still write to the same run."""
-    deadline = time.monotonic() + _PREDECESSOR_SECONDS
-    while True:
-        try:
-            return lock_on_this_machine(f"writer {name}", f"run {name!r}")
-        except RuntimeError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.05)
 
 
 def _load(path: str) -> Any:

@@ -205,7 +205,7 @@ with tracker.open(RunConfig(name="run")) as run:
 """
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("goes_on", [None, "process", "thread"])
 def test_what_had_reached_it_is_written_when_the_training_is_killed(tmp_path, goes_on):
     program = KILLED.format(tests=str(Path(__file__).parent))
     training = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[2])
@@ -216,10 +216,10 @@ def test_what_had_reached_it_is_written_when_the_training_is_killed(tmp_path, go
         training.send_signal(signal.SIGKILL)
         training.wait()
     assert _is_alive(writer)
-    go = threading.Timer(5.0 if goes_on else 0.0, (tmp_path / "go").touch)  # by when the next writer waits for it
+    go = threading.Timer(5.0 if goes_on else 0.0, (tmp_path / "go").touch)  # by when the next life waits for it
     go.start()
     if goes_on:  # which takes nothing from under it
-        tracker = make(tmp_path)
+        tracker = make(tmp_path, writer=goes_on)
         tracker.load_state_dict(torch.load(tmp_path / "state.pt"))
         with tracker.open(RunConfig(name="run")) as run:
             assert (tmp_path / "ended").exists()

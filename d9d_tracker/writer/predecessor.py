@@ -1,0 +1,44 @@
+"""The writer of a training that was killed: it may still write to the run that the next life goes on with."""
+
+import time
+from contextlib import suppress
+
+from d9d_tracker.provider.lock import let_go, lock_on_this_machine
+
+ORPHAN_SECONDS = 20.0  # that a writer has, once its training is gone
+_PATIENCE_SECONDS = 25.0
+
+
+def lock_in_time(name: str) -> int:
+    """Wait until no other writer of a run is left on this machine, and be its writer.
+
+    Args:
+        name: What the run is called on this machine.
+
+    Returns:
+        Descriptor of the lock, for ``provider.lock.let_go``.
+
+    Raises:
+        RuntimeError: If another one is still there after 25 seconds: it has a training that lives.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return lock_on_this_machine(f"writer {name}", f"run {name!r}")
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+def wait_for_predecessor(name: str) -> None:
+    """Wait until no writer of a run is left on this machine, for who writes to it without one.
+
+    Args:
+        name: What the run is called on this machine.
+
+    Raises:
+        RuntimeError: As ``lock_in_time``.
+    """
+    with suppress(OSError):  # where there is no room for a lock, there was no writer
+        let_go(lock_in_time(name))
