@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -37,6 +38,60 @@ class HostWindow:
     moments: np.ndarray
     scalars: list[ScalarSeries]
     histograms: list[HistogramSeries]
+
+    @classmethod
+    def of(
+        cls,
+        numbers: np.ndarray,
+        index: int,
+        steps: list[int],
+        times: list[float],
+        scalars: list[ScalarSeries],
+        histograms: list[HistogramSeries],
+    ) -> Self:
+        """Unpack a window, as views.
+
+        Args:
+            numbers: Lanes, moments and counts one after the other, as float64 of one dimension; there may be more.
+            index: See the attributes, as for the others.
+            steps: See there.
+            times: See there.
+            scalars: See there.
+            histograms: See there.
+        """
+        moments = len(steps) * LANES * len(scalars)
+        counts = moments + len(histograms) * MOMENTS
+        end = counts + len(histograms) * _COLUMNS
+        return cls(
+            index=index,
+            steps=steps,
+            times=times,
+            lanes=numbers[:moments].reshape(len(steps), LANES, len(scalars)),
+            counts=numbers[counts:end].view(np.int64).reshape(len(histograms), _COLUMNS),
+            moments=numbers[moments:counts].reshape(len(histograms), MOMENTS),
+            scalars=scalars,
+            histograms=histograms,
+        )
+
+    def pack(self) -> bytes:
+        """Return the numbers that ``of`` unpacks."""
+        return b"".join(np.ascontiguousarray(array).tobytes() for array in (self.lanes, self.moments, self.counts))
+
+    def only(self, scalars: np.ndarray, histograms: np.ndarray) -> Self:
+        """Return the window of some of the series.
+
+        Args:
+            scalars: Slots of the scalar series, ascending.
+            histograms: Slots of the histogram series, ascending.
+        """
+        return replace(
+            self,
+            lanes=self.lanes[:, :, scalars],
+            counts=self.counts[histograms],
+            moments=self.moments[histograms],
+            scalars=[self.scalars[slot] for slot in scalars],
+            histograms=[self.histograms[slot] for slot in histograms],
+        )
 
 
 @dataclass

@@ -5,16 +5,12 @@ import queue
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-
-from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS
 
 from .event_wait import wait_for
 from .host_window import HostWindow, empty_window
 from .registry import HistogramSeries, ScalarSeries
 
-_COLUMNS = HEADER + CELLS
 _HOST_BUFFERS = 2
 _MOST_HOST_BYTES = 256 * 2**20
 _LONGEST_WAIT_SECONDS = 1.0
@@ -156,20 +152,7 @@ class Window:
             raise RuntimeError(f"the window could not leave the device: {self.error!r}") from self.error
         if self.ready is not None:
             wait_for(self.ready)
-        packed = self.packed.numpy()
-        lanes = len(self.steps) * LANES * len(self.scalars)
-        moments = lanes + len(self.histograms) * MOMENTS
-        counts = moments + len(self.histograms) * _COLUMNS
-        return HostWindow(
-            index=self.index,
-            steps=self.steps,
-            times=self.times,
-            lanes=packed[:lanes].reshape(len(self.steps), LANES, len(self.scalars)),
-            moments=packed[lanes:moments].reshape(len(self.histograms), MOMENTS),
-            counts=packed[moments:counts].view(np.int64).reshape(len(self.histograms), _COLUMNS),
-            scalars=self.scalars,
-            histograms=self.histograms,
-        )
+        return HostWindow.of(self.packed.numpy(), self.index, self.steps, self.times, self.scalars, self.histograms)
 
     def without_values(self) -> HostWindow:
         """Return the window of the same steps in which nothing was logged."""

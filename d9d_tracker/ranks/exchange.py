@@ -36,8 +36,17 @@ def exchange_bytes(data: bytes, group: dist.ProcessGroup) -> list[np.ndarray]:
     sizes = [torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(dist.get_world_size(group))]
     finish(dist.all_gather(sizes, torch.tensor([len(data)], device="cpu"), group=group, async_op=True))
     longest = max(1, *(int(size) for size in sizes))
-    padded = torch.zeros(longest, dtype=torch.uint8, device="cpu")
-    padded[: len(data)] = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+    padded = as_tensor(data, longest)
     parts = [torch.empty_like(padded) for _ in sizes]
     finish(dist.all_gather(parts, padded, group=group, async_op=True))
     return [part.numpy()[: int(size)] for part, size in zip(parts, sizes, strict=True)]
+
+
+def as_tensor(data: bytes, length: int) -> torch.Tensor:
+    """Return bytes as uint8 of shape ``[length]``, with zeros behind them.
+
+    Args:
+        data: The bytes.
+        length: At least as many.
+    """
+    return torch.from_numpy(np.frombuffer(data.ljust(length, b"\0"), dtype=np.uint8).copy())

@@ -1,7 +1,6 @@
 """The ranks of an open run: window by window, off the training thread, rank 0 gets what all of them logged."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,9 +20,9 @@ from d9d_tracker.accumulator.host_window import (
     union_of_series,
 )
 from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries, label
-from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, LAST_STEP, MOMENTS
+from d9d_tracker_kernels import CALLS, COUNT, LAST_STEP
 
-from .exchange import exchange_bytes
+from .exchange import as_tensor, exchange_bytes
 from .finish import finish
 from .heartbeat import Heartbeat
 from .reduction import reduce_window
@@ -126,22 +125,18 @@ class Ranks:
 
     def _merge(self, window: HostWindow, point: int) -> tuple[HostWindow, list[int]]:
         window, own = self._without_own(window)
-        if self._note:
-            own = len(own).to_bytes(8, "little") + own + self._note
-        elif own:
-            own = len(own).to_bytes(8, "little") + own
-        self._note = b""
-        shared = json.loads(_SERIES.dump_json((window.steps, [], window.scalars, window.histograms)))
-        digest = hashlib.blake2b(json.dumps(shared).encode(), digest_size=8).digest()
-        head = torch.tensor([int.from_bytes(digest, "little", signed=True), point, len(own)], device="cpu")
-        heads = [torch.empty_like(head) for _ in range(self._size)]
-        finish(dist.all_gather(heads, head, group=self._group, async_op=True))
-        points = [int(head[1]) for head in heads]
-        if any(int(other[0]) != int(head[0]) for other in heads):
+        note, self._note = self._note, b""
+        table = _SERIES.dump_json((window.steps, [], window.scalars, window.histograms))
+        digest = int.from_bytes(hashlib.blake2b(table, digest_size=8).digest(), "little", signed=True)
+        head = torch.tensor([digest, point, len(own), len(note)], device="cpu")
+        gathered = [torch.empty_like(head) for _ in range(self._size)]
+        finish(dist.all_gather(gathered, head, group=self._group, async_op=True))
+        digests, points, owns, notes = torch.stack(gathered, dim=1).tolist()
+        if len(set(digests)) > 1:
             window = self._aligned(window)
         merged = reduce_window(window, self._group)
-        if any(int(other[2]) for other in heads):
-            merged = self._with_own(merged, own, max(int(other[2]) for other in heads))
+        if any(owns) or any(notes):
+            merged = self._with_own(merged, own + note, owns, notes)
         self._report_misaligned(points)
         return merged, points
 
@@ -168,28 +163,30 @@ class Ranks:
     def _without_own(self, window: HostWindow) -> tuple[HostWindow, bytes]:
         """Divide off the series of this rank alone, as bytes."""
         tag = ("rank", str(self._rank))
-        scalars = [slot for slot, series in enumerate(window.scalars) if tag in series.context]
-        histograms = [slot for slot, series in enumerate(window.histograms) if tag in series.context]
-        if not scalars and not histograms:
+        scalars = np.array([tag in series.context for series in window.scalars], dtype=bool)
+        histograms = np.array([tag in series.context for series in window.histograms], dtype=bool)
+        if not scalars.any() and not histograms.any():
             return window, b""
-        return _select(window, scalars, histograms, without=True), _pack(_select(window, scalars, histograms))
+        has_value, has_call = (window.lanes[:, COUNT] > 0).any(axis=0), window.counts[:, CALLS] > 0
+        own = window.only(np.flatnonzero(scalars & has_value), np.flatnonzero(histograms & has_call))
+        table = _SERIES.dump_json((own.steps, own.times, own.scalars, own.histograms))
+        packed = len(table).to_bytes(8, "little") + table + own.pack()
+        return window.only(np.flatnonzero(~scalars), np.flatnonzero(~histograms)), packed
 
-    def _with_own(self, merged: HostWindow, own: bytes, longest: int) -> HostWindow:
-        """Add, on rank 0, what each rank keeps for itself, and take the notes."""
-        padded = torch.zeros(longest + 8, dtype=torch.uint8, device="cpu")
-        data = len(own).to_bytes(8, "little") + own
-        padded[: len(data)] = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+    def _with_own(self, merged: HostWindow, data: bytes, owns: list[int], notes: list[int]) -> HostWindow:
+        """Add, on rank 0, what each rank keeps for itself, and take the notes: their sizes are known."""
+        sizes = [own + note for own, note in zip(owns, notes, strict=True)]
+        padded = as_tensor(data, max(sizes))
         parts = [torch.empty_like(padded) for _ in range(self._size)] if self._rank == 0 else None
         finish(dist.gather(padded, parts, group=self._group, group_dst=0, async_op=True))
         for rank, part in enumerate(parts or []):
-            data = part.numpy().tobytes()
-            end = 8 + int.from_bytes(data[:8], "little")
-            if end > 8:
-                note = 16 + int.from_bytes(data[8:16], "little")
-                if note > 16:
-                    merged = merge_windows(merged, _unpack(data[16:note]))
-                if end > note:
-                    self._notes.append((rank, data[note:end]))
+            theirs = part.numpy().tobytes()[: sizes[rank]]
+            if owns[rank]:
+                table = 8 + int.from_bytes(theirs[:8], "little")
+                numbers = np.frombuffer(theirs[table : owns[rank]], dtype=np.float64)
+                merged = merge_windows(merged, HostWindow.of(numbers, 0, *_SERIES.validate_json(theirs[8:table])))
+            if notes[rank]:
+                self._notes.append((rank, theirs[owns[rank] :]))
         return merged
 
     def _finished(self, merged: HostWindow, points: list[int]) -> HostWindow:
@@ -263,47 +260,3 @@ class Ranks:
         if words not in self._known and self._rank == 0:
             self._known.add(words)
             logger.log(level, "%s", words)
-
-
-def _select(window: HostWindow, scalars: list[int], histograms: list[int], without: bool = False) -> HostWindow:
-    if without:
-        scalars = sorted(set(range(len(window.scalars))) - set(scalars))
-        histograms = sorted(set(range(len(window.histograms))) - set(histograms))
-    return replace(
-        window,
-        lanes=window.lanes[:, :, scalars],
-        counts=window.counts[histograms],
-        moments=window.moments[histograms],
-        scalars=[window.scalars[slot] for slot in scalars],
-        histograms=[window.histograms[slot] for slot in histograms],
-    )
-
-
-def _pack(window: HostWindow) -> bytes:
-    """Return a window as bytes, without the series that hold nothing."""
-    window = _select(
-        window,
-        np.flatnonzero((window.lanes[:, COUNT] > 0).any(axis=0)).tolist(),
-        np.flatnonzero(window.counts[:, CALLS] > 0).tolist(),
-    )
-    table = _SERIES.dump_json((window.steps, window.times, window.scalars, window.histograms))
-    arrays = [np.ascontiguousarray(array).tobytes() for array in (window.lanes, window.moments, window.counts)]
-    return b"".join([len(table).to_bytes(8, "little"), table, *arrays])
-
-
-def _unpack(data: bytes) -> HostWindow:
-    end = 8 + int.from_bytes(data[:8], "little")
-    steps, times, scalars, histograms = _SERIES.validate_json(data[8:end])
-    numbers = np.frombuffer(data[end:], dtype=np.float64)
-    lanes = len(steps) * LANES * len(scalars)
-    moments = lanes + len(histograms) * MOMENTS
-    return HostWindow(
-        index=0,
-        steps=steps,
-        times=times,
-        lanes=numbers[:lanes].reshape(len(steps), LANES, len(scalars)),
-        counts=numbers[moments:].view(np.int64).reshape(len(histograms), HEADER + CELLS),
-        moments=numbers[lanes:moments].reshape(len(histograms), MOMENTS),
-        scalars=scalars,
-        histograms=histograms,
-    )
