@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .reading import StoredRun, read
     from .record import Histogram, Record
 
-# Imported when they are first asked for: Dynamo and DTensor take more time to import than torch itself.
+# Imported when they are first asked for, because pydantic and ours take time, and a script may want one of them.
 _ROOMS = {
     "accumulator": ("AccumulatingRun", "AccumulatingTracker"),
     "backend": ("RecordRun", "RecordTracker"),

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import torch
 from typing_extensions import override
 
-from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
+from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig, check_properties
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.context import as_context
 from d9d_tracker.record import Histogram, Record
@@ -310,6 +310,7 @@ class RecordTracker(BaseTracker[TConfig]):
         Yields:
             The open run.
         """
+        check_properties(properties)
         run = self.open_run(properties, self.resume_id)
         run.resume(self.resume_id is not None and not self.is_accumulated)
         self.run_id, self.resume_id = run.id, None

@@ -30,6 +30,19 @@ class RunConfig(BaseModel):
     hparams: dict[str, Any] = Field(default_factory=dict)
 
 
+def check_properties(properties: object) -> None:
+    """Refuse what ``open`` is called with by mistake: a bare name, for one.
+
+    Args:
+        properties: What was given as ``RunConfig``.
+
+    Raises:
+        TrackerTypeError: If it is none.
+    """
+    if not isinstance(properties, RunConfig):
+        raise TrackerTypeError(f"open takes a RunConfig, not {properties!r}; pass RunConfig(name='...')")
+
+
 class ScalarHandle:
     """A scalar series for a module to hold: see ``BaseTrackerRun.scalar_series``.
 

@@ -1,14 +1,16 @@
 """What the tracker raises when it is called wrongly, in eager and in compiled code alike."""
 
-from typing import NoReturn
+from typing import Any, NoReturn, Self
 
-import torch
-
-from .tracing import TraceError
+from .tracing import assume_constant_result, leaving_traces
 
 
-class TrackerError(TraceError):
+class TrackerError(Exception):
     """Base of the errors that a call on a run raises: it leaves a trace as itself."""
+
+    def __new__(cls, *arguments: Any) -> Self:
+        """Make an error of the kind that leaves a trace, where there may be one."""
+        return super().__new__(leaving_traces(cls), *arguments)
 
 
 class TrackerValueError(TrackerError, ValueError):
@@ -19,7 +21,7 @@ class TrackerTypeError(TrackerError, TypeError):
     """An argument of a type that cannot be logged."""
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def fail(error: type[TrackerError], message: str) -> NoReturn:
     """Raise an error from code that may be under trace.
 

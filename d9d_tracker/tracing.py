@@ -1,29 +1,27 @@
 """Private parts of torch that the tracker leans on, all of them: seen to hold on torch 2.11 to 2.15.
 
 Each has a test of its own in ``tests/compile/test_tracing.py``, which names what has changed when one breaks.
+
+Nothing here imports Dynamo, which takes as long as torch itself, before something is traced.
 """
 
+import functools
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import torch._dynamo.config
 import torch.utils._pytree
 import torch.utils.checkpoint
-from torch._dynamo.callback import callback_handler
-from torch._dynamo.exc import UserError, UserErrorType
-from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._guards import CompileContext, TracingContext
 from torch._higher_order_ops.effects import _register_effectful_op
 from torch._library.effects import EffectType
 
-_config: Any = torch._dynamo.config
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue] has no stubs
 
 # A region that is called once may write to buffers while gradients are enabled. Not so in 2.11; 2.12 was not tried.
@@ -41,19 +39,46 @@ _RECOMPUTING = frozenset({"backward", "recompute_fn", "unpack_hook"})
 _before: list[bool] = []
 
 
-class TraceError(UserError):
-    """The one kind of exception that leaves a trace as itself; any other becomes ``torch._dynamo.exc.Unsupported``."""
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Error = TypeVar("_Error", bound=Exception)
 
-    def __init__(self, message: str):
-        super().__init__(UserErrorType.INVALID_INPUT, message)
+
+def assume_constant_result(function: _Function) -> _Function:
+    """Have a function called, and not traced, in compiled code, and its result compiled in as a constant.
+
+    As ``torch.compiler.assume_constant_result``, which imports Dynamo.
+    """
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess] it is Dynamo's
+    return function
+
+
+def leaving_traces(error: type[_Error]) -> type[_Error]:
+    """Return a class of errors; where something may be traced, a subclass of it that leaves a trace as itself.
+
+    Any other exception becomes ``torch._dynamo.exc.Unsupported``.
+    """
+    return _traced(error) if "torch._dynamo.exc" in sys.modules else error
+
+
+@functools.cache
+def _traced(error: type) -> Any:
+    from torch._dynamo.exc import UserError, UserErrorType
+
+    def initialize(self: UserError, message: str) -> None:
+        UserError.__init__(self, UserErrorType.INVALID_INPUT, message)
+
+    methods = {"__init__": initialize, "__reduce__": lambda self: (error, self.args)}
+    names = {"__module__": error.__module__, "__qualname__": error.__qualname__}
+    return error if issubclass(error, UserError) else type(error.__name__, (error, UserError), names | methods)
 
 
 def mark_static(tensor: torch.Tensor) -> None:
     """Promise that a tensor keeps its address, as CUDA graphs need it of what they write to.
 
-    Without a guard: code that meets another tensor takes it for an input of another address.
+    Without a guard: code that meets another tensor takes it for an input of another address. As
+    ``torch._dynamo.mark_static_address``.
     """
-    torch._dynamo.mark_static_address(tensor, guard=False)
+    tensor._dynamo_static_input_type = "unguarded"  # pyright: ignore[reportAttributeAccessIssue] it is Dynamo's
 
 
 def allow_as_constant(kind: type) -> None:
@@ -70,7 +95,7 @@ def register_effect(operator: str) -> None:
     _register_effectful_op(operator, EffectType.ORDERED)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def is_producing_a_program() -> bool:
     """Tell whether ``torch.export`` or ``torch.jit.trace`` runs: it makes a program that others will run.
 
@@ -79,7 +104,7 @@ def is_producing_a_program() -> bool:
     return torch.compiler._is_exporting_flag or torch._C._get_tracing_state() is not None
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def begin_inputs() -> None:
     """While tracing: numbers that are looked at from now on become inputs.
 
@@ -87,16 +112,25 @@ def begin_inputs() -> None:
     only when it meets another: one more graph. It decides when code first looks at a variable, be it as an argument of
     a plain function.
     """
+    from torch._dynamo.callback import callback_handler
+
     if _restore not in callback_handler.end_callbacks:  # torch._dynamo.reset() forgets them
         callback_handler.register_end_callback(_restore)
-    _before.append(_config.assume_static_by_default)
-    _config.assume_static_by_default = False
+    config = _config()
+    _before.append(config.assume_static_by_default)
+    config.assume_static_by_default = False
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def end_inputs() -> None:
     """While tracing: as it was before ``begin_inputs``."""
-    _config.assume_static_by_default = _before.pop()
+    _config().assume_static_by_default = _before.pop()
+
+
+def _config() -> Any:
+    import torch._dynamo.config
+
+    return torch._dynamo.config
 
 
 def _restore(*_: object) -> None:
@@ -105,7 +139,7 @@ def _restore(*_: object) -> None:
         end_inputs()
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def is_backward_traced() -> bool:
     """Tell, while tracing, whether the code will run in the backward of what is being compiled."""
     return any(code.co_name in _TRACING_A_BACKWARD and "_dynamo" in code.co_filename for code in _callers())
@@ -188,7 +222,7 @@ def user_line() -> str | None:
 
 def is_in_region() -> bool:
     """Tell, while tracing, whether the code is inside ``torch.compiler.nested_compile_region``."""
-    tracer = InstructionTranslator.current_tx().output.current_tracer
+    tracer = _output().current_tracer
     while tracer is not None:
         if _REGION in str(tracer.source_target):
             return True
@@ -202,9 +236,15 @@ def check_when_traced(check: Callable[[torch.fx.GraphModule], None]) -> None:
     Args:
         check: Gets the graph, once; what it raises ends the compilation.
     """
-    output = InstructionTranslator.current_tx().output
+    output = _output()
     if check not in output.register_finalizer_fns:
         output.add_graph_finalizer(check)
+
+
+def _output() -> Any:
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    return InstructionTranslator.current_tx().output
 
 
 def outside_transforms() -> AbstractContextManager[Any]:
@@ -214,7 +254,8 @@ def outside_transforms() -> AbstractContextManager[Any]:
 
 def forget_compiled_code() -> None:
     """Have all compiled code compiled again when it is next called: it has no guards on hooks."""
-    torch.compiler.reset()
+    if "torch._dynamo" in sys.modules:  # else there is none
+        torch.compiler.reset()
 
 
 def inputs_of_regions(module: torch.fx.GraphModule, calls: int) -> Iterator[list[torch.Tensor]]:

@@ -210,5 +210,18 @@ def test_importing_the_package_imports_nothing_heavy():
     new = "import torch, sys; before = set(sys.modules); import d9d_tracker; print(*(set(sys.modules) - before))"
     assert [name for name in printed(new) if not name.startswith(("d9d_tracker", "importlib"))] == []
     assert printed("from d9d_tracker import *; print(Record, tracker_from_config, AccumulatingTracker)")
+    eager = """
+import sys
+from d9d_tracker import *
+tracker = tracker_from_config(NullTrackerConfig(accumulator=AccumulatorConfig(device="cpu")))
+with tracker.open(RunConfig(name="run")) as run:
+    run.set_step(1)
+    run.scalar("loss", 1.0)
+try:
+    run.flush()
+except TrackerValueError:
+    print(*sys.modules)
+"""
+    assert not {"torch._dynamo", "torch.distributed.tensor", "triton"} & set(printed(eager))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = d9d_tracker.nothing

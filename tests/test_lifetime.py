@@ -6,7 +6,14 @@ import sys
 import pytest
 import torch
 
-from d9d_tracker import RunConfig, TrackerValueError
+from d9d_tracker import (
+    AccumulatorConfig,
+    NullTrackerConfig,
+    RunConfig,
+    TrackerTypeError,
+    TrackerValueError,
+    tracker_from_config,
+)
 from d9d_tracker.provider.jsonl import read_run
 
 SCRIPT = """
@@ -70,6 +77,13 @@ def test_start_and_finish_are_what_a_with_block_is(recorded):
         run.finish()  # inside of the block, which then has nothing to close
         assert not run.is_open
     assert len(tracker.backend.runs) == 2
+
+
+@pytest.mark.parametrize("accumulator", [None, AccumulatorConfig(device="cpu")])
+def test_open_takes_a_run_config(accumulator):
+    tracker = tracker_from_config(NullTrackerConfig(accumulator=accumulator))
+    with pytest.raises(TrackerTypeError, match=r"a RunConfig, not 'name'; pass RunConfig\(name="), tracker.open("name"):
+        pass
 
 
 def test_a_context_block_restores_what_was_set_before(recorded):

@@ -9,12 +9,12 @@ from numbers import Real
 
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
 
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
+from d9d_tracker.tracing import assume_constant_result
 from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
 
-from .placement import local_scalar, local_share
+from .placement import is_distributed, local_scalar, local_share
 from .reductions import Reduction
 from .registry import ContextItems, Named, label
 from .spmd import typed_scalar, typed_share
@@ -74,7 +74,7 @@ def numbers_among(names: Sequence[object], values: Sequence[object]) -> list[int
     return used
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _say_left_out(name: str, kind: str) -> None:
     if name not in _left_out:
         _left_out.add(name)
@@ -139,7 +139,7 @@ def _check_element(
         )
     if value.is_complex():
         fail(TrackerTypeError, f"{label(name, items)}: {value.dtype} is not real; log .abs() or its parts")
-    if isinstance(value, DTensor):
+    if is_distributed(value):
         try:
             value = local_scalar(value, reduce)
         except TypeError:
@@ -194,7 +194,7 @@ def check_population(
     if not isinstance(values, torch.Tensor):
         kind = type(values).__name__
         fail(TrackerTypeError, f"{label(name, items)}: bins takes a tensor, not {kind}; pass torch.as_tensor(...)")
-    if isinstance(values, DTensor):
+    if is_distributed(values):
         try:
             values, counts = local_share(values)
         except TypeError:
@@ -242,7 +242,7 @@ def check_counts(name: str, items: ContextItems, values: object, device: torch.d
         TrackerTypeError: If it is no tensor of integers, or one that is split or partial.
         TrackerValueError: If it is not a vector, or lies elsewhere.
     """
-    if isinstance(values, DTensor) and any(placement.is_shard() for placement in values.placements):
+    if is_distributed(values) and any(placement.is_shard() for placement in values.placements):
         fail(TrackerTypeError, f"{label(name, items)}: the counts are split across ranks; pass .full_tensor()")
     vector, counts = check_population(name, items, values, device)
     if vector.dtype.is_floating_point or vector.dtype == torch.bool:

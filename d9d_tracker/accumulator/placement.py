@@ -1,15 +1,32 @@
 """What a rank logs of a distributed tensor, without communication: the ranks' parts meet with their windows."""
 
 import math
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.tensor import DTensor
+from typing_extensions import TypeIs
 
 from .reductions import Reduction
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
-def local_share(values: DTensor) -> tuple[torch.Tensor, bool]:
+
+def is_distributed(value: Any) -> "TypeIs[DTensor]":
+    """Tell whether a value is a ``DTensor``.
+
+    Args:
+        value: What is logged.
+    """
+    if "torch.distributed.tensor" not in sys.modules:  # then there is none, and to import it takes most of a second
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)
+
+
+def local_share(values: "DTensor") -> tuple[torch.Tensor, bool]:
     """Return the local shard of a distributed tensor, and whether this rank counts it.
 
     No communication takes place. An element that several ranks of the tensor's mesh hold, because a dimension of the
@@ -37,7 +54,7 @@ def local_share(values: DTensor) -> tuple[torch.Tensor, bool]:
     return values.to_local(), counts
 
 
-def local_scalar(value: DTensor, reduce: Reduction) -> torch.Tensor:
+def local_scalar(value: "DTensor", reduce: Reduction) -> torch.Tensor:
     """Return what this rank logs of a one-element tensor, so that the ranks' reduction makes the whole value of it.
 
     Of a replicated one it is the copy. Of a partial sum over n ranks it is n times the rank's part, whose mean over the
@@ -74,7 +91,7 @@ def norm_of(value: Any) -> float:
     Args:
         value: What is logged.
     """
-    if not isinstance(value, DTensor):
+    if not is_distributed(value):
         return 1.0
     # A private placement: seen in torch 2.11 to 2.15.
     norms = [getattr(placement, "norm_type", None) for placement in value.placements]

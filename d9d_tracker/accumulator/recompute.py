@@ -1,9 +1,7 @@
 """Code that runs in another way than it is written: again in a backward, or transformed by torch.func."""
 
-import torch
-
 from d9d_tracker.errors import TrackerValueError
-from d9d_tracker.tracing import is_checkpointed, is_in_backward, is_recomputed, is_vmapped
+from d9d_tracker.tracing import assume_constant_result, is_checkpointed, is_in_backward, is_recomputed, is_vmapped
 
 
 def is_recomputing() -> bool:
@@ -30,7 +28,7 @@ def check_place(name: str) -> None:
         )
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def check_traced_place(name: str) -> None:
     """Refuse, while tracing, what ``check_place`` refuses, and a forward that eager checkpointing will run again.
 
@@ -49,7 +47,7 @@ def check_traced_place(name: str) -> None:
         )
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def is_refused_place() -> bool:
     """Tell, while tracing, whether ``check_traced_place`` would refuse: without a name, which would be a guard."""
     return is_vmapped() or is_checkpointed()

@@ -9,12 +9,18 @@ enabled, and has an effect, for a handle, where they are not; and what is left i
 import torch
 
 from d9d_tracker.errors import TrackerValueError
-from d9d_tracker.tracing import REGIONS_WRITE_IN_TRAINING, check_when_traced, inputs_of_regions, is_in_region
+from d9d_tracker.tracing import (
+    REGIONS_WRITE_IN_TRAINING,
+    assume_constant_result,
+    check_when_traced,
+    inputs_of_regions,
+    is_in_region,
+)
 
 from .runs import runs
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def has_effect_here(is_handle: bool) -> bool:
     """Tell, while tracing, whether to log by an operator with an effect; elsewhere the buffers are written to.
 

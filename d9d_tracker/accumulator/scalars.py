@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from d9d_tracker.tracing import is_transformed, mark_static
+from d9d_tracker.tracing import assume_constant_result, is_transformed, mark_static
 from d9d_tracker_kernels import COUNT, INITIAL, LANES, LAST, NEGATED_MIN, SUM, WEIGHT, merge_scalars_
 
 from .arguments import Number
@@ -198,7 +198,7 @@ def _spread(place: torch.Tensor, at: list[int], values: list[torch.Tensor]) -> t
     return value
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _is_transformed() -> bool:
     return is_transformed()
 

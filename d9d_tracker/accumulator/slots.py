@@ -7,11 +7,9 @@ as the object of a method; the token of a run is guarded.
 import logging
 from typing import get_args
 
-import torch
-
 from d9d_tracker.config import AccumulatorConfig, Binning, IntegerBinning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
-from d9d_tracker.tracing import allow_as_constant
+from d9d_tracker.tracing import allow_as_constant, assume_constant_result
 from d9d_tracker_kernels import CELLS
 
 from .names import warn_of_names
@@ -28,7 +26,7 @@ for _binning in get_args(Binning):
     allow_as_constant(_binning)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def say_closed(token: str, what: str) -> None:
     """Say, once a process and run object, that something was logged while no run was open.
 
@@ -45,7 +43,7 @@ def say_closed(token: str, what: str) -> None:
         )
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def scalar_place(
     token: str, name: str, items: ContextItems, reduce: Reduction, root: float = 1.0, spread: bool = False
 ) -> int:
@@ -74,7 +72,7 @@ def scalar_series(name: str, items: ContextItems, reduce: Reduction, root: float
     return ScalarSeries(name, items, reduce, root, spread)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def histogram_place(
     token: str, name: str, items: ContextItems, binning: Binning | None, every: int | None
 ) -> tuple[int, int, int, int, float, float]:
@@ -107,7 +105,7 @@ def histogram_series(
     return HistogramSeries(name, items, chosen), cadence
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def counts_place(token: str, name: str, items: ContextItems, bins: int, every: int | None) -> tuple[int, int]:
     """Return the place of a series of counts in compiled or captured code, and its cadence.
 

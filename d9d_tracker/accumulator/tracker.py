@@ -14,7 +14,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from d9d_tracker import at_exit
-from d9d_tracker.base import BaseTracker, RunConfig
+from d9d_tracker.base import BaseTracker, RunConfig, check_properties
 from d9d_tracker.config import AccumulatorConfig, TrackerConfig
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.errors import TrackerValueError
@@ -113,10 +113,12 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             A context manager that yields the open run.
 
         Raises:
+            TrackerTypeError: If the properties are no ``RunConfig``.
             TrackerValueError: If a run of this tracker is open already; if the ranks of a job differ in what they must
                 agree on, are not all here in time, or rank 0 could not open the backend. On entering.
             RuntimeError: If another job writes to this run. On entering.
         """
+        check_properties(properties)
         return OpenRun(self, properties)
 
     def begin(self, properties: RunConfig) -> AccumulatingRun:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from d9d_tracker import tracing
+from d9d_tracker import TrackerError, tracing
 
 FOUND: list[object] = []
 
@@ -80,14 +80,14 @@ def test_inputs_of_regions():
 
 def test_what_a_check_raises_ends_the_compilation():
     def check(module):
-        raise tracing.TraceError("refused")
+        raise TrackerError("refused")
 
     @torch.compiler.assume_constant_result
     def register():
         tracing.check_when_traced(check)
         return 0
 
-    with pytest.raises(tracing.TraceError, match="refused"):
+    with pytest.raises(TrackerError, match="refused"):
         run(lambda inputs: inputs * 2 + register(), torch.ones(2))
 
 
@@ -111,12 +111,12 @@ def test_forget_compiled_code(graphs):
     assert graphs() == 2
 
 
-def test_a_trace_error_leaves_a_trace_as_itself():
+def test_an_error_leaves_a_trace_as_itself():
     @torch.compiler.assume_constant_result
     def refuse():
-        raise tracing.TraceError("refused")
+        raise TrackerError("refused")
 
-    with pytest.raises(tracing.TraceError):
+    with pytest.raises(TrackerError):
         run(lambda inputs: inputs * 2 + refuse(), torch.ones(2))
 
 
