@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 help:
 	@echo "make demo       train a small network and track it with Aim"
 	@echo "make test       the whole test suite, without a GPU"
-	@echo "make test-slow  kills of runs in Weights & Biases, which takes minutes"
+	@echo "make test-slow  what takes minutes: kills of runs in W&B and MLflow, the largest graphs, more variants"
 	@echo "make test-ui    look at the pages of Aim, TensorBoard and MLflow in Chromium"
 	@echo "make lint       ruff and pyright"
 	@echo "make test-gpu   what only a GPU can show"

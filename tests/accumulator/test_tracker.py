@@ -370,7 +370,7 @@ def test_a_folder_that_vanished_is_written_anew_once_it_is_back(config, tmp_path
 def test_a_backend_that_is_down_at_open_gets_its_run_when_it_is_back(backend, config, caplog):
     calls = program()
     backend.raises_in["open"] = ConnectionError("no route to host")
-    tracker = over(backend, config)
+    tracker = over(backend, config, flush_timeout=2.0)  # which a call of these first ones waits in vain
     with tracker.open(NAME) as run:
         for call in calls[:30]:
             call(run)

@@ -115,7 +115,13 @@ def test_no_copy_of_a_bank(fake_cuda):
 
 @pytest.mark.parametrize(
     ("function", "count", "most"),
-    [(one_by_one, 10, 1), (by_mapping, 10, 1), (every_reduction, 10, 1), (one_by_one, 100, 1), (by_mapping, 100, 1)],
+    [
+        (one_by_one, 10, 1),
+        (by_mapping, 10, 1),
+        (every_reduction, 10, 1),
+        pytest.param(one_by_one, 100, 1, marks=pytest.mark.slow),
+        (by_mapping, 100, 1),
+    ],
 )
 def test_scalars_add_next_to_no_launches(fake_cuda, function, count, most):
     before = fake_cuda.launches(bound(untracked, count), arguments)

@@ -79,8 +79,14 @@ def banks(fake_cuda, folder, function, count, change=lambda source: source):
     return bank, eager.buffers.scalars.current, empty
 
 
-@pytest.mark.parametrize("function", [by_mapping, every_reduction])
-@pytest.mark.parametrize("count", [1, 10, 100])
+@pytest.mark.parametrize(
+    ("function", "count"),
+    [
+        *((function, count) for function in (by_mapping, every_reduction) for count in (1, 10)),
+        (by_mapping, 100),
+        pytest.param(every_reduction, 100, marks=pytest.mark.slow),
+    ],
+)
 def test_the_bank_ends_as_in_eager_code(fake_cuda, tmp_path, function, count):
     bank, expected, _ = banks(fake_cuda, tmp_path, function, count)
     torch.testing.assert_close(bank, expected, rtol=0, atol=0, equal_nan=True)

@@ -85,7 +85,7 @@ def launch(program, *arguments):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+@pytest.mark.parametrize("package", ["lightning.pytorch", pytest.param("pytorch_lightning", marks=pytest.mark.slow)])
 def test_lightning(stored, tmp_path, package):
     program = tmp_path / "program.py"
     program.write_text(LIGHTNING.format(package=package))

@@ -46,6 +46,7 @@ BINNINGS = {
     "most linear": (LINEAR, 2046, -3.0, 3.0),
     "integer": (INTEGER, 64, 0.0, 0.0),
 }
+ONE_OF_EACH_KIND = ("2048 exponential", "uneven", "integer")
 EXPONENTIAL_BINNING = BINNINGS["2048 exponential"]
 TILE = {4: 8192, 2: 8192, 1: 8192, 8: 4096}
 
@@ -75,11 +76,19 @@ def test_the_kernels_are_interpreted():
     assert isinstance(histogram.count_many, InterpretedFunction)
 
 
-@pytest.mark.parametrize("binning", BINNINGS.values(), ids=BINNINGS.keys())
-@pytest.mark.parametrize("dtype", sorted(SUPPORTED_DTYPES, key=str), ids=str)
+# A kernel widens its values and then finds their cells: each dtype with each kind of binning, and two with all of them.
+@pytest.mark.parametrize(
+    ("dtype", "binning"),
+    [
+        (dtype, binning)
+        for dtype in sorted(SUPPORTED_DTYPES, key=str)
+        for binning in (BINNINGS if dtype in (torch.float32, torch.float64) else ONE_OF_EACH_KIND)
+    ],
+    ids=str,
+)
 def test_adversarial_values(dtype, binning):
     for values in adversarial_values(dtype).values():
-        check(values, binning, programs=2)
+        check(values, BINNINGS[binning], programs=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8], ids=str)
@@ -264,9 +273,9 @@ def test_sums_do_not_depend_on_which_program_is_last(monkeypatch):
     values = torch.randn(40000, generator=torch.Generator().manual_seed(5)) * 1e3
     results = set()
     set_program = interpreter_builder.set_grid_idx
-    for order in itertools.permutations(range(5)):
+    for order in itertools.permutations(range(4)):
         monkeypatch.setattr(interpreter_builder, "set_grid_idx", lambda x, y, z, o=order: set_program(o[x], y, z))
-        state = bank(1, programs=5)
+        state = bank(1, programs=4)
         launch.launch(values, *buffers(state), torch.tensor([1]), 0, 1, *EXPONENTIAL_BINNING)
         results.add(state.moments.numpy().tobytes() + state.counts.numpy().tobytes())
     assert len(results) == 1

@@ -75,7 +75,7 @@ def test_it_is_there_as_if_it_had_been_logged_there(storage, tmp_path):
     assert contents(storage, run_id(path)) == contents(storage, direct.run_id)
 
 
-@pytest.mark.parametrize("stop_after", [1, 9, 16, 27])
+@pytest.mark.parametrize("stop_after", [1, 16, *(pytest.param(point, marks=pytest.mark.slow) for point in (9, 27))])
 def test_what_is_stopped_and_run_again_doubles_nothing(storage, tmp_path, monkeypatch, stop_after):
     monkeypatch.setattr(replay_module, "_FLUSH_EVERY", 5)
     path = source(tmp_path / "source")
