@@ -38,8 +38,8 @@ demo: $(VENV)/demo
 test: $(VENV)/dev
 	@# A process for each core; the tests of a file stay together.
 	$(RUN) -m pytest -q -n auto --dist loadfile -m "not gpu and not slow" --ignore tests/resume --ignore tests/ui
-	@# In a process of its own: Aim leaves file watchers behind, of which a system has few.
-	$(RUN) -m pytest -q tests/resume
+	@# Apart from the others: Aim leaves file watchers behind, of which a system has few.
+	$(RUN) -m pytest -q -n auto --dist worksteal tests/resume
 
 test-slow: $(VENV)/dev
 	$(RUN) -m pytest -q -m slow

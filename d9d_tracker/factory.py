@@ -1,8 +1,10 @@
 """From a configuration to a tracker."""
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from importlib import import_module
-from typing import Annotated, Any
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
 
@@ -42,25 +44,8 @@ def _name_of(config: type[TrackerConfig]) -> Any:
     return None if field is None else field.default
 
 
-AnyTrackerConfig = Annotated[
-    SerializeAsAny[
-        NullTrackerConfig
-        | ConsoleTrackerConfig
-        | JsonlTrackerConfig
-        | AimConfig
-        | TensorBoardConfig
-        | WandbConfig
-        | TrackioConfig
-        | MLflowConfig
-        | MultiConfig
-        | D9dConfig
-    ],
-    Field(discriminator="provider"),
-    WrapValidator(_third_party_config),
-]
-
-# The type of a backend's configuration, and its tracker. A tracker whose module imports an SDK is given as
-# "module:class", so that the SDK is imported only when it is chosen.
+# All that has to be known of a backend: the type of its configuration, and its tracker. One whose module imports an SDK
+# is given as "module:class", so that the SDK is imported only when it is chosen.
 _MAP: dict[type[TrackerConfig], type[BaseTracker[Any]] | str] = {
     NullTrackerConfig: NullTracker,
     ConsoleTrackerConfig: ConsoleTracker,
@@ -73,6 +58,12 @@ _MAP: dict[type[TrackerConfig], type[BaseTracker[Any]] | str] = {
     MLflowConfig: "d9d_tracker.provider.mlflow.tracker:MLflowTracker",
     D9dConfig: "d9d_tracker.provider.d9d_adapter.tracker:D9dTracker",
 }
+if TYPE_CHECKING:
+    AnyTrackerConfig = TrackerConfig
+else:
+    AnyTrackerConfig = Annotated[
+        SerializeAsAny[reduce(or_, _MAP)], Field(discriminator="provider"), WrapValidator(_third_party_config)
+    ]
 _BUILT_IN = {_name_of(config) for config in _MAP}
 MultiConfig.model_rebuild(_types_namespace={"AnyTrackerConfig": AnyTrackerConfig})
 

@@ -117,7 +117,8 @@ def _deliver(
     elsewhere = config.writer == "process" and is_portable(backend)
     if config.writer == "process" and not elsewhere:
         logger.warning(
-            "%s is not made from a configuration that another process could import: it stays on a thread of this one",
+            "%s is not made from a configuration that another process could import, or read as JSON (a SecretStr it "
+            "could not; have the SDK read it from the environment): it stays on a thread of this one",
             type(backend).__name__,
         )
 

@@ -30,11 +30,19 @@ _EXIT_SECONDS = 5.0
 
 
 def is_portable(backend: BaseTracker[Any]) -> bool:
-    """Return whether another process could make this backend: from a configuration, and a type that it can import."""
-    types = (type(backend), type(backend.config))
-    return backend.config is not None and all(
-        kind.__module__ != "__main__" and "<locals>" not in kind.__qualname__ for kind in types
-    )
+    """Return whether another process could make this backend.
+
+    It must be able to import the types, and to get the whole configuration as JSON: a ``SecretStr`` is masked there.
+    """
+    config = backend.config
+    if config is None or any(
+        kind.__module__ == "__main__" or "<locals>" in kind.__qualname__ for kind in (type(backend), type(config))
+    ):
+        return False
+    try:
+        return type(config).model_validate_json(config.model_dump_json()) == config
+    except ValueError:
+        return False
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def records_of(destination):
 
 
 def test_killed_it_goes_on(tmp_path, destination):
-    path = source(tmp_path / "source", range(20_000))
+    path = source(tmp_path / "source", range(8_000))
     command = [sys.executable, "-m", "d9d_tracker", "replay", str(path), "--provider", "jsonl"]
     command += ["--set", f"path={destination}"]
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 import troubled
+from pydantic import SecretStr
 
 from d9d_tracker import AccumulatorConfig, RunConfig, read, register_backend, tracker_from_config
 from d9d_tracker.testing import RecordingTracker
 
 register_backend(troubled.TroubledConfig, troubled.TroubledTracker)
+register_backend(troubled.SecretConfig, troubled.TroubledTracker)
 
 
 def make(folder, **accumulator):
@@ -189,6 +192,16 @@ def test_a_backend_that_no_other_process_could_make_stays_on_a_thread(recorded, 
     assert any("it stays on a thread" in message for message in caplog.messages)
 
 
+def test_a_backend_with_a_secret_in_its_configuration_stays_on_a_thread(tmp_path, caplog):
+    accumulator = AccumulatorConfig(device="cpu", backlog_dir=tmp_path / "backlog", writer="process")
+    tracker = tracker_from_config(troubled.SecretConfig(path=tmp_path, accumulator=accumulator, token=SecretStr("x")))
+    with tracker.open(RunConfig(name="run")) as run:
+        log(run, ["loss"])
+    assert (tmp_path / "writers").read_text().split() == [str(os.getpid())]
+    assert curve(tmp_path, "loss") == [step + 0.5 for step in range(20)]
+    assert any("have the SDK read it from the environment" in message for message in caplog.messages)
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
@@ -216,7 +229,7 @@ def test_what_had_reached_it_is_written_when_the_training_is_killed(tmp_path, go
         training.send_signal(signal.SIGKILL)
         training.wait()
     assert _is_alive(writer)
-    go = threading.Timer(5.0 if goes_on else 0.0, (tmp_path / "go").touch)  # by when the next life waits for it
+    go = threading.Timer(3.0 if goes_on else 0.0, (tmp_path / "go").touch)  # by when the next life waits for it
     go.start()
     if goes_on:  # which takes nothing from under it
         tracker = make(tmp_path, writer=goes_on)

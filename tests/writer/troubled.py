@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from pydantic import SecretStr
+
 from d9d_tracker.backend import RecordTracker
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.provider.jsonl import JsonlRun
@@ -14,6 +16,11 @@ from d9d_tracker.record import Record
 class TroubledConfig(TrackerConfig):
     provider: Literal["troubled"] = "troubled"
     path: Path
+
+
+class SecretConfig(TroubledConfig):
+    provider: Literal["secret"] = "secret"  # pyright: ignore[reportIncompatibleVariableOverride] another name
+    token: SecretStr
 
 
 class TroubledRun(JsonlRun):
