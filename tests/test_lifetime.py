@@ -46,12 +46,7 @@ ENDINGS = {
 
 @pytest.mark.parametrize(
     ("opening", "ending"),
-    [
-        (opening, ending)
-        for opening in OPENINGS
-        for ending in ENDINGS
-        if opening == "enter" or ending in ("ends", "deletes")
-    ],
+    [*(("enter", ending) for ending in ENDINGS), *itertools.product(("stack", "start"), ("ends", "deletes"))],
 )
 def test_a_script_that_ends_with_its_run_open_exits_with_everything_written(opening, ending, tmp_path):
     code, status = ENDINGS[ending]
