@@ -1,6 +1,7 @@
 """The plots: ours in orange, everyone else in grey, and an untracked step as the line to come close to."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -82,7 +83,7 @@ def _bars(axes: Axes, rows: Sequence[Row], column: str, form: str, *, log: bool 
 
 def _ratio_bars(axes: Axes, rows: Sequence[Row], title: str, column: str = "vs untracked") -> None:
     spreads = [cell for row in rows if isinstance(cell := row.cells.get(column), Spread)]
-    rows = [row for row in rows if row.kind != "baseline"]
+    rows = [replace(row, name="untracked, beside itself") if row.kind == "baseline" else row for row in rows]
     lowest, highest = min(cell.low for cell in spreads), max(cell.high for cell in spreads)
     wide = highest > 4
     _bars(axes, rows, column, ".2f", log=wide, first=1.0)
