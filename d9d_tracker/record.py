@@ -3,8 +3,8 @@
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -254,6 +254,10 @@ def _with_bounds(edges: np.ndarray, kind: int, minimum: float, maximum: float) -
     edges[0] = low if edges[0] == -np.inf else edges[0]
     edges[-1] = high if edges[-1] == np.inf else edges[-1]
     return edges
+
+
+# What a histogram has besides its edges and counts: the name and the kind of each number.
+STATISTICS: dict[str, Any] = {field.name: field.type for field in fields(Histogram)[2:]}
 
 
 class Record(NamedTuple):

@@ -13,6 +13,7 @@ import torch
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 from d9d_tracker.tracing import assume_constant_result
 from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
+from d9d_tracker_kernels.device import GPU, gpu
 
 from .placement import is_distributed, local_scalar, local_share
 from .reductions import Reduction
@@ -115,7 +116,7 @@ def check_number(
 
 
 def _check_size(name: str | Named, items: ContextItems, value: float, device: torch.device) -> float:
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if device.type == GPU and gpu.is_current_stream_capturing():
         fail(
             TrackerValueError,
             f"{label(name, items)}: the value is a Python number, which every replay of the CUDA graph that is being "
@@ -167,7 +168,7 @@ def _check_element(
         )
     if torch.compiler.is_compiling():
         return value.to(device, non_blocking=True)
-    if torch.cuda.is_current_stream_capturing():
+    if gpu.is_current_stream_capturing():
         fail(
             TrackerValueError,
             f"{label(name, items)}: the value is on the CPU, where a replay of the CUDA graph that is being captured "

@@ -13,6 +13,7 @@ import torch
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.tracing import mark_static
 from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS, allocate
+from d9d_tracker_kernels.device import GPU, gpu
 
 from .host_window import HostWindow
 from .places import Places
@@ -57,7 +58,7 @@ class Buffers:
 
     Attributes:
         device: Where the tensors are.
-        is_cuda: Whether that is a GPU.
+        is_gpu: Whether that is a GPU.
         scalars: Scalar state.
         histograms: Histogram state: counts, moments and the kernels' scratch.
         device_step: The current step for kernels to read, int64 of shape ``[1]``.
@@ -83,7 +84,8 @@ class Buffers:
             self.scalars = ScalarBank(rows, config.max_scalars, device)
             self.histograms = allocate(config.max_histograms, device)
             self.device_step = self.scalars.step
-            self.device, self.is_cuda = self.device_step.device, self.device_step.is_cuda
+            self.device = self.device_step.device
+            self.is_gpu = self.device.type == GPU
             numbers = rows * LANES * config.max_scalars + config.max_histograms * (MOMENTS + HEADER + CELLS)
             self.staging = Staging(numbers, self.device)
         bank = self.histograms
@@ -151,7 +153,7 @@ class Buffers:
             moments: float64 of shape ``[4]``.
         """
         parts = [torch.from_numpy(part) for part in (counts, moments)]
-        if self.is_cuda:
+        if self.is_gpu:
             parts = [part.pin_memory().to(self.device, non_blocking=True) for part in parts]
         self.histograms.merge_(row, *parts, self.clock.step)
 
@@ -305,7 +307,7 @@ class Buffers:
 
 def copy_to_host(
     lanes: torch.Tensor, moments: torch.Tensor, counts: torch.Tensor, staging: Staging
-) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+) -> tuple[torch.Tensor, torch.Event | None]:
     """Start the one copy of a window.
 
     Args:
@@ -323,6 +325,6 @@ def copy_to_host(
 def _device(device: str) -> torch.device:
     if device != "auto":
         return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
+    if gpu.is_available():
+        return torch.device(GPU, gpu.current_device())
     return torch.device("cpu")

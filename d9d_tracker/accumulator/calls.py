@@ -10,6 +10,7 @@ from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.context import as_context
 from d9d_tracker.errors import TrackerValueError, fail
 from d9d_tracker.tracing import is_producing_a_program
+from d9d_tracker_kernels.device import gpu
 
 from .buffers import Buffers
 from .recompute import check_place, check_traced_place, is_recomputing, is_refused_place
@@ -51,7 +52,7 @@ class Calls(BaseTrackerRun):
         """Whether what is called now will run again without Python, under a context that is not known yet."""
         if torch.compiler.is_compiling():
             return True
-        return self.buffers.is_cuda and torch.cuda.is_current_stream_capturing()
+        return self.buffers.is_gpu and gpu.is_current_stream_capturing()
 
     def _is_silent(self, what: str) -> bool:
         """Whether nothing is to be logged: the run is closed, or a program is made that others will run."""
@@ -98,7 +99,7 @@ class Calls(BaseTrackerRun):
     def _refuse_inside_graphs(self, method: str) -> None:
         if torch.compiler.is_compiling():
             fail(TrackerValueError, f"{method} was called inside compiled code; call it on the host, between steps")
-        if self.buffers.is_cuda and torch.cuda.is_current_stream_capturing():
+        if self.buffers.is_gpu and gpu.is_current_stream_capturing():
             raise TrackerValueError(
                 f"{method} was called while a CUDA graph is captured, which would not repeat it on replay; call it "
                 "between replays"

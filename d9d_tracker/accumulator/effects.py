@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from d9d_tracker.tracing import register_effect
+from d9d_tracker_kernels.device import DISPATCH_KEY
 
 from .runs import runs
 
@@ -60,7 +61,7 @@ for _name, _function in (
     ("add_counts_with_effect", _add_counts),
 ):
     _library.impl(_name, _function, "CPU")
-    _library.impl(_name, _function, "CUDA")
+    _library.impl(_name, _function, DISPATCH_KEY)
     _library.impl(_name, lambda *_: None, "Meta")
     register_effect(f"d9d_tracker::{_name}")
 

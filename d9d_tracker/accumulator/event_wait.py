@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from d9d_tracker_kernels.device import gpu
+
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 
-def wait_for(event: torch.cuda.Event) -> None:
+def wait_for(event: torch.Event) -> None:
     """Wait until an event has happened.
 
     Under CUDA's default rules, a thread that asks for an event while another one captures a graph gets an error, and so
@@ -24,7 +26,7 @@ def wait_for(event: torch.cuda.Event) -> None:
     exchange = _exchange_capture_mode()
     exchange(ctypes.byref(mode))
     try:
-        with torch.cuda.device(event.device):  # or CUDA would set itself up on this thread's device, the first one
+        with gpu.device(event.device):  # or CUDA would set itself up on this thread's device, the first one
             event.synchronize()
     finally:
         exchange(ctypes.byref(mode))

@@ -12,6 +12,7 @@ import torch
 
 from d9d_tracker.errors import TrackerValueError
 from d9d_tracker.tracing import mark_static, outside_transforms
+from d9d_tracker_kernels.device import GPU, gpu
 
 from .registry import ContextItems, HistogramSeries, Registry, ScalarSeries, label
 
@@ -148,16 +149,16 @@ class Places:
 
     def _write_one(self, place: int, slot: int) -> None:
         # On a stream of its own, if a graph is captured, which would write it again at each replay.
-        is_captured = self.table.is_cuda and torch.cuda.is_current_stream_capturing()
-        stream = torch.cuda.Stream(self.table.device) if is_captured else None
-        with outside_transforms(), torch.cuda.stream(stream):
+        is_captured = self.table.device.type == GPU and gpu.is_current_stream_capturing()
+        stream = gpu.Stream(self.table.device) if is_captured else None
+        with outside_transforms(), gpu.stream(stream):
             self.table.data[place].fill_(slot)
             if place in self._entries:
                 self._entries[place].data.fill_(slot)
 
     def _write_all(self, slots: list[int]) -> None:
         # Fresh pinned memory, which is kept until it has been copied: the host may go on and write the next.
-        host = torch.tensor(slots, dtype=torch.int64, device="cpu", pin_memory=self.table.is_cuda)
+        host = torch.tensor(slots, dtype=torch.int64, device="cpu", pin_memory=self.table.device.type == GPU)
         self.table.data[: len(slots)].copy_(host, non_blocking=True)
         if self._entries:
             entries = [entry.data for entry in self._entries.values()]

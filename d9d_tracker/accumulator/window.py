@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from d9d_tracker_kernels.device import GPU, gpu
+
 from .event_wait import wait_for
 from .host_window import HostWindow, empty_window
 from .registry import HistogramSeries, ScalarSeries
@@ -29,18 +31,18 @@ class Staging:
 
     def __init__(self, numbers: int, device: torch.device):
         self._numbers = numbers
-        self._is_cuda = device.type == "cuda"
+        self._is_gpu = device.type == GPU
         self._has_waited = False
-        self._stream = torch.cuda.Stream(device) if self._is_cuda else None
-        self._packed = torch.empty(numbers, dtype=torch.float64, device=device) if self._is_cuda else None
-        self._ready: torch.cuda.Event | None = None
+        self._stream = gpu.Stream(device) if self._is_gpu else None
+        self._packed = torch.empty(numbers, dtype=torch.float64, device=device) if self._is_gpu else None
+        self._ready: torch.Event | None = None
         self._buffers = 0
         # Unlike a lock of threading's, it is not left locked by a signal handler that raises: it is in C.
         self._free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
         for _ in range(_HOST_BUFFERS):
             self._free.put(self._allocate())
 
-    def copy(self, parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    def copy(self, parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Event | None]:
         """Pack tensors and start their one copy to the host. Nothing is allocated on the device.
 
         What is packed is a snapshot, so the caller may reset the bank at once.
@@ -60,15 +62,16 @@ class Staging:
             if self._stream is None or self._packed is None:
                 _pack(parts, host)
                 return host, None
-            current = torch.cuda.current_stream(self._packed.device)
+            current = gpu.current_stream(self._packed.device)
             if self._ready is not None:
                 current.wait_event(self._ready)  # the copy before, on the device; the host does not wait
             numbers = _pack(parts, self._packed)
             self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):
+            with gpu.stream(self._stream):
                 host[:numbers].copy_(self._packed[:numbers], non_blocking=True)
-                self._ready = torch.cuda.Event(blocking=True)  # whoever waits for it sleeps
-                self._ready.record(self._stream)
+                ready = gpu.Event(blocking=True)  # whoever waits for it sleeps
+                ready.record(self._stream)
+                self._ready = ready
         except BaseException:
             self.give_back(host)
             raise
@@ -96,14 +99,14 @@ class Staging:
         raise RuntimeError(f"all {self._buffers} host buffers are full of windows that were not read yet")
 
     def _allocate(self) -> torch.Tensor:
-        buffer = torch.empty(self._numbers, dtype=torch.float64, device="cpu", pin_memory=self._is_cuda)
+        buffer = torch.empty(self._numbers, dtype=torch.float64, device="cpu", pin_memory=self._is_gpu)
         self._buffers += 1
         return buffer
 
 
 def _pack(parts: Sequence[torch.Tensor], into: torch.Tensor) -> int:
     numbers = 0
-    target = into if into.is_cuda else into.numpy()  # on a CPU, by NumPy: torch's dispatcher would cost more
+    target = into if into.device.type == GPU else into.numpy()  # on a CPU, by NumPy: torch's dispatcher would cost more
     for part in parts:
         end = numbers + part.numel()
         if isinstance(target, torch.Tensor):
@@ -135,7 +138,7 @@ class Window:
     steps: list[int]
     times: list[float]
     packed: torch.Tensor | None
-    ready: torch.cuda.Event | None
+    ready: torch.Event | None
     unfinished: int | None
     scalars: list[ScalarSeries]
     histograms: list[HistogramSeries]

@@ -13,12 +13,9 @@ import numpy as np
 
 from d9d_tracker.base import RunConfig
 from d9d_tracker.points import Points
-from d9d_tracker.record import Histogram, Record
+from d9d_tracker.record import STATISTICS, Histogram, Record
 
 from .hparams import plain_hparams
-
-_HISTOGRAM_NUMBERS = ("sum", "sum_squares", "min", "max")
-_HISTOGRAM_COUNTS = ("zeros", "nan", "posinf", "neginf")
 
 
 def _strict(value: Any) -> Any:
@@ -126,7 +123,7 @@ def record_line(record: Record) -> bytes:
             "step": record.step,
             "context": dict(record.context),
             "count": histogram.count,
-            **{key: getattr(histogram, key) for key in (*_HISTOGRAM_NUMBERS, *_HISTOGRAM_COUNTS)},
+            **{key: getattr(histogram, key) for key in STATISTICS},
             **({} if record.time is None else {"time": record.time}),
         }
     )
@@ -162,8 +159,7 @@ def read_record(fields: dict[str, Any]) -> Record:
         value = Histogram(
             edges=np.array([float(edge) for edge in fields["edges"]]),
             counts=np.array(fields["counts"], dtype=np.int64),
-            **{key: float(fields[key]) for key in _HISTOGRAM_NUMBERS},
-            **{key: int(fields[key]) for key in _HISTOGRAM_COUNTS},
+            **{key: kind(fields[key]) for key, kind in STATISTICS.items()},
         )
     return Record(fields["name"], fields["step"], fields["context"], value, fields.get("time"))
 

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from d9d_tracker.points import Points
-from d9d_tracker.record import Histogram, Record
-
-_NUMBERS = ("sum", "sum_squares", "min", "max", "zeros", "nan", "posinf", "neginf")
+from d9d_tracker.record import STATISTICS, Histogram, Record
 
 
 def send(connection: Connection, header: dict[str, Any], points: Points | None = None) -> None:
@@ -54,7 +52,8 @@ def _packed(points: Points) -> tuple[dict[str, Any], bytes]:
     arrays = [points.places, points.steps, points.times, points.values]
     for name, step, context, value, time in points.histograms:
         assert isinstance(value, Histogram)
-        histograms.append([name, step, dict(context), time, len(value.counts), *(getattr(value, n) for n in _NUMBERS)])
+        numbers = [getattr(value, number) for number in STATISTICS]
+        histograms.append([name, step, dict(context), time, len(value.counts), *numbers])
         arrays += [value.edges, value.counts]
     about = {"numbers": len(points.values), "series": points.series, "histograms": histograms}
     return about, b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
@@ -74,7 +73,7 @@ def _unpacked(about: dict[str, Any], payload: bytes) -> Points:
     histograms = []
     for name, step, context, time, bins, *numbers in about["histograms"]:
         edges, counts = take(bins + 1, np.float64), take(bins, np.int64)
-        histogram = Histogram(edges=edges, counts=counts, **dict(zip(_NUMBERS, numbers, strict=True)))
+        histogram = Histogram(edges=edges, counts=counts, **dict(zip(STATISTICS, numbers, strict=True)))
         histograms.append(Record(name, step, context, histogram, time))
     return Points([tuple(series) for series in about["series"]], places, steps, times, values, histograms)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from d9d_tracker_kernels.binning import CALLS, CELLS, HEADER, LAST_STEP, MOMENTS, Moment
-from d9d_tracker_kernels.device import most_programs
+from d9d_tracker_kernels.device import GPU, most_programs
 
 # A GPU program (thread block) leaves sum, sum of squares, min and max in a place of its own.
 PARTIAL_WIDTH = 4
@@ -69,7 +69,7 @@ def allocate(rows: int, device: torch.device | str) -> HistogramState:
         device: Where the values live that will be counted.
     """
     device = torch.device(device)
-    programs = 1 + most_programs(device) if device.type == "cuda" else 0
+    programs = 1 + most_programs(device) if device.type == GPU else 0
     state = HistogramState(
         counts=torch.empty(rows, HEADER + CELLS, dtype=torch.int64, device=device),
         moments=torch.empty(rows, MOMENTS, dtype=torch.float64, device=device),

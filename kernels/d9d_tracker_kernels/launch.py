@@ -14,7 +14,7 @@ import triton.language as tl
 
 from d9d_tracker_kernels import histogram
 from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, linear_edges, linear_width, mantissa_bits
-from d9d_tracker_kernels.device import IS_AMD, PROGRAMS_PER_MULTIPROCESSOR, is_rdna, warp_size
+from d9d_tracker_kernels.device import GPU, IS_AMD, PROGRAMS_PER_MULTIPROCESSOR, gpu, is_rdna, warp_size
 from d9d_tracker_kernels.reference import in_storage_order
 
 # NVIDIA GPUs count by inline PTX, see shared_atomics.py.
@@ -58,7 +58,7 @@ class _Plan:
 
 
 # By what the table depends on, and by stream: only one stream's work may write `pointers`.
-_plans: OrderedDict[tuple[tuple, torch.cuda.Stream | None], _Plan] = OrderedDict()
+_plans: OrderedDict[tuple[tuple, torch.Stream | None], _Plan] = OrderedDict()
 
 
 def launch(
@@ -82,7 +82,7 @@ def launch(
     numbers = _numbers(kind, bins, low, high, flat.dtype in _FLOAT64_DTYPES)
     tiles = _tiles(flat.numel(), flat.dtype, rdna)
     programs = min(tiles, partials.shape[1] - 1)
-    with torch.cuda.device_of(counts):
+    with gpu.device_of(counts):
         histogram.count_one[(programs,)](
             flat, flat.numel(), tiles, counts, moments, partials, places, step, place, every, *numbers, **constants
         )
@@ -107,7 +107,7 @@ def launch_many(
     for tensor, place in zip(values, at, strict=True):
         flat = _flatten(tensor)
         groups.setdefault(flat.dtype, []).append((flat, place))
-    with torch.cuda.device_of(counts):
+    with gpu.device_of(counts):
         for dtype, group in groups.items():
             constants: dict[str, Any] = {
                 "ELEMENT": ELEMENT_TYPES[dtype],
@@ -213,7 +213,7 @@ def _locate(
     key = (partials.device, dtype, most, sizes, at)
     if _is_capturing(partials):
         return _locate_captured(key, addresses)
-    stream = torch.cuda.current_stream(partials.device) if partials.is_cuda else None
+    stream = gpu.current_stream(partials.device) if partials.device.type == GPU else None
     plan = _plans.get((key, stream))
     if plan is None:
         segments = _segments(sizes, at, dtype, most, is_rdna(partials.device))
@@ -244,17 +244,15 @@ def _locate_captured(key: tuple, addresses: tuple[int, ...]) -> tuple[_Plan, tor
     return plan, pointers
 
 
-def _make_plan(
-    segments: list[list[int]], tensors: int, device: torch.device, stream: torch.cuda.Stream | None
-) -> _Plan:
-    with torch.cuda.stream(stream):
+def _make_plan(segments: list[list[int]], tensors: int, device: torch.device, stream: torch.Stream | None) -> _Plan:
+    with gpu.stream(stream):
         # From pinned memory, so that the host need not wait for the copy, nor for what the stream does before it.
         table = torch.tensor(segments, dtype=torch.int64, device="cpu", pin_memory=stream is not None)
         return _Plan(table.to(device, non_blocking=True), torch.empty(tensors, dtype=torch.int64, device=device))
 
 
 def _is_capturing(tensor: torch.Tensor) -> bool:
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return tensor.device.type == GPU and gpu.is_current_stream_capturing()
 
 
 def _fill(pointers: torch.Tensor, addresses: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from d9d_tracker_kernels import reference
 from d9d_tracker_kernels.binning import CELLS, INTEGER, validate
+from d9d_tracker_kernels.device import DISPATCH_KEY
 
 SUPPORTED_DTYPES = frozenset(
     {
@@ -172,13 +173,13 @@ def _add_counts_fake(values, counts, moments, places, step, place, every) -> Non
 
 
 _library.impl("add_counts_", _add_counts_cpu, "CPU")
-_library.impl("add_counts_", _add_counts_cuda, "CUDA")
+_library.impl("add_counts_", _add_counts_cuda, DISPATCH_KEY)
 _library.impl("add_counts_", _add_counts_fake, "Meta")
 _library.impl("histogram_", _histogram_cpu, "CPU")
-_library.impl("histogram_", _histogram_cuda, "CUDA")
+_library.impl("histogram_", _histogram_cuda, DISPATCH_KEY)
 _library.impl("histogram_", _histogram_fake, "Meta")
 _library.impl("histogram_many_", _histogram_many_cpu, "CPU")
-_library.impl("histogram_many_", _histogram_many_cuda, "CUDA")
+_library.impl("histogram_many_", _histogram_many_cuda, DISPATCH_KEY)
 _library.impl("histogram_many_", _histogram_many_fake, "Meta")
 
 histogram_ = torch.ops.d9d_tracker.histogram_.default

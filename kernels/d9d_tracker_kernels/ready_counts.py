@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from d9d_tracker_kernels.device import gpu
 from d9d_tracker_kernels.histogram import CALLS, CELLS, HEADER, LAST_STEP, MAX, MIN, MOMENTS, SUM, SUM_SQUARES, ZEROS
 
 
@@ -21,7 +22,7 @@ def launch(
 ) -> None:
     """Adds counts in one launch. Arguments as for the operator, see ops.py."""
     width = max(128, triton.next_power_of_2(values.numel()))
-    with torch.cuda.device_of(counts):
+    with gpu.device_of(counts):
         add_counts[(1,)](
             values.contiguous(),
             values.numel(),

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from d9d_tracker_kernels import lanes
+from d9d_tracker_kernels.device import gpu
 
 SUM = tl.constexpr(lanes.SUM)
 WEIGHT = tl.constexpr(lanes.WEIGHT)
@@ -60,7 +61,7 @@ def merge(
     values = [*readable, *numbers]
     factor = _readable(weight) if isinstance(weight, torch.Tensor) else weight
     table = current if places is None else places
-    with torch.cuda.device_of(current):
+    with gpu.device_of(current):
         for first in range(0, len(values), SIZES[-1]):
             part = slice(first, first + SIZES[-1])
             arguments = pack(at[part], values[part], factor)
@@ -80,7 +81,7 @@ def begin_step(current: torch.Tensor, slots: int, step: torch.Tensor, now: int) 
         now: The step that begins.
     """
     block = 256
-    with torch.cuda.device_of(current):
+    with gpu.device_of(current):
         empty_slots[(lanes.LANES * max(1, triton.cdiv(slots, block)),)](
             current, current.shape[1], slots, step, now, BLOCK=block, num_warps=4, enable_fp_fusion=False
         )

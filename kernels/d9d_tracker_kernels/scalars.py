@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from d9d_tracker_kernels.device import DISPATCH_KEY
 from d9d_tracker_kernels.lanes import COUNT, LAST, NEGATED_MIN, SUM, WEIGHT
 
 _library = torch.library.Library("d9d_tracker", "FRAGMENT")
@@ -84,7 +85,7 @@ def _merge_cuda(current, places, at, tensors, numbers, lane, weight_tensor, weig
 
 
 _library.impl("merge_scalars_", _merge_cpu, "CPU")
-_library.impl("merge_scalars_", _merge_cuda, "CUDA")
+_library.impl("merge_scalars_", _merge_cuda, DISPATCH_KEY)
 _library.impl("merge_scalars_", lambda *_: None, "Meta")
 
 merge_scalars_ = torch.ops.d9d_tracker.merge_scalars_.default

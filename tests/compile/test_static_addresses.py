@@ -111,7 +111,7 @@ def test_what_a_replay_would_miss_is_refused_during_capture(recorded, method):
         cuda = mock.Mock(type="cuda")
         with (
             mock.patch.object(run.buffers, "device", cuda),
-            mock.patch.object(run.buffers, "is_cuda", True),
+            mock.patch.object(run.buffers, "is_gpu", True),
             mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True),
             pytest.raises(TrackerValueError, match=f"{method} was called while a CUDA graph is captured"),
         ):
@@ -123,7 +123,7 @@ def test_a_value_on_the_cpu_is_refused_during_capture(recorded):
     with (
         tracker.open() as run,
         mock.patch.object(run.buffers, "device", torch.device("cuda:0")),
-        mock.patch.object(run.buffers, "is_cuda", True),
+        mock.patch.object(run.buffers, "is_gpu", True),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True),
         pytest.raises(TrackerValueError, match=r"'loss'.*on the CPU.*replay"),
     ):
@@ -137,7 +137,7 @@ def test_a_python_number_is_refused_during_capture(recorded, value, weight):
     with (
         tracker.open() as run,
         mock.patch.object(run.buffers, "device", torch.device("cuda:0")),
-        mock.patch.object(run.buffers, "is_cuda", True),
+        mock.patch.object(run.buffers, "is_gpu", True),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True),
         mock.patch.object(torch.Tensor, "device", torch.device("cuda:0")),
         pytest.raises(TrackerValueError, match=r"'loss.*Python number.*replay"),

@@ -120,6 +120,17 @@ def test_an_error_leaves_a_trace_as_itself():
         run(lambda inputs: inputs * 2 + refuse(), torch.ones(2))
 
 
+def test_what_stands_for_functions_that_import_dynamo_does_as_they_do():
+    ours, theirs = (lambda: 0), (lambda: 0)
+    tracing.assume_constant_result(ours)
+    torch.compiler.assume_constant_result(theirs)
+    assert vars(ours) == vars(theirs) != {}
+    ours, theirs = torch.zeros(1), torch.zeros(1)
+    tracing.mark_static(ours)
+    torch._dynamo.mark_static_address(theirs, guard=False)
+    assert vars(ours) == vars(theirs) != {}
+
+
 def test_inputs(graphs):
     def function(inputs, number):
         tracing.begin_inputs()

@@ -78,3 +78,17 @@ def test_a_cadence_wider_than_a_window_is_waited_for(recorded, caplog):
                 module(torch.ones(1, 2)).sum().backward()
                 optimizer.step()
     assert warnings(caplog) == []
+
+
+def test_a_watch_that_begins_between_steps_has_the_next_one(recorded, caplog):
+    module = network()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    with recorded(sync_every=1).open() as run:
+        for first in (1, 5):
+            watch = run.watch(module)
+            train(run, module, optimizer, first + 4, first)
+            watch.remove()
+        run.watch(nn.Sequential(network()))  # under other names, which nothing has counted in step 8
+        train(run, module, optimizer, 11, 9)
+    (said,) = warnings(caplog)
+    assert "by step 9, nothing was counted" in said

@@ -40,7 +40,8 @@ class Promises:
             why: Says, in words, what the watch has met.
         """
         with self._lock:
-            self._promises.append(_Promise(set(names), step, step + every - 1, why))
+            # Of the current step, what would have counted may have run already.
+            self._promises.append(_Promise(set(names), step, step + max(every, 2) - 1, why))
 
     def look(self, window: HostWindow) -> None:
         """Cross out what a window holds, and say what is missing if it was a full one.
