@@ -37,7 +37,8 @@ demo: $(VENV)/demo
 
 test: $(VENV)/dev
 	@# A process for each core; the tests of a file stay together.
-	$(RUN) -m pytest -q -n auto --dist loadfile -m "not gpu and not slow" --ignore tests/resume --ignore tests/ui
+	$(RUN) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder \
+		-m "not gpu and not slow" --ignore tests/resume --ignore tests/ui
 	@# Apart from the others: Aim leaves file watchers behind, of which a system has few.
 	$(RUN) -m pytest -q -n auto --dist worksteal tests/resume
 

@@ -19,7 +19,19 @@ def pytest_report_header():
     return None
 
 
+# A worker takes whole files, in this order: the longest first, or one is still at work when the others are done.
+_LONGEST = (
+    "kernels/test_interpreted.py",
+    "writer/test_process.py",
+    "provider/test_replay.py",
+    "provider/test_contract.py",
+    "integrations/test_ranks.py",
+    "ranks/test_failure.py",
+)
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.path.as_posix().endswith(_LONGEST))
     for item in items if not HAS_AIM else ():
         if re.search(r"[\[_-]aim[\]_-]|_aim$", item.name):
             item.add_marker(pytest.mark.skip(reason="Aim is not installed: run it on Python 3.11 or 3.12"))
