@@ -19,7 +19,8 @@ def is_distributed(value: Any) -> "TypeIs[DTensor]":
     Args:
         value: What is logged.
     """
-    if "torch.distributed.tensor" not in sys.modules:  # then there is none, and to import it takes most of a second
+    # Almost all are plain tensors; and without the module, which takes most of a second to import, there is none.
+    if type(value) is torch.Tensor or "torch.distributed.tensor" not in sys.modules:
         return False
     from torch.distributed.tensor import DTensor
 
