@@ -1,5 +1,6 @@
 """The plots: ours in orange, everyone else in grey, and an untracked step as the line to come close to."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,12 +82,13 @@ def _bars(axes: Axes, rows: Sequence[Row], column: str, form: str, *, log: bool 
         axes.set_xlim(min(first, *(cell.low for _, cell in shown)), first + 1.14 * (highest - first))
 
 
-def _ratio_bars(axes: Axes, rows: Sequence[Row], title: str, column: str = "vs untracked") -> None:
+def _ratio_bars(axes: Axes, rows: Sequence[Row], title: str, form: str = ".2f", of: str = "time") -> None:
+    column = "vs untracked"
     spreads = [cell for row in rows if isinstance(cell := row.cells.get(column), Spread)]
     rows = [replace(row, name="untracked, beside itself") if row.kind == "baseline" else row for row in rows]
     lowest, highest = min(cell.low for cell in spreads), max(cell.high for cell in spreads)
     wide = highest > 4
-    _bars(axes, rows, column, ".2f", log=wide, first=1.0)
+    _bars(axes, rows, column, form, log=wide, first=1.0)
     if wide:
         right = highest * highest**0.15  # room for the figure beside the longest bar
         axes.set_xlim(min(0.9, lowest), right)
@@ -95,17 +97,18 @@ def _ratio_bars(axes: Axes, rows: Sequence[Row], title: str, column: str = "vs u
         axes.minorticks_off()
     axes.axvline(1.0, color=COLOURS["baseline"], linewidth=1.4, zorder=4)
     axes.set_title(title)
-    axes.set_xlabel("time of a step ÷ untracked step" + " (log scale)" * wide)
+    axes.set_xlabel(f"{of} of a step ÷ untracked step" + " (log scale)" * wide)
 
 
-def _scalars(result: Result) -> Figure:
+def _scalars(result: Result, form: str = ".2f", of: str = "time") -> Figure:
     groups = list(dict.fromkeys(row.group for row in result.rows))
     heights = [sum(row.group == group for row in result.rows) for group in groups]
     figure, axes = plt.subplots(
         len(groups), 1, figsize=(8.5, 0.24 * sum(heights) + 1.0 * len(groups)), height_ratios=heights, squeeze=False
     )
     for axis, group in zip(axes.flat, groups, strict=True):
-        _ratio_bars(axis, [row for row in result.rows if row.group == group], f"{group} in a compiled MLP step")
+        rows = [row for row in result.rows if row.group == group]
+        _ratio_bars(axis, rows, f"{group} in a compiled MLP step", form, of)
     return figure
 
 
@@ -248,4 +251,5 @@ _PLOTS: dict[str, Callable[[Result], Figure]] = {
     "d": _slow_backend,
     "e": _flush,
     "f": _memory,
+    "i": functools.partial(_scalars, form=".3f", of="instructions"),
 }

@@ -67,15 +67,21 @@ class Training:
         if self._gradients:
             self.contender.watch(self._model)
 
-    def run(self, steps: int) -> None:
-        """Train for some steps."""
+    def run(self, steps: int, *, learn: bool = True) -> None:
+        """Train for some steps.
+
+        Args:
+            steps: How many.
+            learn: Whether to go backward and step the optimizer; without, the forward and what is logged remain.
+        """
         contender = self.contender
         for _ in range(steps):
             self.steps += 1
             contender.set_step(self.steps)
             loss, values = self._forward(*self._batch)
-            loss.backward()
-            self._optimizer.step()
+            if learn:
+                loss.backward()
+                self._optimizer.step()
             if values:
                 contender.scalars(values)
             if self._gradients and contender.tracks:

@@ -94,7 +94,7 @@ class Points(Sequence[Record]):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the series that have points, sorted."""
-        used = {self.series[place][0] for place in np.unique(self.places).tolist()}
+        used = {self.series[place][0] for place in np.flatnonzero(np.bincount(self.places)).tolist()}
         return tuple(sorted(used | {record.name for record in self.histograms}))
 
     @property

@@ -17,6 +17,7 @@ __all__ = [
     "Kind",
     "Nothing",
     "Ours",
+    "Start",
     "configure",
     "others",
     "ours",

@@ -68,7 +68,8 @@ def numbers_among(names: Sequence[object], values: Sequence[object]) -> list[int
     """
     used: list[int] = []
     for index, value in enumerate(values):
-        if value is None or isinstance(value, _NO_NUMBERS):
+        # A tensor is told first: compiled code guards on all that is asked, at each call.
+        if not isinstance(value, torch.Tensor) and (value is None or isinstance(value, _NO_NUMBERS)):
             _say_left_out(str(names[index]), type(value).__name__)
         else:
             used.append(index)
@@ -149,7 +150,7 @@ def _check_element(
                 f"{label(name, items)}: with reduce={reduce!r}, ranks cannot make a whole of this distributed scalar "
                 "when their windows meet; bring it together first with .full_tensor(), on every rank of the mesh",
             )
-    else:
+    elif not torch.compiler.is_compiling():  # where no tensor has such a type
         try:
             value = typed_scalar(value, reduce)
         except TypeError:

@@ -1,9 +1,10 @@
 """The device side of a tracker: every buffer that logging touches, and the clock of its windows."""
 
+import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -51,6 +52,9 @@ class Clock(NamedTuple):
     passed: int = 0
     windows: int = 0
     copies: int = 0
+
+
+_make_clock = functools.partial(tuple.__new__, Clock)  # at every step; a named tuple's own constructor is Python code
 
 
 class Buffers:
@@ -169,16 +173,18 @@ class Buffers:
         if self._changes:
             self.finish()
         clock, slots = self.clock, len(self.scalar_series.series)
-        completes = clock.passed + 1 == self.sync_every
+        _, _, first, filed, times, rows, passed, windows, copies = clock
+        completes = passed + 1 == self.sync_every
         files = self._per_step or completes
-        changes: list[_Change] = []
-        rows = self._file(clock, slots, changes) if files else clock.rows
-        first, filed, times, _, passed, windows, copies = clock[2:]
-        after = Clock(step, time.time(), first, filed, times, rows, passed + 1, windows, copies)
-        if completes:
+        after = _make_clock((step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies))
+        if not files:
+            self.finish([(self._begin, (after, 0))])
+        elif not completes:
+            self.finish([(self._file_and_begin, (clock, after, slots))])
+        else:
+            changes: list[_Change] = [(self._file, (clock, slots))]
             after = self._swap(after, changes, unfinished=None)
-        changes.append((self._begin, (after, slots if files else 0)))
-        self.finish(changes)
+            self.finish([*changes, (self._begin, (after, slots))])
         return completes
 
     def close_window(self, is_last: bool = False) -> None:
@@ -188,14 +194,13 @@ class Buffers:
             is_last: Whether nothing follows in this run.
         """
         self.finish()
-        changes: list[_Change] = []
-        slots = len(self.scalar_series.series)
-        after = self.clock._replace(rows=self._file(self.clock, slots, changes))
+        clock, slots = self.clock, len(self.scalar_series.series)
+        changes: list[_Change] = [(self._file, (clock, slots))]
+        after = clock._replace(rows=clock.rows + 1)
         after = self._swap(after, changes, unfinished=None if is_last else after.step, is_last=is_last)
-        changes.append((self._begin, (after, slots)))
-        self.finish(changes)
+        self.finish([*changes, (self._begin, (after, slots))])
 
-    def finish(self, changes: list[_Change] | None = None) -> None:
+    def finish(self, changes: Sequence[_Change] = ()) -> None:
         """Make changes, after those still due. An exception from a signal handler finds none or all of them made.
 
         SIGINT and SIGTERM may raise between any two lines of ``advance``, and what is then sent on the way out must
@@ -206,7 +211,7 @@ class Buffers:
             changes: Functions and their arguments, in this order.
         """
         try:
-            self._changes.extend(changes or ())
+            self._changes.extend(changes)
             self._make_changes()
         except BaseException:
             self._make_changes()
@@ -253,16 +258,17 @@ class Buffers:
             change(*arguments)
             self._changes.popleft()
 
-    def _file(self, clock: Clock, slots: int, changes: list[_Change]) -> int:
-        """Put the current step away as a row of the window; return how many rows it then has."""
-        row = clock.rows if self._per_step else 0
-        changes.append((self._write_row, (clock, row, slots)))
-        return row + 1
+    def _file(self, clock: Clock, slots: int) -> None:
+        """Put the current step away as the next row of the window."""
+        self.scalars.file(clock.rows, slots)
+        clock.times[clock.rows :] = (clock.began,)
+        clock.filed[clock.rows :] = (clock.step,)
 
-    def _write_row(self, clock: Clock, row: int, slots: int) -> None:
-        self.scalars.file(row, slots)
-        clock.filed[row:] = (clock.step,)
-        clock.times[row:] = (clock.began,)
+    def _file_and_begin(self, clock: Clock, after: Clock, slots: int) -> None:
+        """Do both, as most steps end: one change is cheaper than two. What has been filed may be gone by now."""
+        if len(clock.filed) == clock.rows:
+            self._file(clock, slots)
+        self._begin(after, slots)
 
     def _begin(self, clock: Clock, slots: int) -> None:
         self.scalars.begin(slots, clock.step)

@@ -31,11 +31,12 @@ class HostScalars:
 
     def __init__(self, current: torch.Tensor, window: torch.Tensor, step: torch.Tensor):
         self._current = current.numpy()
-        self._rows = list(window.numpy())
+        self._window = window.numpy()
         self._step = step.numpy()
         self._initial = np.array(INITIAL)[:, None]
         self._numbers = flat_numbers(current)
         self._columns = current.shape[1]
+        self._use(0)
         self.known: dict[tuple[str, ContextItems, Reduction], int] = {}
 
     def merge(self, slots: Iterable[int], values: Sequence[float], reduce: Reduction, weight: float) -> None:
@@ -54,12 +55,21 @@ class HostScalars:
 
     def file(self, row: int, slots: int) -> None:
         """Copy the state of the step to a row of the window; see ``ScalarBank.file``."""
-        self._rows[row][:, :slots] = self._current[:, :slots]
+        if slots != self._slots:
+            self._use(slots)
+        self._used_window[row] = self._used
 
     def begin(self, slots: int, step: int) -> None:
         """Start a step; see ``ScalarBank.begin``."""
-        self._current[:, :slots] = self._initial
+        if slots != self._slots:
+            self._use(slots)
+        self._used[...] = self._initial
         self._step[0] = step
+
+    def _use(self, slots: int) -> None:
+        # Views are kept, because slots are new for a few steps, and every step files and begins.
+        self._slots = slots
+        self._used, self._used_window = self._current[:, :slots], self._window[:, :, :slots]
 
 
 def as_number(value: Any) -> float | None:

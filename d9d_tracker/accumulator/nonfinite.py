@@ -97,6 +97,8 @@ class NonFiniteWatch:
         if not window.scalars:
             return
         lanes = [VALUE_LANE[series.reduce] for series in window.scalars]
+        if all(np.isfinite(window.lanes[:, lane]).all() for lane in set(lanes)):
+            return
         values = window.lanes[:, lanes, range(len(lanes))]
         broken = ~np.isfinite(values) & (window.lanes[:, COUNT] > 0)
         for slot in np.flatnonzero(broken.any(axis=0)).tolist():
@@ -107,6 +109,8 @@ class NonFiniteWatch:
             yield NonFinite(series.name, dict(series.context), step, step, str(float(sign * value)), ranks=self._ranks)
 
     def _histograms(self, window: HostWindow) -> Iterable[NonFinite]:
+        if not window.histograms:
+            return
         counts = window.counts
         infinite = counts[:, POSINF] + counts[:, NEGINF]
         for slot in np.flatnonzero((counts[:, CALLS] > 0) & (counts[:, NAN] + infinite > 0)).tolist():

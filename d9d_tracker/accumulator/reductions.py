@@ -54,11 +54,11 @@ def finalize(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
         Values, float64 of shape ``[rows, slots]``; meaningless where no value was merged in.
     """
     reductions: list[Reduction] = [series.reduce for series in scalars]
-    values = lanes[:, [VALUE_LANE[reduce] for reduce in reductions], range(len(reductions))]
-    chosen = np.array(reductions, dtype=str)
+    chosen = np.array([VALUE_LANE[reduce] for reduce in reductions], dtype=np.int64)
+    values = lanes[:, chosen, np.arange(len(reductions))]
+    is_mean, is_min = (np.array([reduce == wanted for reduce in reductions], dtype=bool) for wanted in ("mean", "min"))
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = values / lanes[:, WEIGHT]
-        values = np.select([chosen == "mean", chosen == "min"], [means, -values], values)
+        values = np.where(is_mean, values / lanes[:, WEIGHT], np.where(is_min, -values, values))
         for slot, series in enumerate(scalars):
             if series.root != 1.0:
                 values[:, slot] **= 1 / series.root

@@ -19,8 +19,10 @@ def local_types(value: torch.Tensor) -> dict[Any, str]:
     Args:
         value: A tensor.
     """
+    if torch.compiler.is_compiling():
+        return {}
     spmd_types = sys.modules.get("spmd_types")  # whoever has typed a tensor has imported it
-    if spmd_types is None or torch.compiler.is_compiling():
+    if spmd_types is None:
         return {}
     return {axis: kind.name for axis, kind in spmd_types.get_local_type(value).items()}
 

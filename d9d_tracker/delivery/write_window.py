@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, cast
 
 from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.points import Points
@@ -32,7 +32,6 @@ class Caller(Protocol):
         """Call a method of the backend's run."""
 
 
-@runtime_checkable
 class TakesWindows(Protocol):
     """A run that is handed whole windows, because another process has its backend."""
 
@@ -73,8 +72,8 @@ def write_window(run: BaseTrackerRun, head: Queued, caller: Caller, report: Deli
         Exception: What the backend raised, if it is down.
     """
     assert head.records is not None
-    if isinstance(run, TakesWindows):
-        caller.call_backend(run.write_window, head, caller, report)
+    if hasattr(run, "write_window"):
+        caller.call_backend(cast(TakesWindows, run).write_window, head, caller, report)
     elif takes_points(run) and not head.accepted:
         caller.call_backend(cast(TakesPoints, run).write_points, Points.of(head.records))
         head.accepted = len(head.records)
