@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .reading import StoredRun, read
     from .record import Histogram, Record
 
-# Imported when they are first asked for, because pydantic and ours take time, and a script may want one of them.
+# Imported when they are first asked for, because torch, pydantic and ours take time, and a script may want one of them.
 _ROOMS = {
     "accumulator": ("AccumulatingRun", "AccumulatingTracker"),
     "backend": ("RecordRun", "RecordTracker"),
@@ -49,12 +49,11 @@ _ROOMS = {
     ),
     "delivery.report": ("NonFinite", "RunReport"),
     "errors": ("TrackerError", "TrackerTypeError", "TrackerValueError"),
-    "factory": ("AnyTrackerConfig", "register_backend", "tracker_from_config"),
+    "factory": ("AnyTrackerConfig", "MultiConfig", "register_backend", "tracker_from_config"),  # resolves MultiConfig
     "provider.aim.config": ("AimConfig",),
     "provider.console": ("ConsoleTrackerConfig",),
     "provider.jsonl": ("JsonlTrackerConfig",),
     "provider.mlflow.config": ("MLflowConfig",),
-    "provider.multi": ("MultiConfig",),
     "provider.null": ("NullTrackerConfig",),
     "provider.tensorboard.config": ("TensorBoardConfig",),
     "provider.trackio.config": ("TrackioConfig",),
@@ -105,7 +104,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import_module(f"{__name__}.factory")  # which resolves the configuration of several backends
     value = globals()[name] = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
     return value
 

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from d9d_tracker.commands.deliver import deliver
-from d9d_tracker.commands.demo import PROVIDERS
-from d9d_tracker.commands.demo import main as run_demo
-from d9d_tracker.commands.doctor import main as run_doctor
 from d9d_tracker.commands.plot import plot
-from d9d_tracker.commands.replay import config_from, replay
 from d9d_tracker.commands.show import show
+
+# The other commands are imported when they run: they need torch, which takes longer to import than a run to be shown.
+
+_DEMOS = ("aim", "console", "jsonl", "mlflow", "tensorboard", "trackio", "wandb")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,18 +75,18 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--backlog", type=Path, default=Path(".d9d_tracker"), help="folder (default: .d9d_tracker)")
     one.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for each backend (default: 60)")
     one.add_argument("--list", action="store_true", help="only show what there is")
-    one.set_defaults(run=lambda chosen: 0 if deliver(chosen.backlog, chosen.timeout, chosen.list, Console()) else 1)
+    one.set_defaults(run=_deliver)
 
     one = commands.add_parser("demo", help="train a small network on real data and track it")
-    one.add_argument("--provider", choices=PROVIDERS, default="aim", help="backend (default: aim)")
+    one.add_argument("--provider", choices=_DEMOS, default="aim", help="backend (default: aim)")
     one.add_argument("--steps", type=_positive, default=600, help="training steps (default: 600)")
     one.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    one.set_defaults(run=lambda chosen: run_demo(chosen.provider, chosen.steps, chosen.out))
+    one.set_defaults(run=_demo)
 
     one = commands.add_parser(
         "doctor", help="show what this machine supports, and check that tracking is free of syncs"
     )
-    one.set_defaults(run=lambda chosen: run_doctor())
+    one.set_defaults(run=_doctor)
     return parser
 
 
@@ -107,7 +106,27 @@ def _plot(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _demo(chosen: argparse.Namespace) -> int:
+    from d9d_tracker.commands.demo import main as demo
+
+    return demo(chosen.provider, chosen.steps, chosen.out)
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from d9d_tracker.commands.doctor import main as doctor
+
+    return doctor()
+
+
+def _deliver(chosen: argparse.Namespace) -> int:
+    from d9d_tracker.commands.deliver import deliver
+
+    return 0 if deliver(chosen.backlog, chosen.timeout, chosen.list, Console()) else 1
+
+
 def _replay(chosen: argparse.Namespace) -> int:
+    from d9d_tracker.commands.replay import config_from, replay
+
     config = config_from(chosen.provider, chosen.set, chosen.config)
     try:
         replay(chosen.path, config, Console())

@@ -7,20 +7,23 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import torch
 from typing_extensions import override
 
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig, check_properties
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.context import as_context
+from d9d_tracker.lazy_torch import is_tensor
 from d9d_tracker.record import Histogram, Record
+
+if TYPE_CHECKING:
+    import torch
 
 TConfig = TypeVar("TConfig", bound=TrackerConfig)
 
 
-def as_float(name: str, value: float | torch.Tensor) -> float:
+def as_float(name: str, value: "float | torch.Tensor") -> float:
     """Return a scalar as a Python number.
 
     Args:
@@ -34,7 +37,7 @@ def as_float(name: str, value: float | torch.Tensor) -> float:
         TypeError: If it is text, complex or of another unknown type.
         ValueError: If it is a tensor of another size than one element, or an integer outside the range of float64.
     """
-    if isinstance(value, torch.Tensor):
+    if is_tensor(value):
         if value.numel() != 1:
             shape = list(value.shape)
             raise ValueError(
@@ -114,7 +117,7 @@ class RecordRun(BaseTrackerRun):
             TypeError: If it is not an int.
             ValueError: If it is smaller than the one before, or the run is closed.
         """
-        if isinstance(step, bool | torch.Tensor) or not hasattr(step, "__index__"):
+        if isinstance(step, bool) or is_tensor(step) or not hasattr(step, "__index__"):
             raise TypeError(f"a step is an int, not {step!r} of type {type(step).__name__}")
         step = operator.index(step)
         if not self._is_open():
@@ -162,7 +165,7 @@ class RecordRun(BaseTrackerRun):
     def get_context(self) -> dict[str, str]:
         return dict(self._context)
 
-    def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
+    def scalar(self, name: str, value: "float | torch.Tensor", context: dict[str, str] | None = None) -> None:
         """Log one number; a tensor on a device is waited for.
 
         Args:
@@ -178,13 +181,13 @@ class RecordRun(BaseTrackerRun):
 
     @override
     def log_at(
-        self, step: int, values: Mapping[str, float | torch.Tensor], context: Mapping[str, Any] | None = None
+        self, step: int, values: "Mapping[str, float | torch.Tensor]", context: Mapping[str, Any] | None = None
     ) -> None:
         for name, value in values.items():
             record = self._record(name, as_float(name, value), None if context is None else dict(context))
             self.write_record(record._replace(step=step))
 
-    def bins(self, name: str, values: torch.Tensor, context: dict[str, str] | None = None) -> None:
+    def bins(self, name: str, values: "torch.Tensor", context: dict[str, str] | None = None) -> None:
         """Log the distribution of a population, binned at once where it lies.
 
         Args:
@@ -197,7 +200,7 @@ class RecordRun(BaseTrackerRun):
             ValueError: If the name is empty or the run is closed.
         """
         self._check_open(name)
-        if not isinstance(values, torch.Tensor):
+        if not is_tensor(values):
             raise TypeError(f"bins {name!r} got {type(values).__name__}: pass the population as a tensor")
         try:
             histogram = Histogram.from_values(values)

@@ -3,15 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from . import at_exit
 from .config import TrackerConfig
 from .errors import TrackerTypeError
 from .record import Histogram, Record
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RunConfig(BaseModel):
@@ -61,7 +63,7 @@ class ScalarHandle:
         """Return the handle itself: a copy of a module that holds it logs to the same series."""
         return self
 
-    def scalar(self, value: float | torch.Tensor) -> None:
+    def scalar(self, value: "float | torch.Tensor") -> None:
         """Log one number.
 
         Args:
@@ -88,7 +90,7 @@ class BinsHandle:
         """Return the handle itself: a copy of a module that holds it logs to the same series."""
         return self
 
-    def bins(self, values: torch.Tensor) -> None:
+    def bins(self, values: "torch.Tensor") -> None:
         """Log the distribution of a population.
 
         Args:
@@ -173,7 +175,7 @@ class BaseTrackerRun(ABC):
             leave(type(error) if error else None, error, error.__traceback__ if error else None)
 
     @abstractmethod
-    def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
+    def scalar(self, name: str, value: "float | torch.Tensor", context: dict[str, str] | None = None) -> None:
         """Log one number.
 
         Args:
@@ -183,7 +185,7 @@ class BaseTrackerRun(ABC):
         """
 
     @abstractmethod
-    def bins(self, name: str, values: torch.Tensor, context: dict[str, str] | None = None) -> None:
+    def bins(self, name: str, values: "torch.Tensor", context: dict[str, str] | None = None) -> None:
         """Log the distribution of a population.
 
         Args:
@@ -192,7 +194,7 @@ class BaseTrackerRun(ABC):
             context: Tags for this value alone; merged with the persistent context, over which they win.
         """
 
-    def scalars(self, values: Mapping[str, float | torch.Tensor], context: dict[str, str] | None = None) -> None:
+    def scalars(self, values: "Mapping[str, float | torch.Tensor]", context: dict[str, str] | None = None) -> None:
         """Log several numbers.
 
         Args:
@@ -203,7 +205,7 @@ class BaseTrackerRun(ABC):
             self.scalar(name, value, context)
 
     def log_at(
-        self, step: int, values: Mapping[str, float | torch.Tensor], context: Mapping[str, Any] | None = None
+        self, step: int, values: "Mapping[str, float | torch.Tensor]", context: Mapping[str, Any] | None = None
     ) -> None:
         """Log numbers of a step that may be over.
 

@@ -1,9 +1,9 @@
 """Configuration shared by every backend: the accumulator and the binnings."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, validate
@@ -101,8 +101,8 @@ class AccumulatorConfig(_Frozen):
         backlog_bytes: Size of that backlog, per run; the oldest windows are dropped, and reported, beyond it.
         writer: Where the backend runs: on a ``"thread"`` of the training, or in a ``"process"`` of its own, which does
             not hold the training's interpreter, and finishes what it was given when the training is killed. That costs
-            an import of torch and of the SDK on opening, and their memory; and what the SDK observes by itself (the
-            terminal, the system's metrics) is that process, not the training.
+            an import of the SDK on opening, and its memory; what the SDK observes by itself (the terminal, the system's
+            metrics) is that process, not the training; and ``run.backend`` does not reach the SDK's own objects.
         summary: Whether the end of a run prints where it is, and what became of it; on a terminal only.
     """
 
@@ -124,7 +124,9 @@ class AccumulatorConfig(_Frozen):
     @field_validator("device")
     @classmethod
     def _known(cls, device: str) -> str:
-        if device != "auto":
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            import torch  # which knows the others
+
             try:
                 torch.device(device)
             except RuntimeError as error:

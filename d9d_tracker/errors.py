@@ -2,7 +2,7 @@
 
 from typing import Any, NoReturn, Self
 
-from .tracing import assume_constant_result, leaving_traces
+from .lazy_torch import assume_constant_result, leaving_traces
 
 
 class TrackerError(Exception):

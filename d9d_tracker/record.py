@@ -4,10 +4,9 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
-import torch
 
 from d9d_tracker_kernels import (
     CELLS,
@@ -19,14 +18,14 @@ from d9d_tracker_kernels import (
     POSINF,
     ZEROS,
     Moment,
-    allocate,
     cell_edges,
-    check_values,
-    histogram_,
     sorted_cells,
 )
 
 from .config import Binning, ExponentialBinning
+
+if TYPE_CHECKING:
+    import torch
 
 _FLOAT32_END = 2.0**128
 _QUANTILES = {"p01": 0.01, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99}
@@ -208,7 +207,7 @@ class Histogram:
         return counts, np.array([self.sum, self.sum_squares, *bounds])
 
     @classmethod
-    def from_values(cls, values: torch.Tensor, binning: Binning | None = None) -> Self:
+    def from_values(cls, values: "torch.Tensor", binning: Binning | None = None) -> Self:
         """Bin a population at once, where it lies, and bring the result to the host.
 
         Args:
@@ -218,6 +217,10 @@ class Histogram:
         Raises:
             TypeError: If the dtype or layout cannot be binned.
         """
+        import torch  # which only a population needs
+
+        from d9d_tracker_kernels import allocate, check_values, histogram_
+
         binning = binning or ExponentialBinning()
         check_values(values, values.device)
         state = allocate(1, values.device)
@@ -230,10 +233,10 @@ class Histogram:
 @functools.lru_cache(maxsize=64)
 def _cells_in_order(kind: int, bins: int, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the edges of all cells of a row, the outermost infinite, and where the row keeps each cell."""
-    edges, index = cell_edges(kind, bins, low, high).numpy(), torch.arange(CELLS)
+    edges, index = cell_edges(kind, bins, low, high), np.arange(CELLS)
     if kind == EXPONENTIAL:
         index[bins // 2] = 0  # both cells next to zero are one bin
-        places = sorted_cells(index, kind, bins).cells.numpy()
+        places = sorted_cells(index, kind, bins).cells
         known = np.concatenate(([-np.inf], edges[1:-1], [np.inf]))
     else:
         cells, under, over = (np.atleast_1d(part) for part in sorted_cells(index, kind, bins))

@@ -5,14 +5,13 @@ Each has a test of its own in ``tests/compile/test_tracing.py``, which names wha
 Nothing here imports Dynamo, which takes as long as torch itself, before something is traced.
 """
 
-import functools
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import CodeType, FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.utils._pytree
@@ -21,6 +20,8 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._guards import CompileContext, TracingContext
 from torch._higher_order_ops.effects import _register_effectful_op
 from torch._library.effects import EffectType
+
+from .lazy_torch import assume_constant_result
 
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue] has no stubs
 
@@ -37,39 +38,6 @@ _OPTIMIZER_STEP = "wrapper"
 _RECOMPUTING = frozenset({"backward", "recompute_fn", "unpack_hook"})
 
 _before: list[bool] = []
-
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_Error = TypeVar("_Error", bound=Exception)
-
-
-def assume_constant_result(function: _Function) -> _Function:
-    """Have a function called, and not traced, in compiled code, and its result compiled in as a constant.
-
-    As ``torch.compiler.assume_constant_result``, which imports Dynamo.
-    """
-    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess] it is Dynamo's
-    return function
-
-
-def leaving_traces(error: type[_Error]) -> type[_Error]:
-    """Return a class of errors; where something may be traced, a subclass of it that leaves a trace as itself.
-
-    Any other exception becomes ``torch._dynamo.exc.Unsupported``.
-    """
-    return _traced(error) if "torch._dynamo.exc" in sys.modules else error
-
-
-@functools.cache
-def _traced(error: type) -> Any:
-    from torch._dynamo.exc import UserError, UserErrorType
-
-    def initialize(self: UserError, message: str) -> None:
-        UserError.__init__(self, UserErrorType.INVALID_INPUT, message)
-
-    methods = {"__init__": initialize, "__reduce__": lambda self: (error, self.args)}
-    names = {"__module__": error.__module__, "__qualname__": error.__qualname__}
-    return error if issubclass(error, UserError) else type(error.__name__, (error, UserError), names | methods)
 
 
 def mark_static(tensor: torch.Tensor) -> None:

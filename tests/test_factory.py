@@ -223,5 +223,12 @@ except TrackerValueError:
     print(*sys.modules)
 """
     assert not {"torch._dynamo", "torch.distributed.tensor", "triton"} & set(printed(eager))
+    show = """
+import sys
+from d9d_tracker import Histogram, JsonlTrackerConfig, MLflowConfig, Record, RecordTracker, TrackerConfig, read
+import d9d_tracker.__main__
+print(*sys.modules)
+"""
+    assert "torch" not in printed(show)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = d9d_tracker.nothing

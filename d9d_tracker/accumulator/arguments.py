@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
-from d9d_tracker.tracing import assume_constant_result
+from d9d_tracker.lazy_torch import assume_constant_result
 from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
 from d9d_tracker_kernels.device import GPU, gpu
 

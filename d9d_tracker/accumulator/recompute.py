@@ -1,7 +1,8 @@
 """Code that runs in another way than it is written: again in a backward, or transformed by torch.func."""
 
 from d9d_tracker.errors import TrackerValueError
-from d9d_tracker.tracing import assume_constant_result, is_checkpointed, is_in_backward, is_recomputed, is_vmapped
+from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.tracing import is_checkpointed, is_in_backward, is_recomputed, is_vmapped
 
 
 def is_recomputing() -> bool:

@@ -9,9 +9,9 @@ enabled, and has an effect, for a handle, where they are not; and what is left i
 import torch
 
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.lazy_torch import assume_constant_result
 from d9d_tracker.tracing import (
     REGIONS_WRITE_IN_TRAINING,
-    assume_constant_result,
     check_when_traced,
     inputs_of_regions,
     is_in_region,

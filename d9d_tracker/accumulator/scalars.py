@@ -5,7 +5,8 @@ import math
 
 import torch
 
-from d9d_tracker.tracing import assume_constant_result, is_transformed, mark_static
+from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.tracing import is_transformed, mark_static
 from d9d_tracker_kernels import COUNT, INITIAL, LANES, LAST, NEGATED_MIN, SUM, WEIGHT, merge_scalars_
 
 from .arguments import Number

@@ -9,7 +9,8 @@ from typing import get_args
 
 from d9d_tracker.config import AccumulatorConfig, Binning, IntegerBinning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
-from d9d_tracker.tracing import allow_as_constant, assume_constant_result
+from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.tracing import allow_as_constant
 from d9d_tracker_kernels import CELLS
 
 from .names import warn_of_names

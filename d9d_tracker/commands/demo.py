@@ -29,7 +29,6 @@ from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
 from d9d_tracker.provider.trackio.config import TrackioConfig
 from d9d_tracker.provider.wandb.config import WandbConfig
 
-PROVIDERS = ("aim", "console", "jsonl", "mlflow", "tensorboard", "trackio", "wandb")
 _BATCH = 128
 _EVAL_EVERY = 50
 _PEAK_LEARNING_RATE = 3e-3
@@ -83,7 +82,7 @@ def main(provider: str, steps: int, out: Path) -> int:
     """Train, track, and say where the run is.
 
     Args:
-        provider: Name of the backend, one of ``PROVIDERS``.
+        provider: Name of the backend.
         steps: Number of training steps.
         out: Folder of the runs.
 

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
+
+from d9d_tracker.lazy_torch import is_tensor
 
 _MOST_ELEMENTS = 1000
 _DEEPEST = 100
@@ -88,7 +89,7 @@ def _parts(value: Any) -> Iterable[Any] | None:
         return value
     if isinstance(value, np.ndarray):
         return value.tolist() if value.ndim and value.size <= _MOST_ELEMENTS else None
-    if isinstance(value, torch.Tensor):
+    if is_tensor(value):
         return value.tolist() if value.dim() and value.numel() <= _MOST_ELEMENTS else None
     return None
 
@@ -107,7 +108,7 @@ def _free(key: str, taken: Mapping[str, Any]) -> str:
 
 
 def _leaf_of(value: Any) -> Any:
-    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+    if isinstance(value, np.generic) or (is_tensor(value) and value.numel() == 1):
         value = value.item()
     if value is None or type(value) in (bool, int, float, str):
         return value

@@ -2,9 +2,8 @@
 
 import collections
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from typing_extensions import override
 
 from d9d_tracker.backend import RecordRun, RecordTracker
@@ -12,6 +11,9 @@ from d9d_tracker.base import RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
+
+if TYPE_CHECKING:
+    import torch
 
 
 class NullTrackerConfig(TrackerConfig):
@@ -27,11 +29,11 @@ class NullTrackerConfig(TrackerConfig):
 class NullRun(RecordRun):
     """A run that checks names and steps and drops the values unread, so that none is waited for."""
 
-    def scalar(self, name: str, value: float | torch.Tensor, context: dict[str, str] | None = None) -> None:
+    def scalar(self, name: str, value: "float | torch.Tensor", context: dict[str, str] | None = None) -> None:
         """Drop a number."""
         self._check_open(name)
 
-    def bins(self, name: str, values: torch.Tensor, context: dict[str, str] | None = None) -> None:
+    def bins(self, name: str, values: "torch.Tensor", context: dict[str, str] | None = None) -> None:
         """Drop a population."""
         self._check_open(name)
 

@@ -1,9 +1,12 @@
-"""Kernels of d9d_tracker: the bottom layer, which knows torch and triton only.
+"""Kernels of d9d_tracker: the bottom layer, which knows NumPy, torch and triton only.
 
-Importing it registers the operators `d9d_tracker::histogram_`, `histogram_many_`, `add_counts_` and `merge_scalars_`.
+Asking it for anything that works on tensors imports torch and registers the operators `d9d_tracker::histogram_`,
+`histogram_many_`, `add_counts_` and `merge_scalars_`; how a row of counts is laid out can be known without.
 """
 
-from d9d_tracker_kernels.bank import HistogramState, allocate
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from d9d_tracker_kernels.binning import (
     CALLS,
     CELLS,
@@ -24,8 +27,20 @@ from d9d_tracker_kernels.binning import (
     validate,
 )
 from d9d_tracker_kernels.lanes import COUNT, INITIAL, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
-from d9d_tracker_kernels.ops import SUPPORTED_DTYPES, add_counts_, check_values, dense_move, histogram_, histogram_many_
-from d9d_tracker_kernels.scalars import merge_scalars_
+
+if TYPE_CHECKING:
+    from d9d_tracker_kernels.bank import HistogramState, allocate
+    from d9d_tracker_kernels.ops import (
+        SUPPORTED_DTYPES,
+        add_counts_,
+        check_values,
+        dense_move,
+        histogram_,
+        histogram_many_,
+    )
+    from d9d_tracker_kernels.scalars import merge_scalars_
+
+_OF_TENSORS = ("bank", "ops", "scalars")
 
 __all__ = [
     "CALLS",
@@ -63,3 +78,11 @@ __all__ = [
     "sorted_cells",
     "validate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in [import_module(f"{__name__}.{part}") for part in _OF_TENSORS]:
+            if hasattr(module, name):
+                return globals().setdefault(name, getattr(module, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

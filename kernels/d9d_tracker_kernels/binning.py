@@ -16,7 +16,6 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 import numpy as np
-import torch
 
 EXPONENTIAL: Final = 0
 LINEAR: Final = 1
@@ -59,9 +58,9 @@ class SortedCells(NamedTuple):
         over: int64 [...], how many finite values lay above the last edge.
     """
 
-    cells: torch.Tensor
-    under: torch.Tensor
-    over: torch.Tensor
+    cells: np.ndarray
+    under: np.ndarray
+    over: np.ndarray
 
 
 def mantissa_bits(bins: int) -> int:
@@ -124,7 +123,7 @@ def _float32_step(magnitude: float) -> float:
     return math.ldexp(1.0, exponent - 24)
 
 
-def cell_edges(kind: int, bins: int, low: float, high: float) -> torch.Tensor:
+def cell_edges(kind: int, bins: int, low: float, high: float) -> np.ndarray:
     """The edges of the bins, in ascending order.
 
     Linear edges are `low + i * ((high - low) / bins)` in float64, then rounded to float32, the last one being `high`:
@@ -140,31 +139,31 @@ def cell_edges(kind: int, bins: int, low: float, high: float) -> torch.Tensor:
         high: Upper end of a linear binning.
 
     Returns:
-        float64 [n + 1] on the CPU, strictly increasing, where n is the number of cells that `sorted_cells` gives.
+        float64 [n + 1], strictly increasing, where n is the number of cells that `sorted_cells` gives.
 
     Raises:
         ValueError: See `validate`.
     """
     validate(kind, bins, low, high)
     if kind == INTEGER:
-        return torch.arange(bins + 1, dtype=torch.float64, device="cpu")
+        return np.arange(bins + 1, dtype=np.float64)
     if kind == LINEAR:
-        return linear_edges(bins, low, high).to(torch.float64)
+        return linear_edges(bins, low, high).astype(np.float64)
     # The float64 pattern with the same sign, exponent (bias 1023 instead of 127) and leading mantissa bits. Cells of
     # exponent 0 are float32's denormals: they divide [0, 2**-126) evenly.
     k = mantissa_bits(bins)
-    index = torch.arange(1, (255 << k) + 1, device="cpu")
-    normal = ((index + (896 << k)) << (52 - k)).view(torch.float64)
-    positive = torch.where(index < 1 << k, index.to(torch.float64) * 2.0 ** (-126 - k), normal)
-    return torch.cat([-positive.flip(0), positive])
+    index = np.arange(1, (255 << k) + 1)
+    normal = ((index + (896 << k)) << (52 - k)).view(np.float64)
+    positive = np.where(index < 1 << k, index * 2.0 ** (-126 - k), normal)
+    return np.concatenate([-positive[::-1], positive])
 
 
-def linear_edges(bins: int, low: float, high: float) -> torch.Tensor:
-    """The edges of a linear binning: float32 [bins + 1] on the CPU. See `cell_edges`."""
+def linear_edges(bins: int, low: float, high: float) -> np.ndarray:
+    """The edges of a linear binning: float32 [bins + 1]. See `cell_edges`."""
     low, high = round_to_float32(low), round_to_float32(high)
-    edges = low + torch.arange(bins + 1, dtype=torch.float64, device="cpu") * linear_width(bins, low, high)
+    edges = low + np.arange(bins + 1, dtype=np.float64) * linear_width(bins, low, high)
     edges[-1] = high
-    return edges.to(torch.float32)
+    return edges.astype(np.float32)
 
 
 def linear_width(bins: int, low: float, high: float) -> float:
@@ -172,7 +171,7 @@ def linear_width(bins: int, low: float, high: float) -> float:
     return (round_to_float32(high) - round_to_float32(low)) / bins
 
 
-def sorted_cells(cells: torch.Tensor, kind: int, bins: int) -> SortedCells:
+def sorted_cells(cells: np.ndarray, kind: int, bins: int) -> SortedCells:
     """The cells of histogram rows in ascending order of value, aligned with `cell_edges`.
 
     Exponential cells are stored by float32 pattern: positive values first, then negative ones by magnitude. They come
@@ -187,7 +186,7 @@ def sorted_cells(cells: torch.Tensor, kind: int, bins: int) -> SortedCells:
     if kind != EXPONENTIAL:
         return SortedCells(cells[..., 1 : bins + 1], cells[..., 0], cells[..., bins + 1])
     half, finite = bins // 2, 255 << mantissa_bits(bins)
-    negative = cells[..., half + 1 : half + finite].flip(-1)
+    negative = cells[..., half + 1 : half + finite][..., ::-1]
     centre = cells[..., :1] + cells[..., half : half + 1]
-    none = torch.zeros_like(cells[..., 0])
-    return SortedCells(torch.cat([negative, centre, cells[..., 1:finite]], dim=-1), none, none)
+    none = np.zeros_like(cells[..., 0])
+    return SortedCells(np.concatenate([negative, centre, cells[..., 1:finite]], axis=-1), none, none)

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from d9d_tracker_kernels import histogram
-from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, linear_edges, linear_width, mantissa_bits
+from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, linear_width, mantissa_bits, round_to_float32
 from d9d_tracker_kernels.device import GPU, IS_AMD, PROGRAMS_PER_MULTIPROCESSOR, gpu, is_rdna, warp_size
 from d9d_tracker_kernels.reference import in_storage_order
 
@@ -194,11 +195,11 @@ def _numbers(kind: int, bins: int, low: float, high: float, is_float64: bool) ->
     """(bins, low, closing, width, inverse_width), the arguments of `cells.find_cell`."""
     if kind in (EXPONENTIAL, INTEGER):
         return bins, 0.0, 0.0, 0.0, 0.0
-    edges = linear_edges(bins, low, high)
-    low, high, width = edges[0].item(), edges[-1].item(), linear_width(bins, low, high)
+    low, high, width = round_to_float32(low), round_to_float32(high), linear_width(bins, low, high)
     closing = math.nextafter(high, math.inf)
     if not is_float64:
-        closing = torch.nextafter(edges[-1], torch.full_like(edges[-1], math.inf)).item()
+        with np.errstate(over="ignore"):  # after the largest float32 comes infinity
+            closing = float(np.nextafter(np.float32(high), np.float32(math.inf)))
     return bins, low, closing, width, 1.0 / width
 
 

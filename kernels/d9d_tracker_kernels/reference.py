@@ -263,7 +263,7 @@ def _integer_cell(exact: torch.Tensor, bins: int) -> torch.Tensor:
 
 def _linear_thresholds(bins: int, low: float, high: float) -> torch.Tensor:
     """The edges as float64, the last one moved up by one step: `x >= threshold` then leaves the last bin closed."""
-    thresholds = linear_edges(bins, low, high).to(torch.float64)
+    thresholds = torch.from_numpy(linear_edges(bins, low, high)).to(torch.float64)
     thresholds[-1] = math.nextafter(thresholds[-1].item(), math.inf)
     return thresholds
 

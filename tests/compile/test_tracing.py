@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from d9d_tracker import TrackerError, tracing
+from d9d_tracker import TrackerError, lazy_torch, tracing
 
 FOUND: list[object] = []
 
@@ -122,7 +122,7 @@ def test_an_error_leaves_a_trace_as_itself():
 
 def test_what_stands_for_functions_that_import_dynamo_does_as_they_do():
     ours, theirs = (lambda: 0), (lambda: 0)
-    tracing.assume_constant_result(ours)
+    lazy_torch.assume_constant_result(ours)
     torch.compiler.assume_constant_result(theirs)
     assert vars(ours) == vars(theirs) != {}
     ours, theirs = torch.zeros(1), torch.zeros(1)

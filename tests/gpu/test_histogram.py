@@ -92,7 +92,7 @@ def test_non_finite_values_deep_in_a_large_tensor():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("low", "high", "bins"), [(0, 1, 10), (-1.3, 2.1, 2046), (1000, 1001, 64), (-3e-5, 1e-5, 300)])
 def test_every_linear_edge_separates_its_neighbours(dtype, low, high, bins):
-    edges = cell_edges(LINEAR, bins, low, high).to(dtype)
+    edges = torch.from_numpy(cell_edges(LINEAR, bins, low, high)).to(dtype)
     infinity = torch.tensor(math.inf, dtype=dtype)
     values = torch.cat([edges, edges.nextafter(infinity), edges.nextafter(-infinity)])
     check(values.cuda(), (LINEAR, bins, low, high))

@@ -131,7 +131,7 @@ def test_every_linear_edge_separates_its_neighbours(low, width, bins):
     high = float(np.float32(low + width))
     binning = (LINEAR, bins, low, high)
     try:
-        edges = cell_edges(*binning)
+        edges = torch.from_numpy(cell_edges(*binning))
     except ValueError:
         return
     infinity = torch.tensor(math.inf)

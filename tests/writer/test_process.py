@@ -61,6 +61,7 @@ def test_it_writes_what_a_thread_writes(tmp_path):
         assert tracker.run_id == "run"
     assert sorted(map(str, points(tmp_path / "process"))) == sorted(map(str, points(tmp_path / "thread")))
     assert not (tmp_path / "process" / "backlog").exists()
+    assert (tmp_path / "process" / "heavy").read_text() == ""  # what a writer costs is its SDK, not another torch
 
 
 def test_a_state_goes_on_in_either(tmp_path):

@@ -1,6 +1,7 @@
 """JSON lines, and the troubles that an SDK can make, by the names of series."""
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Literal
@@ -61,6 +62,7 @@ class TroubledRun(JsonlRun):
 
     def release(self) -> None:
         (self._path.parent / "ended").write_text(repr(self._error))
+        (self._path.parent / "heavy").write_text(" ".join({"torch", "triton"} & set(sys.modules)))
         super().release()
 
 
