@@ -47,16 +47,14 @@ def reduce_window(window: HostWindow, group: dist.ProcessGroup) -> HostWindow:
         has_most = (_ordered(lanes[:, MAX]) == extremes[:, 0])[:, values] & (lanes[:, COUNT][:, values] > 0)
         (last_rank[:, ranks],) = _all_reduce([np.where(has_most, rank, -1)], dist.ReduceOp.MAX, group)
     last = np.where(last_rank == rank, lanes[:, LAST], 0.0)
-    sums, last, sum_, sum_squares = _reduce(
-        [lanes[:, : COUNT + 1], last, moments[:, Moment.SUM], moments[:, Moment.SUM_SQUARES]], group
-    )
+    sums, last, sums_of_moments = _reduce([lanes[:, : COUNT + 1], last, moments[:, : Moment.MIN]], group)
     (counts,) = _reduce([counts], group)
     counts[:, LAST_STEP] = last_step
     return replace(
         window,
         lanes=np.concatenate((sums, _floats(extremes), last[:, None]), axis=1),
         counts=counts,
-        moments=np.stack((sum_, sum_squares, -_floats(smallest), _floats(largest)), axis=1),
+        moments=np.column_stack((sums_of_moments, -_floats(smallest), _floats(largest))),
     )
 
 

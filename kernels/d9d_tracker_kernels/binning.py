@@ -34,7 +34,7 @@ CELLS: Final = 2048
 
 
 class Moment(IntEnum):
-    """The columns of one row of moments (float64), over the finite values."""
+    """The columns of one row of moments (float64), over the finite values: sums first, then the extremes."""
 
     SUM = 0
     SUM_SQUARES = 1
