@@ -15,6 +15,7 @@ from typing import Any
 
 import mlflow  # noqa: F401 - so that no life waits for it
 import torch
+import trackio  # noqa: F401 - likewise
 import wandb  # noqa: F401 - likewise
 from pydantic import TypeAdapter
 

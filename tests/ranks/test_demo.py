@@ -10,7 +10,7 @@ from pathlib import Path
 from d9d_tracker.provider.jsonl import read_run
 from d9d_tracker.record import Histogram
 
-RANKS, STEPS = 4, 55
+RANKS, STEPS = 2, 55
 
 
 def test_the_demo_under_torchrun(tmp_path):
