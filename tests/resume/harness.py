@@ -17,15 +17,11 @@ _SOURCES = [_HERE.parents[1], _HERE.parents[1] / "kernels"]
 
 
 class ForkServer:
-    """Starts trainings in processes forked from one that has imported everything.
+    """Starts trainings in processes forked from one that has imported everything."""
 
-    Args:
-        cache: Folder for what the compiler makes, so that only the first training pays for it.
-    """
-
-    def __init__(self, cache: Path):
+    def __init__(self) -> None:
         path = os.pathsep.join([*map(str, _SOURCES), os.environ.get("PYTHONPATH", "")])
-        settings = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        settings = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, str(_HERE / "fork_server.py")],
             stdin=subprocess.PIPE,

@@ -17,8 +17,8 @@ SEED = int(os.environ.get("SEED", "0"))
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    server = ForkServer(tmp_path_factory.mktemp("compiled"))
+def server() -> Iterator[ForkServer]:
+    server = ForkServer()
     yield server
     server.close()
 
