@@ -2,6 +2,7 @@
 
 import builtins
 import json
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -84,10 +85,11 @@ def from_error(error: BaseException) -> dict[str, Any]:
 
 
 def to_error(message: dict[str, Any]) -> BaseException:
-    """Return the exception of ``from_error``: of the nearest type that Python itself has."""
-    kinds = [getattr(builtins, name, None) for name in message["error"]]
-    kind: Any = next(kind for kind in kinds if kind is not None)
+    """Return the exception of ``from_error``: of the nearest type that Python itself has and makes of words alone."""
     name, words = message["error"][0], message["message"]
-    if kind.__name__ != name:
-        words = f"{name}: {words}"
-    return kind(words) if words else kind()
+    for base in message["error"]:
+        kind: Any = getattr(builtins, base, None)
+        said = words if base == name else f"{name}: {words}"
+        with suppress(TypeError):  # it is not Python's; or, as a UnicodeDecodeError, is made of more
+            return kind(said) if said else kind()
+    raise AssertionError("every exception is a BaseException")

@@ -65,6 +65,12 @@ class OwnError(sqlite3.OperationalError):
         (FileNotFoundError(2, "No such file", "x"), FileNotFoundError, "[Errno 2] No such file: 'x'"),
         (OwnError("locked"), Exception, "OwnError: locked"),
         (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+            UnicodeError,
+            "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+        ),
+        (ExceptionGroup("two", [ValueError(), OSError()]), Exception, "ExceptionGroup: two (2 sub-exceptions)"),
     ],
 )
 def test_an_error_is_of_the_nearest_type_that_python_has(error, kind, words):
