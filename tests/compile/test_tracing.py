@@ -224,14 +224,14 @@ def test_an_operator_with_an_effect_is_kept_and_in_order():
 
 
 def test_a_constant_is_guarded(graphs):
-    from d9d_tracker import IntegerBinning  # allowed where it is used
+    from d9d_tracker.accumulator.slots import integer_binning  # where they are allowed
 
     @torch.compiler.assume_constant_result
     def bins(binning):
         return binning.bins
 
     call = torch.compile(lambda inputs, binning: inputs * bins(binning), fullgraph=True, backend="eager")
-    two, three = IntegerBinning(bins=2), IntegerBinning(bins=3)
+    two, three = (integer_binning("counts", (), bins) for bins in (2, 3))
     for binning in (two, two, three):
         assert call(torch.ones(1), binning).item() == binning.bins
     assert graphs() == 2
