@@ -6,9 +6,10 @@ import signal
 
 import pytest
 
-# Before torch is imported, here or by a test's own processes: two tests at once, each with a thread a core, are a tenth
-# quicker if threads that have nothing to do sleep instead of spinning.
+# Before torch is imported, here or by a test's own processes. Where two tests run at once, each with a thread a core,
+# it is quicker if threads that have nothing to do sleep instead of spinning, and no compiler starts its own processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 # A shell that runs the tests in the background has SIGINT ignored, which all processes of the tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -21,13 +21,12 @@ class ForkServer:
 
     def __init__(self) -> None:
         path = os.pathsep.join([*map(str, _SOURCES), os.environ.get("PYTHONPATH", "")])
-        settings = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, str(_HERE / "fork_server.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **settings, "PYTHONPATH": path},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         )
 
     def start(self, folder: Path, provider: str, faults: list[str], end: tuple[int, int] | None = None) -> int:
