@@ -11,6 +11,10 @@ import numpy as np
 from d9d_tracker.points import Points
 from d9d_tracker.record import STATISTICS, Histogram, Record
 
+_OF_PYTHON: dict[str, type[BaseException]] = {
+    name: kind for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, BaseException)
+}
+
 
 def send(connection: Connection, header: dict[str, Any], points: Points | None = None) -> None:
     """Send a message.
@@ -88,8 +92,8 @@ def to_error(message: dict[str, Any]) -> BaseException:
     """Return the exception of ``from_error``: of the nearest type that Python itself has and makes of words alone."""
     name, words = message["error"][0], message["message"]
     for base in message["error"]:
-        kind: Any = getattr(builtins, base, None)
-        said = words if base == name else f"{name}: {words}"
-        with suppress(TypeError):  # it is not Python's; or, as a UnicodeDecodeError, is made of more
-            return kind(said) if said else kind()
+        if kind := _OF_PYTHON.get(base):
+            said = words if base == name else f"{name}: {words}"
+            with suppress(TypeError):  # as a UnicodeDecodeError, it is made of more
+                return kind(said) if said else kind()
     raise AssertionError("every exception is a BaseException")

@@ -70,6 +70,7 @@ class OwnError(sqlite3.OperationalError):
             UnicodeError,
             "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
         ),
+        (type("eval", (ValueError,), {})("1 + 1"), ValueError, "eval: 1 + 1"),
         (ExceptionGroup("two", [ValueError(), OSError()]), Exception, "ExceptionGroup: two (2 sub-exceptions)"),
     ],
 )
