@@ -90,7 +90,9 @@ def test_the_lines_for_frameworks(in_tmp_path):
     assert read_run(path)[0]["name"] == "first"
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("d9d"), reason="d9d is not installed: it asks for torch 2.14")
+@pytest.mark.skipif(
+    not importlib.util.find_spec("d9d"), reason="d9d is not installed; it asks for torch 2.14: pip install d9d"
+)
 def test_the_line_for_d9d(in_tmp_path):
     exec(block("plug_in"), {"config": JsonlTrackerConfig(path=in_tmp_path / "runs")})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="pip install matplotlib")
 
 from bench.__main__ import main  # after the check for what it imports
 

@@ -111,7 +111,7 @@ class Profiled:
 
 
 def test_the_benchmarks_host_code_runs(monkeypatch, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="pip install matplotlib")
     waits, modes = [], []
     there = SimpleNamespace(is_available=lambda: True)
     leave = dict.fromkeys(("set_float32_matmul_precision", "manual_seed", "set_num_threads"), lambda _: None)

@@ -36,7 +36,9 @@ def linear():
 @pytest.mark.parametrize("inside", [False, True], ids=["around", "within"])
 def test_modes(recorded, linear, compiled, around, inside):
     if compiled and inside and around is torch.inference_mode and torch.__version__.startswith("2.11."):
-        pytest.skip("torch 2.11 compiles no linear layer inside torch.inference_mode, and then stays in that mode")
+        pytest.skip(
+            "torch 2.11 compiles no linear layer inside torch.inference_mode, and then stays in that mode; 2.13 does"
+        )
     tracker = recorded(sync_every=2)
     one = torch.ones(1)
 

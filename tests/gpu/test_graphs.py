@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-pytest.importorskip("pydantic", reason="the tracker needs it, unlike the kernels")
-pytest.importorskip("rich", reason="the tracker needs it, unlike the kernels")
+pytest.importorskip("pydantic", reason="the tracker needs it, unlike the kernels: pip install pydantic")
+pytest.importorskip("rich", reason="the tracker needs it, unlike the kernels: pip install rich")
 
 from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig, TrackerValueError
 from d9d_tracker.testing import RecordingTracker, check_step

@@ -166,7 +166,9 @@ def test_the_configuration_names_a_tracker_of_d9d(d9d: Any) -> None:
     )
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("d9d"), reason="d9d is not installed")
+@pytest.mark.skipif(
+    not importlib.util.find_spec("d9d"), reason="d9d is not installed; it asks for torch 2.14: pip install d9d"
+)
 def test_d9ds_own_tensorboard_tracker_is_resumed(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -73,7 +73,7 @@ def test_gradients_equal_those_of_one_process(tmp_path, how, size):
 
 
 def test_tensors_typed_by_spmd_types(tmp_path):
-    pytest.importorskip("spmd_types", reason="needs spmd_types")
+    pytest.importorskip("spmd_types", reason="pip install spmd_types")
     outcomes = run_job(typed, 4, tmp_path)
     found = {name: value for (name, _, _), value in outcomes[0].result[0].items()}
     assert found.pop("sum") == 1.0 + 2.0 + 3.0 + 4.0
