@@ -18,7 +18,7 @@ TESTS = ("interpreted_histogram.py", "interpreted_scalars.py")
 
 @pytest.mark.skipif(
     Version(version("triton")) < Version("3.8"),
-    reason="the interpreter's tl.minimum and tl.maximum return NaN, those of no GPU do: install Triton 3.8 or newer",
+    reason="tl.minimum and tl.maximum return NaN here, which those of no GPU do: install Triton 3.8 or newer",
 )
 @pytest.mark.parametrize("tests", TESTS)
 def test_the_kernels_under_the_interpreter(tests):
