@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.delivery.report import NonFinite, RunReport
@@ -16,7 +17,7 @@ from d9d_tracker_kernels import COUNT
 from .buffers import Buffers
 from .host_window import HostWindow, Tail
 from .nonfinite import NonFiniteWatch, from_note, to_note
-from .spread import expand
+from .spread import completed, expand, of_spread
 from .watch.promises import Promises
 from .window import Window
 from .window_points import points
@@ -157,7 +158,8 @@ class Collector:
             host = window.without_values()  # the other ranks wait for this one's part
         self.has_merged = self.has_merged or bool((host.lanes[:, COUNT] > 1).any())
         self._promises.look(host)
-        host = expand(host, self._rank)
+        logged = completed(host, self.tail)
+        host = expand(logged, self._rank)
         broken = self._nonfinite.look(host)
         if self._ranks is None:
             self._nonfinite.tell(broken, logging.WARNING)
@@ -169,7 +171,15 @@ class Collector:
             self._report.unread += self._ranks is not None and self._ranks.is_lost
         else:
             self._deliver(host, window.unfinished)
-            self.tail = None if window.unfinished is None else Tail.of(host, self.tail)
+        self.tail = None if window.unfinished is None else self._tail_of(host, logged)
+
+    def _tail_of(self, written: HostWindow | None, logged: HostWindow) -> Tail:
+        """Keep what was written for the step that goes on; of series that are expanded, what this rank has logged."""
+        tail = Tail.of(of_spread(logged, True), None)
+        if written is not None:
+            rest = Tail.of(of_spread(written, False), self.tail)
+            tail = replace(rest, lanes=rest.lanes | tail.lanes)
+        return tail
 
     def _tell(self, ranks: Ranks, broken: list[NonFinite]) -> None:
         """Tell what is not finite: rank 0 for all, another one for itself, which matters once the others are gone."""

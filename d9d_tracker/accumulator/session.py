@@ -25,6 +25,7 @@ from .buffers import Buffers
 from .collector import Collector
 from .host_window import Tail
 from .nonfinite import Callback, NonFiniteWatch
+from .spread import of_spread
 from .watch.promises import Promises
 from .window_points import points
 
@@ -191,7 +192,7 @@ class Session:
         self._buffers = buffers
         self._timeout = config.flush_timeout
         if tail is not None and deliveries:
-            written = tail.as_window(buffers.take_index())
+            written = of_spread(tail.as_window(buffers.take_index()), False)
             for delivery in deliveries.values():
                 delivery.put(written.index, points(written), tail.step, unfinished=tail.step)
         self.promises = Promises()

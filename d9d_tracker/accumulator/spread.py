@@ -1,4 +1,8 @@
-"""Series of ``scope="spread"``: which rank is slow, or sees the NaN, by four series whatever the number of ranks."""
+"""Series of ``scope="spread"``: which rank is slow, or sees the NaN, by four series whatever the number of ranks.
+
+A rank's value of a step is made of all that it logged there. So what a flush sent in the middle of a step is kept as it
+was logged, and merged with what came later before it is expanded; the points of before are then written anew.
+"""
 
 from dataclasses import replace
 
@@ -6,8 +10,8 @@ import numpy as np
 
 from d9d_tracker_kernels import COUNT, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
 
-from .host_window import HostWindow
-from .reductions import Reduction, finalize
+from .host_window import HostWindow, Tail
+from .reductions import Reduction, finalize, merge_lanes
 from .registry import ScalarSeries
 
 # Suffix, reduction across ranks, and the lane that holds the value.
@@ -17,6 +21,33 @@ _PARTS: tuple[tuple[str, Reduction, int], ...] = (
     ("max", "max", MAX),
     ("max_rank", "last", LAST),
 )
+
+
+def completed(window: HostWindow, tail: Tail | None) -> HostWindow:
+    """Return a rank's window with what it had logged to such series for the same step before.
+
+    Args:
+        window: The window; it is not changed.
+        tail: What came before, if anything.
+    """
+    if tail is None or tail.step not in window.steps:
+        return window
+    slots = [slot for slot, series in enumerate(window.scalars) if series.spread and series in tail.lanes]
+    lanes, row = window.lanes.copy(), window.steps.index(tail.step)
+    for slot in slots:
+        lanes[row, :, slot] = merge_lanes(tail.lanes[window.scalars[slot]][:, None], lanes[row, :, slot, None])[:, 0]
+    return replace(window, lanes=lanes)
+
+
+def of_spread(window: HostWindow, spread: bool) -> HostWindow:
+    """Return the window of such series alone, or of all the others.
+
+    Args:
+        window: The window.
+        spread: Which of both.
+    """
+    slots = [slot for slot, series in enumerate(window.scalars) if series.spread == spread]
+    return window.only(np.array(slots, dtype=np.int64), np.arange(0 if spread else len(window.histograms)))
 
 
 def expand(window: HostWindow, rank: int) -> HostWindow:

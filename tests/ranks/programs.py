@@ -345,6 +345,38 @@ def spread(rank: int, folder: Path, resolution: str) -> dict:
     return content(one)
 
 
+def spread_in_pieces(rank: int, folder: Path, resumes: bool) -> dict:
+    """What is logged for step 1 comes in three pieces, divided by a flush, and perhaps by a state and another life."""
+    pieces = {0: (1.0, 9.0, 2.0), 1: (4.0, 4.0, 4.0)}[rank]
+    first = second = tracker(folder)
+    with first.open(NAME) as run:
+        run.set_step(0)
+        run.scalar("seconds", 10.0 * rank, scope="spread")
+        run.set_step(1)
+        run.scalar("seconds", pieces[0], scope="spread")
+        run.flush()
+        if rank == 0:
+            run.scalar("seconds", pieces[1], scope="spread")
+            run.scalar("count", 1.0, reduce="sum")
+        run.flush()
+        if resumes:
+            dist.barrier()
+            state = first.state_dict()
+        else:
+            run.scalar("seconds", pieces[2], scope="spread") if rank == 0 else None
+            run.set_step(2)
+            run.scalar("seconds", 10.0 * rank, scope="spread")
+    if resumes:
+        second = tracker(folder)
+        second._tracker = first._tracker
+        second.load_state_dict(state)
+        with second.open(NAME) as run:
+            run.scalar("seconds", pieces[2], scope="spread") if rank == 0 else None
+            run.set_step(2)
+            run.scalar("seconds", 10.0 * rank, scope="spread")
+    return content(second, rewritten=True)
+
+
 def opens_again_after_a_loss(rank: int, folder: Path) -> dict:
     """Rank 1 is away for longer than the others wait, and is there again for the next run."""
     one = tracker(folder, sync_every=2, distributed_timeout=4.0)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 from jobs import NAME, content, run_job, tracker
-from programs import spread
+from programs import spread, spread_in_pieces
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -49,3 +49,12 @@ def test_one_process_is_a_spread_of_one(tmp_path):
             run.bins("values", None, scope="spread")
     parts = {"min": 2.0, "mean": 2.0, "max": 2.0, "max_rank": 0.0}
     assert content(one) == {(f"seconds/{part}", (), 0): value for part, value in parts.items()}
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_step_that_is_flushed_in_the_middle_counts_as_a_whole(tmp_path, resumes):
+    found = run_job(spread_in_pieces, 2, tmp_path, resumes)[0].result
+    for step, least, most, whose in ((0, 0.0, 10.0, 1), (1, 4.0, 4.0, 1), (2, 0.0, 10.0, 1)):
+        parts = {"min": least, "mean": (least + most) / 2, "max": most, "max_rank": whose}
+        assert {part: found[f"seconds/{part}", (), step] for part in parts} == parts
+    assert found["count", (), 1] == 1.0
