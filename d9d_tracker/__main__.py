@@ -128,11 +128,10 @@ def _replay(chosen: argparse.Namespace) -> int:
     from d9d_tracker.commands.replay import config_from, replay
 
     config = config_from(chosen.provider, chosen.set, chosen.config)
-    try:
-        replay(chosen.path, config, Console())
-    except RuntimeError as error:  # what another writer raises, and what a backend raises that is down
-        raise OSError(f"{error}. Run the command again to go on") from error
-    return 0
+    faults = replay(chosen.path, config, Console())
+    for fault in faults:
+        Console(stderr=True).print(f"replay: {fault}", style="red", markup=False, highlight=False)
+    return 1 if faults else 0
 
 
 def _positive(text: str) -> int:

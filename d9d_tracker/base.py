@@ -23,6 +23,9 @@ class RunConfig(BaseModel):
         name: Display name of the run.
         description: Free text shown beside the run, if any.
         hparams: Hyperparameters, nested as deep as you like.
+        started: When it began, in seconds since the epoch, for a run that is carried over from elsewhere; now by
+            default. MLflow, TensorBoard and JSON files store it.
+        ended: When it ended, likewise. MLflow and JSON files store it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -30,6 +33,8 @@ class RunConfig(BaseModel):
     name: str = Field(min_length=1)
     description: str | None = None
     hparams: dict[str, Any] = Field(default_factory=dict)
+    started: float | None = None
+    ended: float | None = None
 
 
 def check_properties(properties: object) -> None:

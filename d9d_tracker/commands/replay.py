@@ -1,64 +1,31 @@
 """Runs in JSON files are sent to another backend: what is stopped and run again goes on, and doubles nothing."""
 
-import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
+from d9d_tracker.base import BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.factory import AnyTrackerConfig, tracker_from_config
 from d9d_tracker.reading import StoredRun, read
 from d9d_tracker.record import Record
 
+from .position import Position
+
 _FLUSH_EVERY = 20_000  # points
 
 
-class Position:
-    """How far the replay of a run has come, in a file beside that of the run.
+class _Failed(Exception):  # noqa: N818 it stands for an error of any name
+    """What closes a run as one that an exception ended."""
 
-    Args:
-        run: The run.
-        config: Where it is sent: each destination has a position of its own.
 
-    Attributes:
-        path: The file.
-        state: State of the backend's tracker; None if nothing was sent.
-        step: The first step that was not sent, or not all of it.
-        points: How many points of earlier steps there were.
-    """
-
-    def __init__(self, run: StoredRun, config: TrackerConfig):
-        text = config.model_dump_json(exclude={"accumulator"})
-        digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-        self.path = run.path.with_name(f"{run.path.stem}.{getattr(config, 'provider', 'backend')}-{digest}.replay")
-        known = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.state: dict[str, Any] | None = known.get("state")
-        self.step: int = known.get("step", 0)
-        self.points: int = known.get("points", 0)
-
-    def move(self, state: dict[str, Any], step: int, points: int) -> None:
-        """Note, durably, what the backend holds.
-
-        Args:
-            state: State of its tracker.
-            step: The first step that it does not hold all of.
-            points: How many points of earlier steps there are.
-        """
-        self.state, self.step, self.points = state, step, points
-        draft = self.path.with_suffix(".draft")
-        with draft.open("w") as file:
-            json.dump({"state": state, "step": step, "points": points}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.path)
+class _Killed(BaseException):
+    """What closes a run as one that was interrupted."""
 
 
 def config_from(provider: str | None, settings: list[str], file: Path | None) -> TrackerConfig:
@@ -90,67 +57,117 @@ def config_from(provider: str | None, settings: list[str], file: Path | None) ->
     return config
 
 
-def replay(path: Path, config: TrackerConfig, console: Console) -> None:
+def replay(path: Path, config: TrackerConfig, console: Console) -> list[str]:
     """Send runs to another backend, with their names, hyperparameters, contexts, steps and times.
 
     Stopped and run again, it goes on with the first step that the backend may lack, and takes back what it has of it.
-    So it does with what a job has logged since. If earlier points have changed, as when the job was resumed from a
-    checkpoint meanwhile, the run is sent again from its first step.
+    So it does with what a job has logged since. Points that have changed, as when the job was resumed from a checkpoint
+    meanwhile, are sent again with all that follows them; to a run of their own, if the backend cannot amend a step.
 
     Args:
         path: File of a run, or folder of runs.
         config: Configuration of the backend, without an accumulator.
         console: Where to say what was done.
 
+    Returns:
+        What is wrong with files that could not be read, a line each; the others were sent.
+
     Raises:
-        Exception: What the backend raises when it cannot be opened.
+        OSError: If the backend cannot be opened or cannot store the points, with what it raised as the cause.
     """
+    faults = []
     for run in read(path):
-        tracker = tracker_from_config(config)
-        position = Position(run, config)
-        records = list(run.records())
-        sent = _earlier(records, position)
-        if position.state is not None:
-            tracker.load_state_dict(position.state)
-            if sent == len(records):
-                console.print(f"{run.path.name}: all {sent:,} points are in run {tracker.run_id}", highlight=False)
-                continue
-        else:
-            sent = 0
-        with tracker.open(RunConfig(name=run.name, description=run.description, hparams=run.hparams)) as opened:
-            _send(opened, tracker, records, sent, position, console, run.path.name)
-        console.print(
-            f"{run.path.name}: {len(records) - sent:,} points sent, {len(records):,} in run {tracker.run_id}",
-            highlight=False,
-        )
+        try:
+            records, hparams = list(run.records()), run.hparams
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        try:
+            _replay_one(run, records, hparams, config, console)
+        except Exception as error:
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise OSError(f"{run.path.name}: {words}. Run the command again to go on") from error
+    return faults
 
 
-def _earlier(records: list[Record], position: Position) -> int:
-    """Return how many points need not be sent."""
-    sent = int(np.searchsorted([record.step for record in records], position.step))
-    return sent if sent == position.points else 0
-
-
-def _send(
-    run: BaseTrackerRun,
-    tracker: BaseTracker[Any],
-    records: list[Record],
-    sent: int,
-    position: Position,
-    console: Console,
-    label: str,
+def _replay_one(
+    run: StoredRun, records: list[Record], hparams: dict[str, Any], config: TrackerConfig, console: Console
 ) -> None:
+    def say(words: str) -> None:
+        console.print(f"{run.path.name}: {words}", highlight=False, markup=False, soft_wrap=True)
+
+    tracker, position, end = tracker_from_config(config), Position(run, config), run.end
+    if position.opening:
+        say(f"an earlier replay was stopped as it opened a run {run.name!r}, of which one without points may be left")
+    has_changed = position.forget_changed(records)
+    if has_changed and position.state is not None and not tracker.amends:
+        say(f"points have changed that cannot be replaced in run {position.state.get('run_id')}: sent to a new one")
+        position.state, position.marks = None, []
+    is_new = position.state is None
+    if position.state is not None:
+        tracker.load_state_dict(position.state)
+        if position.points == len(records) and hparams == position.hparams and end in (None, position.end):
+            say(f"all {len(records):,} points are in run {tracker.run_id}")
+            return
+    sent = position.points
+    position.opening = is_new
+    position.save()
+    properties = RunConfig(
+        name=run.name,
+        description=run.description,
+        hparams=hparams,
+        started=run.started,
+        ended=None if end is None else end.time,
+    )
+    try:
+        with tracker.open(properties) as opened:
+            position.state, position.opening = tracker.state_dict(), False
+            if is_new:
+                position.hparams = hparams
+            position.save()
+            opened.rewind(position.step)
+            _send_hparams(opened, hparams, position, say)
+            _send(opened, records, position, console, run.path.name)
+            if end is not None and end.error is not None:
+                raise _as_it_ended(end.outcome, end.error)
+    except (_Failed, _Killed) as outcome:
+        for note in getattr(outcome, "__notes__", ()):
+            say(note)
+    position.end = end
+    position.save()
+    say(f"{len(records) - sent:,} points sent, {len(records):,} in run {tracker.run_id}")
+
+
+def _as_it_ended(outcome: str, error: str) -> Any:
+    name, _, message = error.partition(": ")
+    return type(name, (_Killed if outcome == "killed" else _Failed,), {})(message)
+
+
+def _send_hparams(run: BaseTrackerRun, hparams: dict[str, Any], position: Position, say: Callable[[str], None]) -> None:
+    """Send hyperparameters that came or changed after the run was opened at its destination."""
+    later = {name: value for name, value in hparams.items() if position.hparams.get(name, ...) != value}
+    taken = {}
+    for name, value in later.items():
+        try:
+            run.add_hparams({name: value})
+            taken[name] = value
+        except Exception as error:  # some take none later, some refuse to change one
+            say(f"hyperparameter {name!r} was set later and is not in the run: {' '.join(str(error).split())}")
+    if taken:
+        run.flush()
+        position.hparams |= taken
+        position.save()
+
+
+def _send(run: BaseTrackerRun, records: list[Record], position: Position, console: Console, label: str) -> None:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    first = records[sent].step if sent < len(records) else 0
-    position.move(tracker.state_dict(), first, sent)
-    run.rewind(first)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(label, total=len(records), completed=sent)
-        for part in _parts(records, sent):
+        bar = progress.add_task(label, total=len(records), completed=position.points)
+        for part in _parts(records, position.points):
+            position.begin(part)
             run.write(progress.track(part, task_id=bar))
             run.flush()
-            sent += len(part)
-            position.move(tracker.state_dict(), part[-1].step + 1, sent)
+            position.move()
 
 
 def _parts(records: list[Record], begin: int) -> Iterator[list[Record]]:

@@ -20,7 +20,7 @@ from d9d_tracker.record import Record
 
 from .command_line import command
 from .files import append, sync_folder
-from .jsonl_format import hparams_line, points_lines, read_run, record_line, run_line, whole_lines
+from .jsonl_format import end_line, hparams_line, points_lines, read_run, record_line, run_line, whole_lines
 from .lock import hold, let_go
 
 __all__ = ["JsonlRun", "JsonlTracker", "JsonlTrackerConfig", "read_run"]
@@ -64,6 +64,7 @@ class JsonlRun(RecordRun):
     def __init__(self, path: Path, run_id: str, properties: RunConfig):
         super().__init__(run_id)
         self._path = path
+        self._ended = properties.ended
         self._pending: list[bytes] = []
         self._size = 0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,10 +151,11 @@ class JsonlRun(RecordRun):
         is_cut = False
         for end, fields in whole_lines(data, self._path):
             of = fields.get("step", -1)
-            is_cut = is_cut or of >= step
+            is_end = fields["type"] == "end"  # which it is no longer
+            is_cut = is_cut or is_end or of >= step
             if not is_cut:
                 self._size, self._step = end, max(of, self._step)
-            elif of < step:  # hyperparameters, or a point of a step that was over
+            elif of < step and not is_end:  # hyperparameters, or a point of a step that was over
                 self._pending.append(data[begin:end])
             begin = end
         os.ftruncate(self._file, self._size)
@@ -161,6 +163,7 @@ class JsonlRun(RecordRun):
 
     @override
     def release(self) -> None:
+        self._pending.append(end_line(self._error, self._ended))
         try:
             self.sync()
         finally:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import math
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ def _line(fields: dict[str, Any]) -> bytes:
     return json.dumps(_strict(fields), allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
 
 
+_LONGEST_ERROR = 1000  # characters
 _number = functools.lru_cache(maxsize=20_000)(repr)
 _quoted = functools.lru_cache(maxsize=10_000)(json.dumps)
 
@@ -53,8 +55,22 @@ def run_line(run_id: str, properties: RunConfig) -> bytes:
             "name": properties.name,
             "description": properties.description,
             "hparams": plain_hparams(properties.hparams),
+            "time": time.time() if properties.started is None else properties.started,
         }
     )
+
+
+def end_line(error: BaseException | None, ended: float | None = None) -> bytes:
+    """Write how a run ended, the last line of its file for as long as nobody goes on with it.
+
+    Args:
+        error: What ended it, if it failed.
+        ended: When, in seconds since the epoch; now by default.
+    """
+    outcome = "finished" if error is None else "failed" if isinstance(error, Exception) else "killed"
+    words = None if error is None else f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
+    fields = {"outcome": outcome, "error": words}
+    return _line({"type": "end", "time": time.time() if ended is None else ended, **fields})
 
 
 def hparams_line(hparams: Mapping[str, Any]) -> bytes:
@@ -86,10 +102,10 @@ def points_lines(points: Points) -> bytes:
     lines: list[str] = []
     histograms = deque(points.histograms)
     for begin, end in itertools.pairwise(begins):
-        step, time = int(points.steps[begin]), float(points.times[begin])
+        step, began = int(points.steps[begin]), float(points.times[begin])
         while histograms and histograms[0].step < step:
             lines.append(record_line(histograms.popleft()).decode("ascii"))
-        middle, tail = f'{step},"value":', f',"time":{time!r}}}\n' if time else "}\n"
+        middle, tail = f'{step},"value":', f',"time":{began!r}}}\n' if began else "}\n"
         lines += [
             f"{heads[place]}{middle}{text}{contexts[place]}{tail}"
             for place, text in zip(places[begin:end], texts[begin:end], strict=True)
@@ -113,8 +129,8 @@ def record_line(record: Record) -> bytes:
         context = json.dumps(dict(record.context)) if record.context else "{}"
         name = _quoted(record.name)
         line = f'{{"type":"scalar","name":{name},"step":{record.step},"value":{value},"context":{context}'
-        time = "" if record.time is None else f',"time":{record.time!r}'
-        return f"{line}{time}}}\n".encode("ascii")
+        began = "" if record.time is None else f',"time":{record.time!r}'
+        return f"{line}{began}}}\n".encode("ascii")
     histogram = record.value
     line = _line(
         {
@@ -197,8 +213,8 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
         path: The file.
 
     Returns:
-        The fields of the run line (``id``, ``name``, ``description``, ``hparams``; non-finite hyperparameters as the
-        text they are stored as), and the records in the order in which their series and step first appeared.
+        The fields of the run line (``id``, ``name``, ``description``, ``hparams``, ``time``; non-finite hyperparameters
+        as the text they are stored as), and the records in the order in which their series and step first appeared.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -212,7 +228,7 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
             run = {key: value for key, value in fields.items() if key != "type"}
         elif fields["type"] == "hparams":
             run["hparams"] |= fields["hparams"]
-        else:
+        elif fields["type"] != "end":
             record = read_record(fields)
             key = (fields["type"], record.name, record.step, tuple(sorted(record.context.items())))
             records[key] = record

@@ -1,5 +1,5 @@
 """Reading what runs in JSON files hold."""
 
-from .stored_run import Histograms, Scalars, Series, StoredRun, read
+from .stored_run import End, Histograms, Scalars, Series, StoredRun, read
 
-__all__ = ["Histograms", "Scalars", "Series", "StoredRun", "read"]
+__all__ = ["End", "Histograms", "Scalars", "Series", "StoredRun", "read"]

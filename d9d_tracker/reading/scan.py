@@ -158,9 +158,9 @@ def _other(line: bytes, wanted: Callable[[Key], bool]) -> Part | None:
         if not wanted(key):
             return Part(key, np.array([int(header[2])]), None, np.array([np.nan]))
     fields = json.loads(line)
-    if not isinstance(fields, dict) or fields.get("type") not in ("scalar", "histogram", "hparams"):
+    if not isinstance(fields, dict) or fields.get("type") not in ("scalar", "histogram", "hparams", "end"):
         raise ValueError(f"a line is no point of a run: {line[:80]!r}")
-    if fields["type"] == "hparams":
+    if fields["type"] in ("hparams", "end"):
         return None
     record = read_record(fields)
     key = Key(fields["type"], record.name, tuple(sorted(record.context.items())))

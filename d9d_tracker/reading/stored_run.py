@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,21 @@ from d9d_tracker.record import Histogram, Record
 from .scan import Key, Part, blocks, scan
 
 _LOGGER = logging.getLogger("d9d_tracker")
+_LONGEST_END = 1 << 16  # bytes
+
+
+class End(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        time: When, in seconds since the epoch.
+        outcome: ``"finished"``; ``"failed"`` by an exception; or ``"killed"``, as by Ctrl-C.
+        error: The exception's type and message, None if it finished.
+    """
+
+    time: float
+    outcome: str
+    error: str | None
 
 
 @dataclass(frozen=True)
@@ -130,6 +145,7 @@ class StoredRun:
         id: The run's id.
         name: Its name.
         description: Free text, if any.
+        started: When it began, in seconds since the epoch; None in files of earlier versions.
     """
 
     def __init__(self, path: Path):
@@ -140,6 +156,7 @@ class StoredRun:
             fields = json.loads(line)
             self.id, self.name, self.description = fields["id"], fields["name"], fields["description"]
             self._hparams: dict[str, Any] = fields["hparams"]
+            self.started: float | None = fields.get("time")
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path} is not the file of a run, or of one that was killed as it began") from None
 
@@ -157,6 +174,17 @@ class StoredRun:
                     if line.startswith(b'{"type":"hparams"'):
                         hparams |= json.loads(line)["hparams"]
         return hparams
+
+    @property
+    def end(self) -> End | None:
+        """How the run ended; None while it goes on, or if it was killed so that it could not say."""
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - _LONGEST_END))
+            last = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+        if not last.startswith(b'{"type":"end"'):
+            return None
+        fields = json.loads(last)
+        return End(fields["time"], fields["outcome"], fields["error"])
 
     def series(self) -> list[Series]:
         """Return all series, in the order in which they first appeared."""

@@ -86,7 +86,7 @@ class JsonlStorage(Storage):
         self.config = JsonlTrackerConfig(path=folder, accumulator=None)
 
     def properties(self, run_id: str) -> dict[str, Any]:
-        return read_run(self.folder / f"{run_id}.jsonl")[0]
+        return {key: value for key, value in read_run(self.folder / f"{run_id}.jsonl")[0].items() if key != "time"}
 
     def scalars(self, run_id: str) -> dict[Key, float]:
         _, records = read_run(self.folder / f"{run_id}.jsonl")

@@ -31,7 +31,9 @@ from d9d_tracker.provider.jsonl_format import points_lines, record_line
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker.testing import RecordingTracker
 
-PROPERTIES = RunConfig(name="a run", description=None, hparams={"lr": math.inf, "deep": [{"x": math.nan}], "n": 3})
+PROPERTIES = RunConfig(
+    name="a run", description=None, hparams={"lr": math.inf, "deep": [{"x": math.nan}], "n": 3}, started=5.0
+)
 
 
 def strict(line: bytes) -> dict[str, Any]:
@@ -74,7 +76,8 @@ def test_lines_are_as_documented(tmp_path: Path) -> None:
     assert data.endswith(b"\n")
     first, *lines = [strict(line) for line in data.splitlines()]
     hparams = {"lr": "inf", "deep": [{"x": "nan"}], "n": 3}
-    assert first == {"type": "run", "id": tracker.run_id, "name": "a run", "description": None, "hparams": hparams}
+    properties = {"id": tracker.run_id, "name": "a run", "description": None, "hparams": hparams, "time": 5.0}
+    assert first == {"type": "run", **properties}
     train = {"step": 3, "context": {"stage": "train"}}
     assert lines[0] == {"type": "scalar", "name": "loss", "value": 0.1, **train}
     assert lines[1] == {"type": "scalar", "name": "lösß", "value": "nan", "step": 3, "context": {"stage": "eval"}}
@@ -98,6 +101,7 @@ def test_lines_are_as_documented(tmp_path: Path) -> None:
     empty = {"edges": [0.0], "counts": [], "count": 0, "sum": 0.0, "sum_squares": 0.0, "min": "nan", "max": "nan"}
     counts = {"zeros": 0, "nan": 0, "posinf": 0, "neginf": 1}
     assert lines[3] == {"type": "histogram", "name": "empty", **train, **empty, **counts}
+    assert lines[4] == {"type": "end", "time": lines[4]["time"], "outcome": "finished", "error": None}
 
 
 def bins(histogram: Histogram) -> dict[tuple[float, float], int]:
@@ -156,7 +160,7 @@ def test_attaching_appends_and_does_not_double_the_run_line(tmp_path: Path) -> N
     path = write_steps(tmp_path, range(3))
     assert write_steps(tmp_path, range(3, 5), path.stem) == path
     kinds = [json.loads(line)["type"] for line in path.read_bytes().splitlines()]
-    assert kinds == ["run"] + ["scalar"] * 5
+    assert kinds == ["run"] + ["scalar"] * 5 + ["end"]
     assert steps_in(path) == [0, 1, 2, 3, 4]
 
 
@@ -166,7 +170,7 @@ def test_attaching_mends_a_file_cut_at_any_byte(tmp_path: Path) -> None:
     ends = [position + 1 for position, byte in enumerate(data) if byte == ord("\n")]
     for cut in range(len(data) + 1):
         path.write_bytes(data[:cut])
-        whole = sum(end <= cut for end in ends)
+        whole = sum(end <= cut for end in ends[:-1])  # the last line says that the run ended
         if whole:
             assert steps_in(path) == list(range(whole - 1))
         write_steps(tmp_path, range(9, 10), path.stem)
@@ -254,7 +258,7 @@ def test_a_full_disk_at_the_end_is_told_and_gives_up_the_lock(tmp_path: Path) ->
     context = tracker.open(PROPERTIES)
     run = context.__enter__()
     run.scalar("loss", 1)
-    with disk_full_after(10), pytest.raises(OSError, match=r"1 lines.*lost with the closing run"):
+    with disk_full_after(10), pytest.raises(OSError, match=r"2 lines.*lost with the closing run"):
         context.__exit__(None, None, None)
     write_steps(tmp_path, range(1), tracker.run_id)
 
@@ -266,7 +270,7 @@ def test_a_failure_to_close_does_not_hide_the_exception_of_the_loop(tmp_path: Pa
     error = RuntimeError("the loop broke")
     with disk_full_after(10):
         assert not context.__exit__(RuntimeError, error, None)
-    assert "1 lines" in error.__notes__[0]
+    assert "2 lines" in error.__notes__[0]
 
 
 def test_a_folder_that_was_moved_away_and_back(tmp_path: Path) -> None:
@@ -501,7 +505,7 @@ def test_a_window_is_written_as_columns_and_by_points_alike(tmp_path, monkeypatc
             (future,) = run.backend(lambda its: its.scalar("own", 1.0)).values()  # at the step where the backend is
             future.result(10)
         (path,) = folder.glob("*.jsonl")
-        return [re.sub(r',"time":[\d.]+', "", line) for line in path.read_text().splitlines()[1:]]
+        return [re.sub(r',"time":[\d.]+', "", line) for line in path.read_text().splitlines()[1:-1]]
 
     columns = write(tmp_path / "columns")
     assert len(columns) == 10 * 2 + 3 + 1

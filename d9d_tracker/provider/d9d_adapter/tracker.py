@@ -98,7 +98,7 @@ class D9dTracker(RecordTracker[D9dConfig]):
 
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> D9dRun:
-        context = self._tracker.open(d9d.RunConfig(**properties.model_dump()))
+        context = self._tracker.open(d9d.RunConfig(**properties.model_dump(exclude={"started", "ended"})))
         return D9dRun(run_id or secrets.token_hex(8), context)
 
 

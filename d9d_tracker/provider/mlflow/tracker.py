@@ -52,10 +52,12 @@ class MLflowRun(RecordRun):
         client: Client of the server or store.
         run_id: Identity of the run.
         lock: Descriptor of the lock that keeps other writers away.
+        ended: When it ended, in seconds since the epoch, for one that is carried over; when it is closed by default.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, lock: int):
+    def __init__(self, client: MlflowClient, run_id: str, lock: int, ended: float | None = None):
         super().__init__(run_id)
+        self._ended = ended
         self._client = client
         self._lock = lock
         self._pending: dict[tuple[str, int], Metric] = {}
@@ -141,7 +143,7 @@ class MLflowRun(RecordRun):
             status = "FINISHED"
             if self._error is not None:
                 status = "FAILED" if isinstance(self._error, Exception) else "KILLED"
-            self._client.set_terminated(self.id, status)
+            self._client.set_terminated(self.id, status, _milliseconds(self._ended))
         finally:
             let_go(self._lock)
 
@@ -173,7 +175,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
             lock = lock_on_this_machine(run_id, f"MLflow run {run_id!r}")
         else:
             lock = self._lock_and_mark(client, run_id)
-        return MLflowRun(client, run_id, lock)
+        return MLflowRun(client, run_id, lock, properties.ended)
 
     def _lock_and_mark(self, client: MlflowClient, run_id: str) -> int:
         lock = lock_on_this_machine(run_id, f"MLflow run {run_id!r}")
@@ -205,7 +207,8 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
         return run_id
 
     def _create(self, client: MlflowClient, properties: RunConfig) -> str:
-        run = client.create_run(self._experiment(client), run_name=encodable(properties.name), tags=_tags(properties))
+        started, name = _milliseconds(properties.started), encodable(properties.name)
+        run = client.create_run(self._experiment(client), started, _tags(properties), name)
         _log_params(client, run.info.run_id, properties.hparams)
         return run.info.run_id
 
@@ -222,6 +225,10 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
         if experiment.lifecycle_stage == "deleted":
             raise ValueError(f"MLflow experiment {name!r} is deleted: restore it, or choose another name")
         return experiment.experiment_id
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)
 
 
 def _expanded(uri: str | None) -> str | None:

@@ -83,7 +83,7 @@ def properties(run: RunConfig, run_id: str) -> dict[str, Any]:
     texts = {"name": run.name, "description": run.description, "hparams": hparams}
     summaries = [text_pb(tag, encodable(text)) for tag, text in texts.items() if text is not None]
     flat = {encodable(key): encodable(value) for key, value in flat_hparams(run.hparams).items()}
-    summaries.append(hparams_pb(flat, trial_id=run_id))
+    summaries.append(hparams_pb(flat, trial_id=run_id, start_time_secs=run.started))
     return {value.tag: value for summary in summaries for value in summary.value}
 
 
