@@ -27,6 +27,15 @@ def is_distributed(value: Any) -> "TypeIs[DTensor]":
     return isinstance(value, DTensor)
 
 
+def is_partial(value: Any) -> bool:
+    """Tell whether no rank holds a value: it exists only after a reduction across ranks.
+
+    Args:
+        value: What is logged.
+    """
+    return is_distributed(value) and any(placement.is_partial() for placement in value.placements)
+
+
 def local_share(values: "DTensor") -> tuple[torch.Tensor, bool]:
     """Return the local shard of a distributed tensor, and whether this rank counts it.
 

@@ -196,6 +196,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         parameters: bool = False,
         activations: bool = False,
         evaluation: bool = False,
+        prefix: str | None = None,
         every: int | None = None,
         binning: Binning | None = None,
     ) -> Watch:
@@ -208,6 +209,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
             activations: Log ``activations/<module>``, the output of every layer, whenever it runs in training mode.
                 All compiled code is compiled once more then, to know of it.
             evaluation: Count activations in evaluation mode too, with the context ``mode=eval``.
+            prefix: Goes before all names, as in ``actor/gradients/...``: for a second model of the same shape.
             every: Count every so many steps of an optimizer, or forwards of a layer; in compiled and captured code, on
                 steps of the run that are divisible by it. By default the cadence of the configuration.
             binning: How to bin. By default the one of the configuration.
@@ -218,21 +220,21 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         Raises:
             TrackerTypeError: If the module or the binning is none.
             TrackerValueError: If the run is closed, the cadence is no positive int, there is nothing to log, there are
-                too few slots, or one of the series is watched already.
+                too few slots, or one of the series is watched already, of other tensors. A watch of the same ones,
+                or of a model that is gone, ends instead.
         """
         self._open_session("watch")
-        watch = Watch(
+        return Watch(
             self,
             module,
             gradients=gradients,
             parameters=parameters,
             activations=activations,
             evaluation=evaluation,
+            prefix=prefix,
             every=every,
             binning=binning,
         )
-        self.watches.append(watch)
-        return watch
 
     def flush(self) -> None:
         """Block until everything logged so far, the current step included, is with the backend.
@@ -267,7 +269,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
     def end_watches(self) -> None:
         """Remove the hooks of everything that is watched."""
         while self.watches:
-            self.watches.pop().remove()
+            self.watches.pop().close()
 
     def warn_of_no_steps(self, has_merged: bool) -> None:
         """Warn if ``set_step`` was forgotten.

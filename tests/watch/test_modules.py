@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from d9d_tracker.accumulator.watch.modules import ParameterNames, layers
+from d9d_tracker.accumulator.watch.modules import layers, structure
 
 
 def model() -> nn.Module:
@@ -33,53 +33,19 @@ def test_a_parametrized_layer_is_itself(normed):
     assert list(layers(nn.Sequential(normed(nn.Linear(2, 2)), nn.ReLU()))) == ["0", "1"]
 
 
-def replaced_by_a_head(module):
-    module[0] = nn.Linear(2, 2)
-
-
-def replaced_by_assignment(module):
-    module.load_state_dict({k: v.clone() for k, v in module.state_dict().items()}, assign=True)
-
-
-def replaced_by_emptying(module):
-    module.to_empty(device="cpu")
-
-
-def replaced_by_a_norm(module):
-    parametrizations.weight_norm(module[0])
-
-
-@pytest.mark.parametrize(
-    "replace", [replaced_by_a_head, replaced_by_assignment, replaced_by_emptying, replaced_by_a_norm]
-)
-def test_parameters_that_come_later_have_names(replace):
+def test_structure_is_another_for_other_names_and_other_modules_alone():
     module = model()
-    names = ParameterNames(module)
-    replace(module)
-    assert {names.of(parameter) for parameter in module.parameters()} == dict(module.named_parameters()).keys()
+    before = structure(module)
+    module[0].weight = nn.Parameter(torch.zeros(2, 2))
+    assert structure(module) == before
+    module[1].append(nn.ReLU())
+    after = structure(module)
+    assert after != before
+    del module[0]
+    assert structure(module) != after
 
 
-def test_what_is_not_of_the_model_is_looked_for_once(monkeypatch):
-    module, other = model(), model()
-    names = ParameterNames(module)
-    looked = []
-    read = ParameterNames._read
-    monkeypatch.setattr(ParameterNames, "_read", lambda self: (looked.append(1), read(self)))
-    for _ in range(3):
-        assert [names.of(parameter) for parameter in other.parameters()] == [None] * 4
-    assert len(looked) == 4
-
-
-def test_neither_the_model_nor_its_parameters_are_kept_alive():
+def test_the_structure_of_a_circle_ends():
     module = model()
-    names = ParameterNames(module)
-    old = module[0].weight
-    import weakref
-
-    dead = [weakref.ref(old), weakref.ref(module)]
-    del module, old
-    import gc
-
-    gc.collect()
-    assert [reference() for reference in dead] == [None, None]
-    assert names.of(torch.ones(1)) is None
+    module[1].up = module
+    assert structure(module) == structure(module)

@@ -1,17 +1,27 @@
 """What a model is made of, as its author sees it: names without wrappers, layers without their inner parts."""
 
-import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
-from torch.utils.weak import WeakIdKeyDictionary
 
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 # Their parts hold parameters, and are never called.
 _WHOLE = (nn.MultiheadAttention,)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the model inside of what compiling or parallelising has wrapped around it.
+
+    Args:
+        module: The model, wrapped or not.
+    """
+    inner = module.module if isinstance(module, _PARALLEL) else None
+    for key in _WRAPPERS & module._modules.keys():
+        inner = module._modules[key]
+    return module if inner is None else unwrapped(inner)
 
 
 def bare_names(module: nn.Module) -> Callable[[str], str]:
@@ -34,8 +44,8 @@ def bare_names(module: nn.Module) -> Callable[[str], str]:
     return bare
 
 
-def layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules whose outputs are activations, by the name of the bare model.
+def layers(module: nn.Module) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
+    """Return the modules whose outputs are activations, and where they are, by the name of the bare model.
 
     They are those without children. A parametrized layer is one itself, and so is attention, whose projections are
     parts that nobody calls.
@@ -44,7 +54,43 @@ def layers(module: nn.Module) -> dict[str, nn.Module]:
         module: The model.
     """
     bare = bare_names(module)
-    return {bare(name) or type(child).__name__: child for name, child in _leaves(module, "")}
+    return {
+        bare(name) or type(child).__name__: (tuple(name.split(".")) if name else (), child)
+        for name, child in _leaves(module, "")
+    }
+
+
+def at(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
+    """Return what is at a place in a model; None if nothing is.
+
+    Args:
+        module: The model.
+        path: The keys on the way there.
+    """
+    found: nn.Module | None = module
+    for key in path:
+        if found is None:
+            return None
+        found = found._modules.get(key)
+    return found
+
+
+def structure(module: nn.Module) -> list[Any]:
+    """Return what changes when a module is put into a model, taken out of it, or has another name.
+
+    Args:
+        module: The model.
+    """
+    found: list[Any] = []
+    seen, due = {module}, [module]
+    while due:
+        children = due.pop()._modules
+        found.append((*children, *map(id, children.values())))
+        for child in children.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                due.append(child)
+    return found
 
 
 def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -58,39 +104,3 @@ def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
         return
     for key, child in children:
         yield from _leaves(child, f"{name}.{key}".lstrip("."))
-
-
-class ParameterNames:
-    """The names of a model's parameters, also of those that take another's place later.
-
-    Args:
-        module: The model. It is not kept alive, nor is any parameter.
-    """
-
-    def __init__(self, module: nn.Module):
-        self._module = weakref.ref(module)
-        self._names = WeakIdKeyDictionary()
-        self._foreign = WeakIdKeyDictionary()
-        self._read()
-
-    def of(self, parameter: torch.Tensor) -> str | None:
-        """Return the name of a parameter, None if it is not the model's.
-
-        Args:
-            parameter: What an optimizer holds.
-        """
-        name = self._names.get(parameter)
-        if name is None and parameter not in self._foreign:
-            # Sharding, adapters, assigned states and new heads put other tensors in.
-            self._read()
-            name = self._names.get(parameter)
-            if name is None:
-                self._foreign[parameter] = True
-        return name
-
-    def _read(self) -> None:
-        module = self._module()
-        if module is not None:
-            bare = bare_names(module)
-            for name, parameter in module.named_parameters():
-                self._names[parameter] = bare(name)

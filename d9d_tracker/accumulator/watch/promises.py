@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from d9d_tracker.accumulator.host_window import HostWindow
-from d9d_tracker_kernels import CALLS
+from d9d_tracker_kernels import CALLS, COUNT
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -43,6 +43,17 @@ class Promises:
             # Of the current step, what would have counted may have run already.
             self._promises.append(_Promise(set(names), step, step + max(every, 2) - 1, why))
 
+    def withdraw(self, names: Iterable[str]) -> None:
+        """Promise series no longer, because they are watched no longer.
+
+        Args:
+            names: Their names.
+        """
+        withdrawn = set(names)
+        with self._lock:
+            for promise in self._promises:
+                promise.missing -= withdrawn
+
     def look(self, window: HostWindow) -> None:
         """Cross out what a window holds, and say what is missing if it was a full one.
 
@@ -52,6 +63,7 @@ class Promises:
         if not self._promises or not window.steps:
             return
         counted = {window.histograms[slot].name for slot in np.flatnonzero(window.counts[:, CALLS] > 0)}
+        counted |= {window.scalars[slot].name for slot in np.flatnonzero((window.lanes[:, COUNT] > 0).any(axis=0))}
         with self._lock:
             for promise in list(self._promises):
                 promise.missing -= counted

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
+from torch.optim.optimizer import Optimizer
 
-from d9d_tracker.accumulator.recompute import is_recomputing
+from d9d_tracker.accumulator.placement import is_partial
 from d9d_tracker.accumulator.slots import check_settings
 from d9d_tracker.base import BinsHandle
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
-from d9d_tracker.tracing import forget_compiled_code, is_in_another_step, is_producing_a_program
 
-from .modules import ParameterNames, layers
+from .modules import unwrapped
+from .names import Named, ParameterNames
+from .optimizer_steps import OptimizerSteps
+from .outputs import Outputs
 from .promises import Promises
-from .skipped_steps import register_skipped_step_hook
 from .values import named_tensors, numbers
 
 if TYPE_CHECKING:
@@ -113,11 +111,15 @@ class Watch:
         parameters: bool,
         activations: bool,
         evaluation: bool,
+        prefix: str | None,
         every: int | None,
         binning: Binning | None,
     ):
         if not isinstance(module, nn.Module):
             raise TrackerTypeError(f"watch takes a torch.nn.Module, not {type(module).__name__}")
+        module = unwrapped(module)
+        if prefix is not None and not isinstance(prefix, str):
+            raise TrackerTypeError(f"watch: prefix={prefix!r} is not a str; pass 'actor', for example")
         config = run.config
         self.every = config.bins_every if every is None else every
         check_settings("watch", config.binning if binning is None else binning, self.every)
@@ -125,46 +127,50 @@ class Watch:
         self._binning = binning
         self._gradients = gradients
         self._parameters = parameters
+        self._evaluation = evaluation
+        self._prefix = f"{prefix}/" if prefix else ""
         self._names = ParameterNames(module)
-        self._steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+        self._trained = self._names.trained
+        self._taken: set[str] = set()  # by other watches, before the model took these names too
+        self._looked = -1
         self._stepped = self._met = False
         self.is_live = True
         self._said: set[str] = set()
-        self._handles: list[RemovableHandle] = []
-        watched = layers(module) if activations else {}
-        trained = {self._names.of(parameter): parameter.requires_grad for parameter in module.parameters()}
-        self.series = {f"gradients/{name}" for name, is_trained in trained.items() if gradients and is_trained}
-        self.series |= {f"parameters/{name}" for name in trained if parameters}
-        self.series |= {f"activations/{name}" for name in watched}
+        self._outputs = Outputs(self, module, self._make_handles, self._follow) if activations else None
+        self.series = self._series_now()
         if not self.series:
             raise TrackerValueError(
                 f"watch: a {type(module).__name__} has nothing to log with {gradients=}, {parameters=}, {activations=}"
             )
-        self._refuse_others()
+        again = self._refuse_others()
         self._refuse_too_many()
-        if gradients or parameters:
-            self._handles.append(register_optimizer_step_pre_hook(self._before_step))
-            self._handles.append(register_skipped_step_hook(self._after_skipped_step))
-        for name, layer in watched.items():
-            handles = [
-                run.bins_series(f"activations/{name}", context, binning=binning, every=every)
-                for context in (None, *([_EVALUATION] * evaluation))
-            ]
-            self._handles.append(layer.register_forward_hook(_ForwardHook(self, *handles)))
-        if activations:
-            forget_compiled_code()
-        step = run.buffers.clock.step
-        by_optimizer = {name for name in self.series if not name.startswith("activations/")}
-        run.promises.add(by_optimizer, step, self.every, self._why_no_gradient)
-        run.promises.add(self.series - by_optimizer, step, self.every, lambda: "no forward in training mode reached it")
+        for other in again:
+            other.remove()
+        self._steps = OptimizerSteps(self, self.every, run.holds_places)
+        run.watches.append(self)  # before the hooks: whatever interrupts them, the end of the run finds them
+        try:
+            self._steps.register()
+            if self._outputs is not None:
+                self._outputs.register()
+        except BaseException:
+            self.remove()
+            raise
+        self._promise(self.series)
 
     def remove(self) -> None:
-        """Stop watching."""
+        """Stop watching. What is missing until now is no longer awaited."""
+        self._run.promises.withdraw(self.series)
+        self.close()
+
+    def close(self) -> None:
+        """Stop watching, because the run ends. Its last windows are on their way, and may lack what was promised."""
         self.is_live = False
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._steps.remove()
+        if self._outputs is not None:
+            self._outputs.remove()
         self.series.clear()
+        if self in self._run.watches:
+            self._run.watches.remove(self)
 
     def attempt(self, what: str, log: Callable[..., None], *arguments: Any) -> None:
         """Log from a hook, which must never end the training; say once what could not be.
@@ -177,9 +183,18 @@ class Watch:
         try:
             log(*arguments)
         except Exception as error:
-            if what not in self._said:
-                self._said.add(what)
-                logger.error("watch: %s cannot be counted, and training goes on: %s", what, error)
+            self.say_once(what, str(error))
+
+    def say_once(self, what: str, why: str) -> None:
+        """Say that something cannot be counted.
+
+        Args:
+            what: What, in words.
+            why: The cause, in words.
+        """
+        if what not in self._said:
+            self._said.add(what)
+            logger.error("watch: %s cannot be counted, and training goes on: %s", what, why)
 
     def count_output(self, handle: BinsHandle, output: Any, every: int | None) -> None:
         """Count the output of a module.
@@ -198,13 +213,91 @@ class Watch:
         """See ``AccumulatingRun``."""
         return self._run.holds_places()
 
-    def _refuse_others(self) -> None:
+    def before(self, optimizer: Optimizer, every: int) -> None:
+        """See ``Counting``."""
+        if self.is_live:
+            self._stepped = True
+            self.attempt("an optimizer's step", self._count, optimizer, every, None)
+
+    def skipped(self, optimizer: Optimizer) -> None:
+        """See ``Counting``."""
+        if self.is_live:
+            self.attempt("a skipped step", self._count, optimizer, 1, _SKIPPED)
+
+    def _series_now(self) -> set[str]:
+        names = {f"gradients/{name}" for name, trained in self._trained.items() if self._gradients and trained}
+        names |= {f"parameters/{name}" for name in self._trained if self._parameters}
+        if self._outputs is not None:
+            names |= {f"activations/{name}" for name in self._outputs.names}
+        return {self._prefix + name for name in names}
+
+    def _named(self, optimizer: Optimizer) -> Named:
+        """Return the parameters of the model that an optimizer holds, under their names of now."""
+        if torch.compiler.is_compiling():
+            return self._names.traced(optimizer)
+        step = self._run.buffers.clock.step
+        named = self._names.of(optimizer, step)
+        has_changed = self._names.trained is not self._trained
+        if has_changed:
+            self._trained = self._names.trained
+            self._follow()
+        if self._outputs is not None and (has_changed or step != self._looked):
+            self._looked = step
+            self._outputs.refresh()
+        return named
+
+    def _count(self, optimizer: Optimizer, every: int, context: dict[str, str] | None) -> None:
+        found: dict[str, torch.Tensor] = {}
+        left_out: dict[str, str] = {}
+        for name, parameter in self._named(optimizer):
+            self._met = True
+            if self._gradients and parameter.grad is not None:
+                self._add(f"{self._prefix}gradients/{name}", parameter.grad, found, left_out)
+            if self._parameters:
+                self._add(f"{self._prefix}parameters/{name}", parameter.detach(), found, left_out)
+        for why in set(left_out.values()):
+            names = [name for name, reason in left_out.items() if reason == why]
+            self.say_once(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}", why)
+        self._run.bins_many(found, context, binning=self._binning, every=every)
+
+    def _add(self, series: str, tensor: torch.Tensor, found: dict[str, torch.Tensor], left_out: dict[str, str]) -> None:
+        device = self._run.buffers.device
+        if series in self._taken:
+            left_out[series] = "another watch logs to a series of this name"
+        elif tensor.device != device:
+            left_out[series] = f"it is on {tensor.device} and the buffers are on {device}"
+        elif is_partial(tensor):
+            left_out[series] = "it is partial, and exists only after a reduction across ranks"
+        else:
+            found[series] = numbers(tensor)
+
+    def _follow(self) -> None:
+        """Go on with a model that has changed: promise what is new, and nothing that has left."""
+        now = self._series_now()
+        self._taken = now & set().union(*(other.series for other in self._run.watches if other is not self))
+        before, self.series = self.series, now - self._taken
+        self._run.promises.withdraw(before - self.series)
+        self._promise(self.series - before)
+
+    def _promise(self, series: set[str]) -> None:
+        step = self._run.buffers.clock.step
+        activations = {name for name in series if name.startswith(f"{self._prefix}activations/")}
+        self._run.promises.add(series - activations, step, self.every, self._why_no_gradient)
+        self._run.promises.add(activations, step, self.every, lambda: "no forward in training mode reached it")
+
+    def _refuse_others(self) -> list[Watch]:
+        """Return the watches whose place this one takes: of the same tensors, or of a model that is gone."""
+        again = []
         for other in self._run.watches:
-            if common := self.series & other.series:
+            common = self.series & other.series
+            if any(other._holds_another_than(self, name) for name in common):
                 raise TrackerValueError(
                     f"watch: {min(common)!r} is watched already, and both would be counted together; watch the module "
-                    "that holds both, or remove() the other watch first"
+                    "that holds both, give one of them a prefix=..., or remove() the other watch first"
                 )
+            if common:
+                again.append(other)
+        return again
 
     def _refuse_too_many(self) -> None:
         registry = self._run.buffers.histogram_series
@@ -226,87 +319,23 @@ class Watch:
             )
         return "no gradient reached it, or no optimizer that stepped holds it"
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Count what the optimizer is about to use: now, or once its closure has computed it for the first time."""
-        if not self.is_live or is_producing_a_program():
-            return None
-        every = self.every
-        if not torch.compiler.is_compiling() and not self._run.holds_places():
-            if is_in_another_step():
-                return None
-            self._stepped = True
-            done = self._steps.get(optimizer, 0)
-            self._steps[optimizer] = done + 1
-            if done % every:
-                return None
-            every = 1
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if not callable(closure):
-            self.attempt("an optimizer's step", self._count, optimizer, every, None)
-            return None
-        is_first = True
+    def _holds_another_than(self, other: Watch, series: str) -> bool:
+        own = self._behind(series)
+        return own is not None and own is not other._behind(series)
 
-        def counted() -> Any:
-            nonlocal is_first
-            loss = closure()
-            if is_first:
-                is_first = False
-                self.attempt("an optimizer's step", self._count, optimizer, every, None)
-            return loss
+    def _behind(self, series: str) -> object:
+        """Return the tensor or the layer that a series is of; None if it is gone."""
+        kind, _, name = series.removeprefix(self._prefix).partition("/")
+        if kind == "activations":
+            return None if self._outputs is None else self._outputs.layer(name)
+        return self._names.parameter(name)
 
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": counted}
-        return (args[0], counted, *args[2:]), kwargs
-
-    def _after_skipped_step(self, optimizer: Optimizer) -> None:
-        if self.is_live:
-            self.attempt("a skipped step", self._count, optimizer, 1, _SKIPPED)
-
-    def _count(self, optimizer: Optimizer, every: int, context: dict[str, str] | None) -> None:
-        populations: dict[str, torch.Tensor] = {}
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                name = self._names.of(parameter)
-                if name is None:
-                    continue
-                self._met = True
-                if self._gradients and parameter.grad is not None:
-                    populations[f"gradients/{name}"] = numbers(parameter.grad)
-                if self._parameters:
-                    populations[f"parameters/{name}"] = numbers(parameter.detach())
-        self._run.bins_many(populations, context, binning=self._binning, every=every)
-
-
-class _ForwardHook:
-    """Counts what a module returns; a copy of it, in a copied or stored module, does nothing.
-
-    Args:
-        watch: Whose it is.
-        handle: The series of the module in training.
-        evaluation: That of its evaluation, if it is to be counted.
-    """
-
-    def __init__(self, watch: Watch, handle: BinsHandle, evaluation: BinsHandle | None = None):
-        self._watch, self._handle, self._evaluation = watch, handle, evaluation
-        self._forwards = 0
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        watch = self._watch
-        handle = self._handle if module.training else self._evaluation
-        if not watch.is_live or handle is None or is_producing_a_program():
-            return
-        if torch.compiler.is_compiling():
-            if isinstance(output, torch.Tensor):
-                handle.bins(numbers(output))
-            else:
-                watch.count_output(handle, output, None)
-        elif watch.holds_places():
-            watch.attempt(handle.name, watch.count_output, handle, output, None)
-        elif not is_recomputing():
-            self._forwards += 1
-            if (self._forwards - 1) % watch.every == 0:
-                watch.attempt(handle.name, watch.count_output, handle, output, 1)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Takes any three arguments, returns None, and needs nothing of ours to be loaded.
-        return getattr, (nullcontext(), "__exit__")
+    def _make_handles(self, name: str) -> tuple[BinsHandle, BinsHandle | None]:
+        series = f"{self._prefix}activations/{name}"
+        if series in self._taken:
+            raise TrackerValueError("another watch logs to a series of this name")
+        handles = [
+            self._run.bins_series(series, context, binning=self._binning, every=self.every)
+            for context in (None, *([_EVALUATION] * self._evaluation))
+        ]
+        return handles[0], handles[1] if self._evaluation else None

@@ -1,0 +1,90 @@
+"""Which steps of which optimizers count, and when in a step: hooks around all optimizers of the process."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from d9d_tracker.tracing import is_in_another_step, is_producing_a_program
+
+from .skipped_steps import register_skipped_step_hook
+
+
+class Counting(Protocol):
+    """Who is told of the steps that count. None of these raises."""
+
+    def before(self, optimizer: Optimizer, every: int) -> None:
+        """Count what an optimizer is about to use: its gradients are there.
+
+        Args:
+            optimizer: The optimizer.
+            every: On which steps of the run to count: 1 but for code that runs again without Python.
+        """
+
+    def skipped(self, optimizer: Optimizer) -> None:
+        """Count what a gradient scaler has kept from an optimizer.
+
+        Args:
+            optimizer: The optimizer.
+        """
+
+
+class OptimizerSteps:
+    """Tells of every so many steps of each optimizer; of an optimizer within an optimizer, of the outer one's alone.
+
+    Args:
+        counting: Who is told.
+        every: The cadence in steps of an optimizer; in compiled and captured code, in steps of the run.
+        holds_places: Tells whether what is called now will run again without Python.
+    """
+
+    def __init__(self, counting: Counting, every: int, holds_places: Callable[[], bool]):
+        self._counting = counting
+        self._every = every
+        self._holds_places = holds_places
+        self._steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+        self._handles: list[RemovableHandle] = []
+
+    def register(self) -> None:
+        """Put the hooks in place."""
+        self._handles.append(register_optimizer_step_pre_hook(self._before))
+        self._handles.append(register_skipped_step_hook(self._counting.skipped))
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Count now, or once the closure has computed the gradients for the first time."""
+        if is_producing_a_program():
+            return None
+        every = self._every
+        if not torch.compiler.is_compiling() and not self._holds_places():
+            if is_in_another_step():
+                return None
+            done = self._steps.get(optimizer, 0)
+            self._steps[optimizer] = done + 1
+            if done % every:
+                return None
+            every = 1
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            self._counting.before(optimizer, every)
+            return None
+        is_first = True
+
+        def counted() -> Any:
+            nonlocal is_first
+            loss = closure()
+            if is_first:
+                is_first = False
+                self._counting.before(optimizer, every)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": counted}
+        return (args[0], counted, *args[2:]), kwargs
