@@ -22,7 +22,7 @@ class Classifier(LightningModule):
 
     def training_step(self, batch, index):
         logits = self.layers(batch[0])
-        self.trainer.logger.run.bins("logits", logits)  # from the device, at every step
+        self.logger.experiment.bins("logits", logits)  # from the device, at every step
         loss = functional.cross_entropy(logits, batch[1])
         self.log("loss", loss)  # as ever
         return loss

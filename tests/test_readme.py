@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from types import SimpleNamespace
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,8 @@ def test_the_lines_for_frameworks(in_tmp_path):
     not importlib.util.find_spec("d9d"), reason="d9d is not installed; it asks for torch 2.14: pip install d9d"
 )
 def test_the_line_for_d9d(in_tmp_path):
-    exec(block("plug_in"), {"config": JsonlTrackerConfig(path=in_tmp_path / "runs")})
+    names = {"config": JsonlTrackerConfig(path=in_tmp_path / "runs"), "configurator": SimpleNamespace(configure=list)}
+    exec(block("plug_in"), names)
 
 
 def test_what_goes_wrong_is_told(in_tmp_path, capsys):

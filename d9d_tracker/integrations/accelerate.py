@@ -8,7 +8,7 @@ accelerator.register_for_checkpointing(tracked)
 
 from typing import Any
 
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker, on_main_process
 
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
@@ -17,7 +17,7 @@ from .framework_run import FrameworkRun
 
 
 class AccelerateTracker(GeneralTracker):
-    """Logs what ``accelerator.log`` is given, which Accelerate does on the main process only.
+    """Logs what ``accelerator.log`` is given, on the main process.
 
     A configuration therefore opens its run there alone. For a run of all ranks, which the model may log to as well,
     open it by ``tracker.open`` on all of them and pass the open run. It stays yours to step, and to close before
@@ -37,16 +37,19 @@ class AccelerateTracker(GeneralTracker):
 
     def __init__(self, tracker: BaseTracker[Any] | TrackerConfig | BaseTrackerRun, name: str = "accelerate"):
         super().__init__(_blank=True)
+        self._is_given = isinstance(tracker, BaseTrackerRun)
         self._tracked = FrameworkRun(tracker, RunConfig(name=name), is_alone=True)
 
     @property
     def tracker(self) -> Any:
-        """The open run."""
+        """The run, which is opened now if it is not open."""
         return self._tracked.run
 
+    @on_main_process
     def start(self) -> None:
         """Do nothing yet: a checkpoint may follow."""
 
+    @on_main_process
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Add hyperparameters.
 
@@ -55,16 +58,23 @@ class AccelerateTracker(GeneralTracker):
         """
         self._tracked.add_hparams(values)
 
+    @on_main_process
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
-        """Log numbers.
+        """Log numbers; at one step the last one stands.
 
         Args:
-            values: Names and values; what is no number is left out.
-            step: The step; None for the current one, the only one to which an open run of several ranks is logged.
+            values: Names and values. A dict becomes ``name/key``; text and vectors are left out and named once.
+            step: The step, which may be an earlier one. Without it every call has a step of its own, as in W&B; with a
+                run that was given open it is the current one.
             **kwargs: ``context``: tags of these values.
         """
+        if step is None and not self._is_given:
+            step = self._tracked.next_step
+        if step is not None:
+            self._tracked.set_step(step)
         self._tracked.log(values, step, kwargs.get("context"))
 
+    @on_main_process
     def finish(self) -> None:
         """Close the run, unless it was given open."""
         self._tracked.finish()

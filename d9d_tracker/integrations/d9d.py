@@ -1,24 +1,24 @@
 """d9d: its training loop logs to any backend of this library, through its own tracker interface.
 
-    plug_in(JsonlTrackerConfig(path="runs"))
-    # ... and in the job's configuration: {"logger": {"tracker": {"provider": "null"}, ...}}
+    with plug_in(JsonlTrackerConfig(path="runs")):
+        trainer = TrainingConfigurator(...).configure()
+    # ... where the job's configuration says {"logger": {"tracker": {"provider": "null"}, ...}}
 
 This is the way for d9d 0.24 and newer. Up to d9d 0.23, whose interface this library began with, a tracker of this
 library runs in d9d's loop as it is.
 """
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from d9d_tracker.accumulator import AccumulatingRun
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import IntegerBinning, TrackerConfig
-from d9d_tracker.record import Histogram
+from d9d_tracker.record import Histogram, Record
 
 from .framework_run import FrameworkRun
 
@@ -48,21 +48,26 @@ class D9dLoopRun:
         Raises:
             ValueError: If it is neither.
         """
+        self._tracked.set_step(point.step)
         if hasattr(value, "counts"):
-            self._tracked.set_step(point.step)
-            self._write_counts(point.name, value.counts, dict(point.context))
+            self._write_counts(point, value.counts)
         elif hasattr(value, "value"):
             self._tracked.log({point.name: value.value}, point.step, dict(point.context))
         else:
             raise ValueError(f"{point.name!r} got {type(value).__name__}: d9d writes a Scalar or a Histogram")
 
-    def _write_counts(self, name: str, counts: torch.Tensor, context: dict[str, str]) -> None:
-        run = self.run
+    def _write_counts(self, point: Any, counts: torch.Tensor) -> None:
+        run, counts = self.run, counts.to(torch.int64)
+        if isinstance(run, AccumulatingRun) and point.step == self._tracked.step:
+            run.counts(point.name, counts, dict(point.context))
+            return
+        values = torch.arange(len(counts)).repeat_interleave(counts)
+        histogram = Histogram.from_values(values, IntegerBinning(bins=len(counts)))
+        record = Record(point.name, point.step, dict(point.context), histogram)
         if isinstance(run, AccumulatingRun):
-            run.counts(name, counts.to(torch.int64), context)
+            run.backend(lambda bare: bare.write([record]))
         else:
-            indices = torch.arange(len(counts)).repeat_interleave(counts.to(torch.int64))
-            run.histogram(name, Histogram.from_values(indices, IntegerBinning(bins=len(counts))), context)
+            run.write([record])
 
 
 class D9dLoopTracker:
@@ -98,7 +103,7 @@ class D9dLoopTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tracker's state."""
-        return self._tracked.state_dict()
+        return self._tracked.tracker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the run of a state.
@@ -106,23 +111,46 @@ class D9dLoopTracker:
         Args:
             state_dict: What ``state_dict`` returned.
         """
-        self._tracked.load_state_dict(state_dict)
+        self._tracked.tracker.load_state_dict(state_dict)
 
 
-def plug_in(tracker: BaseTracker[Any] | TrackerConfig) -> None:
-    """Have every job that this process builds from now on log to a backend of this library.
+class PlugIn:
+    """What ``plug_in`` returns: to undo it, or to leave it at the end of a ``with`` block.
+
+    Args:
+        tracker: The tracker, or the configuration of one.
+    """
+
+    def __init__(self, tracker: BaseTracker[Any] | TrackerConfig):
+        self._job_logger: Any = import_module("d9d.loop.component.job_logger").JobLogger
+        build = self._before = self._job_logger._build_tracker
+
+        def build_tracker(job_logger: Any) -> Any:
+            self.undo()
+            return D9dLoopTracker(tracker) if job_logger._dist_context.is_main_process else build(job_logger)
+
+        self._plugged = self._job_logger._build_tracker = build_tracker
+
+    def undo(self) -> None:
+        """Leave d9d as it was, if no job was built meanwhile."""
+        if self._job_logger._build_tracker is self._plugged:
+            self._job_logger._build_tracker = self._before
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.undo()
+
+
+def plug_in(tracker: BaseTracker[Any] | TrackerConfig) -> PlugIn:
+    """Have the next job that this process builds log to a backend of this library.
 
     d9d makes its tracker from a closed union of configurations, so its ``JobLogger`` is told here: on the main process
-    it gets this tracker whatever the job's configuration says, which may as well be ``{"provider": "null"}``.
+    the job gets this tracker whatever its configuration says, which may as well be ``{"provider": "null"}``. Once a job
+    was built, or the ``with`` block is left, d9d is as it was.
 
     Args:
         tracker: A tracker that one process uses, or the configuration of one.
     """
-    job_logger: Any = import_module("d9d.loop.component.job_logger").JobLogger
-    build = getattr(job_logger._build_tracker, "__wrapped__", job_logger._build_tracker)
-
-    @functools.wraps(build)
-    def build_tracker(self: Any) -> Any:
-        return D9dLoopTracker(tracker) if self._dist_context.is_main_process else build(self)
-
-    job_logger._build_tracker = build_tracker
+    return PlugIn(tracker)

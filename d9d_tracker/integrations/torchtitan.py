@@ -25,6 +25,7 @@ class TrackerLogger:
         tracker: A configuration, a tracker that one process uses, or an open run.
         name: Name of the run, unless it is open.
         hparams: Hyperparameters of the run: ``trainer.config`` as a dictionary, for example.
+        context: Tags of all that torchtitan logs.
     """
 
     def __init__(
@@ -32,18 +33,21 @@ class TrackerLogger:
         tracker: BaseTracker[Any] | TrackerConfig | BaseTrackerRun,
         name: str = "torchtitan",
         hparams: dict[str, Any] | None = None,
+        context: dict[str, str] | None = None,
     ):
         self.tracked = FrameworkRun(tracker, RunConfig(name=name), is_alone=True)
         self.tracked.add_hparams(hparams or {})
+        self._context = context
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
-        """Log numbers.
+        """Log numbers; at one step the last one stands.
 
         Args:
             metrics: Names and values; what is no number is left out.
             step: torchtitan's step, which begins with 1.
         """
-        self.tracked.log(metrics, step)
+        self.tracked.set_step(step)
+        self.tracked.log(metrics, step, self._context)
 
     def close(self) -> None:
         """Close the run, unless it was given open."""
@@ -59,7 +63,8 @@ def attach(
 ) -> TrackerLogger | None:
     """Have a ``MetricsProcessor`` log to a run as well, on the rank on which torchtitan logs.
 
-    With pipeline parallelism that is the first rank of the last stage, as only it has the loss.
+    With pipeline parallelism that is the first rank of the last stage, as only it has the loss. With torchtitan's
+    ``save_for_all_ranks`` every rank logs: to a run of its own, or with the tag ``rank`` to a run that was given open.
 
     Args:
         processor: ``trainer.metrics_processor``.
@@ -71,13 +76,22 @@ def attach(
     Returns:
         The logger; None on the other ranks.
     """
-    metrics = import_module("torchtitan.components.metrics")  # by name, because it seldom is where type checkers run
-    rank = metrics._get_metrics_rank(parallel_dims=processor.parallel_dims, pp_schedule=pp_schedule)
-    if distributed.is_initialized() and distributed.get_rank() != rank:
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    is_each, is_given = processor.config.save_for_all_ranks, isinstance(tracker, BaseTrackerRun)
+    if is_given and hparams:
+        FrameworkRun(tracker).add_hparams(hparams)  # of which rank 0 takes note
+    if not is_each and rank != _rank_of_the_loss(processor.parallel_dims, pp_schedule):
         return None
-    logger = TrackerLogger(tracker, name, hparams)
-    container = metrics.LoggerContainer()
+    context = {"rank": str(rank)} if is_each and is_given else None
+    logger = TrackerLogger(tracker, f"{name} rank {rank}" if is_each else name, None if is_given else hparams, context)
+    container = import_module("torchtitan.components.metrics").LoggerContainer()  # it seldom is where types are checked
     container.add_logger(processor.logger)
     container.add_logger(logger)
     processor.logger = container
     return logger
+
+
+def _rank_of_the_loss(parallel_dims: Any, pp_schedule: str) -> int:
+    if not parallel_dims.pp_enabled or pp_schedule == "ZBVZeroBubble":  # whose last stage is on the first ranks
+        return 0
+    return parallel_dims.world_size // parallel_dims.pp * (parallel_dims.pp - 1)

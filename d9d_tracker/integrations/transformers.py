@@ -4,11 +4,13 @@ trainer = Trainer(..., callbacks=[TrackerCallback(JsonlTrackerConfig(path="runs"
 """
 
 import logging
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.config import TrackerConfig
@@ -17,21 +19,31 @@ from .framework_run import FrameworkRun
 
 logger = logging.getLogger("d9d_tracker")
 
+_AS_IT_WAS = "as it was"
 
-class TrackerCallback(TrainerCallback):
+
+class _StandIn(TrainerCallback):
+    """What ``restore_callback_states_from_checkpoint`` gets, which would put another callback in place of ours."""
+
+
+class TrackerCallback(TrainerCallback, ExportableState):
     """Logs at the steps of the Trainer: the first optimizer step is step 1, and what comes before belongs to step 0.
 
-    ``trainer.train()`` opens the run, or goes on with that of its checkpoint; ``trainer.evaluate()`` after it is part
-    of it. The run is closed by ``close``, by the next ``trainer.train()``, or at exit, so also when training
-    raises. Every rank logs; for rank 0 alone, set ``accumulator.distributed`` to ``"rank0"``.
+    ``trainer.train()`` opens the run, or goes on with that of its checkpoint, which the Trainer's own state names;
+    ``trainer.evaluate()`` before or after it is part of it. The run is closed by ``close``, by the next
+    ``trainer.train()``, or at exit, so also when training raises. Every rank logs; for rank 0 alone, set
+    ``accumulator.distributed`` to ``"rank0"``.
 
     Args:
         tracker: A tracker, or the configuration of one.
         name: Name of the run; by default ``args.run_name``, or the name of the output folder.
-        checkpoint: Folder of the checkpoint to go on from, where the callback cannot find it: the Trainer does not tell
-            it, so that it looks in ``args.output_dir`` and at ``args.resume_from_checkpoint``.
+        checkpoint: Where the folder of the checkpoint to go on from is now, if it was moved.
         **watch: What ``run.watch`` is called with for the model in training; without any, it is not watched.
     """
+
+    def __new__(cls, tracker: Any, *args: Any, **kwargs: Any) -> Any:
+        """Make the callback, unless it is there already and only its state is restored."""
+        return _StandIn() if tracker == _AS_IT_WAS else super().__new__(cls)
 
     def __init__(
         self,
@@ -45,30 +57,42 @@ class TrackerCallback(TrainerCallback):
         self._checkpoint = checkpoint
         self._watch = watch
         self._watching: Any = None
+        self._has_trained = False
+        self._output = "."
 
     @property
     def run(self) -> Any:
-        """The open run: for a model that logs by itself."""
+        """The run, which is opened now if it is not open: for a model that logs by itself."""
         return self.tracked.run
 
     def close(self) -> None:
         """Close the run. Logged to again, it is opened again."""
         self.tracked.finish()
 
+    def state(self) -> dict[str, Any]:
+        """Return what the Trainer writes into ``trainer_state.json``: whose run a checkpoint is part of."""
+        attributes = {"run_id": self.tracked.tracker.run_id, "output_dir": str(Path(self._output).absolute())}
+        return {"args": {"tracker": _AS_IT_WAS}, "attributes": attributes}
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Give the run its name and hyperparameters."""
+        self._prepare(args, state, kwargs.get("model"))
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Open the run, or go on with that of the checkpoint."""
-        hparams = {"args": args.to_sanitized_dict()}
-        if hasattr(model, "config"):
-            hparams["model"] = model.config.to_dict()
-        self.close()
-        self.tracked = FrameworkRun(self.tracked.tracker, RunConfig(name=self._name or _name(args), hparams=hparams))
+        """Begin a run, or go on with that of the checkpoint."""
+        if self._has_trained:
+            self.close()
+            self.tracked = FrameworkRun(self.tracked.tracker)
+        self._prepare(args, state, model)
         if state.global_step > 0:
-            self._load(args, state.global_step)
+            self._load(args, state)
+        saved = cast(dict[str, Any], state.stateful_callbacks)
+        saved.setdefault(type(self).__name__, self.state())  # the checkpoint may know of none
         self.tracked.set_step(state.global_step)
-        if self._watch:
-            self._watching = self.run.watch(model, **self._watch)
+        self._watching = self.run.watch(model, **self._watch) if self._watch else None
+        self._has_trained = True
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -85,15 +109,17 @@ class TrackerCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Log what the Trainer logs."""
+        self._prepare(args, state, kwargs.get("model"))
         self.tracked.log(logs or {}, state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the tracker's state into the checkpoint's folder, on every rank."""
-        folder = Path(args.output_dir or ".", f"checkpoint-{state.global_step}")
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f"{_file(args)}.draft"
-        torch.save(self.tracked.tracker.state_dict(), draft)
-        draft.replace(folder / _file(args))
+        made = [folder for folder in _folders(args.output_dir, state.global_step) if folder.is_dir()]
+        if made:  # not on a rank that the Trainer saves nothing of
+            folder = max(made, key=lambda one: one.stat().st_mtime)  # others are of earlier trials
+            draft = folder / f"{self._file(args)}.draft"
+            torch.save(self.tracked.state_dict(), draft)
+            draft.replace(folder / self._file(args))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -104,25 +130,52 @@ class TrackerCallback(TrainerCallback):
             self._watching = None
         self.run.flush()
 
-    def _load(self, args: TrainingArguments, step: int) -> None:
-        given = [self._checkpoint, args.resume_from_checkpoint, Path(args.output_dir or ".", f"checkpoint-{step}")]
-        files = [Path(folder, _file(args)) for folder in given if isinstance(folder, str | Path)]
-        found = next((file for file in files if file.exists()), None)
-        if found is None:
-            logger.warning(
-                "the Trainer goes on at step %d but %s is in none of %s: this is a new run. Pass TrackerCallback(..., "
-                "checkpoint=FOLDER) to go on with the run of the checkpoint",
-                step,
-                _file(args),
-                ", ".join(str(file.parent) for file in files),
-            )
+    def _prepare(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        self._output = args.output_dir or "."
+        if self.tracked.is_open or (self._has_trained and self.tracked.step > 0):
             return
-        self.tracked.load_state_dict(torch.load(found, weights_only=True))
+        hparams: dict[str, Any] = {"args": args.to_sanitized_dict()}
+        if hasattr(model, "config"):
+            hparams["model"] = model.config.to_dict()
+        if state.trial_params:
+            hparams["trial"] = dict(state.trial_params)
+        name = self._name or args.run_name or Path(self._output).name or "trainer"
+        self.tracked.properties = RunConfig(name=name, hparams=hparams)
+
+    def _load(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Go on with the run that the Trainer's state names, by the file of its checkpoint that does so too."""
+        step, saved = state.global_step, cast(dict[str, Any], state.stateful_callbacks)
+        states = saved.get(type(self).__name__, [])
+        known = [one["attributes"] for one in (states if isinstance(states, list) else [states])]
+        told = [Path(one) for one in (self._checkpoint, args.resume_from_checkpoint) if isinstance(one, str | Path)]
+        files = [
+            folder / _file(one["run_id"], args)
+            for one in known
+            for folder in (*told, *_folders(args.output_dir, step), *_folders(one["output_dir"], step))
+        ]
+        if not known and self._checkpoint is not None:  # saved by version 0.2.0
+            files = [Path(self._checkpoint, f"d9d_tracker-{args.process_index}.pt")]
+        found = next((file for file in files if file.exists()), None)
+        if found is not None:
+            self.tracked.load_state_dict(torch.load(found, weights_only=True))
+            return
+        tried = ", ".join(sorted({str(file) for file in files}))
+        logger.warning(
+            "the Trainer goes on at step %d, but this is a new run, because %s. Pass TrackerCallback(..., "
+            "checkpoint=FOLDER) to go on with the run of the checkpoint",
+            step,
+            f"there is none of {tried}" if tried else "the checkpoint's trainer_state.json names none",
+        )
+
+    def _file(self, args: TrainingArguments) -> str:
+        return _file(self.tracked.tracker.run_id, args)
 
 
-def _name(args: TrainingArguments) -> str:
-    return args.run_name or Path(args.output_dir or "trainer").name
+def _file(run_id: str | None, args: TrainingArguments) -> str:
+    return f"d9d_tracker-{re.sub(r'[^A-Za-z0-9_.-]', '-', str(run_id))}-{args.process_index}.pt"
 
 
-def _file(args: TrainingArguments) -> str:
-    return f"d9d_tracker-{args.process_index}.pt"
+def _folders(output: str | None, step: int) -> list[Path]:
+    """Where the Trainer may save a step, or a trial's."""
+    output = output or "."
+    return [Path(output, f"checkpoint-{step}"), *Path(output).glob(f"*/checkpoint-{step}")]

@@ -35,12 +35,14 @@ def test_points_arrive_at_their_steps_and_late_ones_too(config, stored, accumula
             run.write(Point("tokens", step), SimpleNamespace(counts=torch.tensor([0, 2, step])))
             if step > 2:
                 run.write(Point("late", step - 2), SimpleNamespace(value=step))
+                run.write(Point("late tokens", step - 2), SimpleNamespace(counts=torch.tensor([step])))
         with pytest.raises(ValueError, match="a Scalar or a Histogram"):
             run.write(Point("text", 6), "text")
     stored_run, points = stored()
     assert (stored_run["name"], stored_run["hparams"]) == ("job", {"lr": 0.1})
     assert points["loss", ("stage", "train")] == {step: float(step) for step in range(6)}
     assert points["late",] == {1: 3.0, 2: 4.0, 3: 5.0}
+    assert points["late tokens",] == {1: 3, 2: 4, 3: 5}
     assert sum(points["tokens",].values()) == 6 * 2 + sum(range(6))
 
 
@@ -59,14 +61,14 @@ def test_up_to_version_0_23_its_loop_takes_our_runs_as_they_are():
     assert {"state_dict", "load_state_dict", "from_config"} <= set(dir(BaseTracker))
 
 
-def job_logger(schedule) -> Any:
+def job_logger(schedule, is_main=True) -> Any:
     from d9d.loop.component.job_logger import JobLogger
     from d9d.loop.config.config import JobLoggerConfig
     from d9d.metric.impl.container import ComposeMetric
     from d9d.tracker import RunConfig as D9dRunConfig
 
     return JobLogger(
-        dist_context=SimpleNamespace(is_main_process=True),
+        dist_context=SimpleNamespace(is_main_process=is_main),
         config=JobLoggerConfig(period_steps=1000, tracker={"provider": "null"}),
         metrics=ComposeMetric({}),
         schedule=schedule,
@@ -77,9 +79,9 @@ def job_logger(schedule) -> Any:
 
 @REAL
 def test_its_job_logger_logs_here_and_goes_on(config, stored):
-    plug_in(config)
     schedule = SimpleNamespace(current_step=0, should_do_action=lambda *arguments, **keywords: False)
-    first = job_logger(schedule)
+    with plug_in(config):
+        first = job_logger(schedule)
     state = None
     with first.new_run({"stage": "train"}) as writer:
         for step in range(9):
@@ -89,6 +91,7 @@ def test_its_job_logger_logs_here_and_goes_on(config, stored):
             run.bins("device", torch.full((5,), float(step)))
             if step == 5:
                 state = first.state_dict()
+    plug_in(config)
     second = job_logger(schedule)
     second.load_state_dict(state)
     with second.new_run({"stage": "train"}) as writer:
@@ -110,10 +113,24 @@ def test_its_job_logger_logs_here_and_goes_on(config, stored):
 
 
 @REAL
-def test_other_processes_than_the_main_one_keep_its_null_tracker(config):
-    plug_in(config)
+def test_one_job_is_plugged_in_and_the_next_is_as_ever(config):
+    from d9d.loop.component.job_logger import JobLogger
     from d9d.tracker.provider.null import NullTracker
 
-    other = job_logger(SimpleNamespace(current_step=0))
-    other._dist_context = SimpleNamespace(is_main_process=False)
-    assert isinstance(other._build_tracker(), NullTracker)
+    build = JobLogger._build_tracker
+    plug_in(config)
+    assert isinstance(job_logger(SimpleNamespace(current_step=0))._tracker, D9dLoopTracker)
+    assert isinstance(job_logger(SimpleNamespace(current_step=0))._tracker, NullTracker)
+    with plug_in(config):
+        assert JobLogger._build_tracker is not build
+    assert JobLogger._build_tracker is build
+
+
+@REAL
+def test_other_processes_than_the_main_one_keep_its_null_tracker(config):
+    from d9d.tracker.provider.null import NullTracker
+
+    plugged = plug_in(config)
+    assert isinstance(job_logger(SimpleNamespace(current_step=0), is_main=False)._tracker, NullTracker)
+    plugged.undo()  # there is nothing to undo any more
+    assert isinstance(job_logger(SimpleNamespace(current_step=0))._tracker, NullTracker)

@@ -12,6 +12,7 @@ def test_a_run_that_is_asked_for_after_its_end_keeps_what_it_had(config, stored,
         config = config.model_copy(update={"accumulator": None})
     tracked = FrameworkRun(config, RunConfig(name="x"))
     tracked.add_hparams({"early": 1})
+    tracked.set_step(3)
     tracked.log({"loss": 1.0, "none": None}, 3)
     tracked.finish()
     tracked.log({"test": 2.0}, 3)

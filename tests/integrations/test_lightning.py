@@ -28,7 +28,7 @@ class Line(LightningModule):
 
     def loss_of(self, batch):
         outputs = self.layer(batch[0])
-        self.trainer.logger.run.bins("outputs", outputs)
+        self.logger.experiment.bins("outputs", outputs)
         return (outputs - batch[1]).square().mean()
 
     def training_step(self, batch, index):
@@ -67,6 +67,7 @@ def fit(logger, tmp_path, model, ckpt_path=None, callback=None, saving=None, **o
             ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1, filename="{step}", **(saving or {})),
         ],
         accelerator="cpu",
+        default_root_dir=tmp_path / "root",
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -87,7 +88,7 @@ def test_fit_validate_and_test_are_one_run(config, stored, tmp_path, compiled):
     logger.close()
     run, points = stored()
     assert (run["name"], run["description"], run["hparams"]) == ("line", "fits a line", {"lr": 0.1, "late": 1})
-    assert logger.version == run["id"]
+    assert trainer.log_dir == str(tmp_path / "root" / "line" / logger.version)
     assert points["loss",] == pytest.approx(model.losses, abs=0)
     assert set(points["val_loss",]) == {5, 11, 12}  # within fit at the epoch's last step, and by validate after it
     assert set(points["test_loss",]) == {12}

@@ -29,7 +29,7 @@ class Line(torch.nn.Module):
             self.callback.run.bins("outputs", outputs)
             self.callback.run.scalar("own loss", (outputs.detach() - labels).square().mean())
         loss = (outputs - labels).square().mean()
-        return {"loss": loss * math.nan if self.breaks_at == self.callback.tracked._step else loss, "logits": outputs}
+        return {"loss": loss * math.nan if self.breaks_at == self.callback.tracked.step else loss, "logits": outputs}
 
 
 class Failing(TrainerCallback):

@@ -1,0 +1,55 @@
+"""What of the things that a framework logs is a number."""
+
+import logging
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+
+logger = logging.getLogger("d9d_tracker")
+
+_left_out: set[str] = set()
+
+
+def numbers_of(metrics: Mapping[Any, Any]) -> dict[str, float | torch.Tensor]:
+    """Return the numbers among metrics: floats, and tensors of one element that are on a device.
+
+    Args:
+        metrics: Names and values. A mapping among them becomes ``name/key``; text, vectors and the like are left out,
+            and named once a process.
+    """
+    numbers: dict[str, float | torch.Tensor] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            numbers.update({f"{name}/{key}": number for key, number in numbers_of(value).items()})
+        elif isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_cpu:
+            numbers[str(name)] = value
+        elif (number := _as_float(value)) is not None:
+            numbers[str(name)] = number
+        elif name not in _left_out:
+            _left_out.add(name)
+            logger.warning("%r is left out, now and later: it is no number but a %s", name, _kind(value))
+    return numbers
+
+
+def same(known: Any, value: Any) -> bool:
+    """Whether a value was logged before, as far as that can be told without waiting for a device."""
+    if isinstance(known, torch.Tensor) or isinstance(value, torch.Tensor):
+        return False
+    return known == value or (math.isnan(known) and math.isnan(value))
+
+
+def _as_float(value: Any) -> float | None:
+    shape = getattr(value, "shape", ())
+    try:
+        value = value.item() if hasattr(value, "item") and math.prod(shape) == 1 else value
+        return float(value) if isinstance(value, Real) else None
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        return None
+
+
+def _kind(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + (f" of shape {list(shape)}" if shape else "")

@@ -1,0 +1,129 @@
+"""What ``TrackerCallback`` does in either of Lightning's packages."""
+
+import logging
+from typing import Any
+
+from .lightning_logger import LoggerPart
+
+logger = logging.getLogger("d9d_tracker")
+
+
+class CallbackPart:
+    """See ``d9d_tracker.integrations.lightning.TrackerCallback``."""
+
+    def __init__(self, logger: LoggerPart | None = None, **watch: Any):
+        self._given = logger
+        self._logger: LoggerPart | None = None  # the trainer's
+        self._stage = ""
+        self._watch = watch
+        self._watching: Any = None
+        self._stage_before: dict[str, str] = {}
+        self._is_logged_next = False  # whether Lightning will log for this step what its metrics are now
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Look for the logger, and remember what for the callback's state is read."""
+        mine = [one for one in trainer.loggers if isinstance(one, LoggerPart) and self._given in (None, one)]
+        self._logger, self._stage = mine[0] if mine else None, stage
+        if self._logger is not None:
+            self._logger.settle_in(trainer.default_root_dir)
+        elif not trainer.fast_dev_run:
+            logger.warning("TrackerCallback does nothing: its logger is not one of Trainer(logger=...)")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Open the run, and watch the module."""
+        if self._logger is None:
+            return
+        if _step(trainer) < self._logger.tracked.step:
+            self._logger.begin_again()
+        run = self._logger.run
+        if self._watch:
+            self._watching = run.watch(pl_module, **self._watch)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Set the step that Lightning logs this batch at: it counts batches after which an optimizer stepped."""
+        self._is_logged_next = False
+        if self._logger is not None:
+            self._logger.tracked.set_step(_step(trainer))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Find out whether Lightning will log this step, which it does after it has saved checkpoints."""
+        is_last = trainer.is_last_batch and not trainer.strategy.handles_gradient_accumulation
+        steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or is_last
+        every = trainer.log_every_n_steps
+        is_due = every > 0 and ((_step(trainer) + 1) % every == 0 or trainer.should_stop)
+        self._is_logged_next = is_due and (steps or not pl_module.automatic_optimization)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Expect Lightning to log the epoch, which it does after it has saved checkpoints."""
+        self._is_logged_next = True
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Expect nothing more of the last epoch."""
+        self._is_logged_next = False
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Tag what the module logs by itself, which is a run of its own only if nothing was trained before."""
+        self._is_logged_next = False
+        if self._logger is None:
+            return
+        tracked = self._logger.tracked
+        if self._stage != "fit":
+            tracked.set_step(_step(trainer))
+        before = tracked.get_context()
+        self._stage_before = {"stage": before["stage"]} if "stage" in before else {}
+        tracked.set_context({**before, "stage": trainer.state.stage.value})
+        if self._stage != "predict":  # of which Lightning logs nothing
+            self._logger.run.get_context()
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Tag it no more."""
+        if self._logger is not None:
+            tracked = self._logger.tracked
+            context = {name: tag for name, tag in tracked.get_context().items() if name != "stage"}
+            tracked.set_context({**context, **self._stage_before})
+
+    on_test_end = on_predict_end = on_validation_end
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Watch the module no longer."""
+        self._is_logged_next = False
+        if self._watching is not None:
+            self._watching.remove()
+            self._watching = None
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remember what ended the run."""
+        self.on_train_end(trainer, pl_module)
+        if self._logger is not None:
+            self._logger.tracked.error = exception
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Save the tracker's state, with what Lightning will log for this step only after the checkpoint."""
+        if self._logger is None:
+            return
+        if self._is_logged_next:
+            # What is current is made anew at each reading; the rest is of earlier steps.
+            before = dict(trainer.logged_metrics)
+            now = trainer.logged_metrics
+            metrics = {name: value.item() for name, value in now.items() if value is not before.get(name)}
+            step = metrics.pop("step", None)
+            self._logger.log_metrics(
+                {**metrics, **({"epoch": trainer.current_epoch} if step is None and metrics else {})},
+                None if step is None else int(step),
+            )
+        tracked = self._logger.tracked
+        if tracked.is_open and getattr(tracked.tracker, "world_size", 1) > 1:
+            tracked.run.flush()  # Lightning saves the state of rank 0, so the other ranks' part is merged first
+        me: Any = self
+        checkpoint["callbacks"][me.state_key] = tracked.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the run of the checkpoint, if it is trained on."""
+        if self._stage == "fit" and self._logger is not None:
+            self._logger.tracked.load_state_dict(state_dict)
+
+
+def _step(trainer: Any) -> int:
+    return trainer.fit_loop.epoch_loop._batches_that_stepped  # what loggers are told, known nowhere else beforehand
