@@ -2,8 +2,8 @@
 
 import importlib.util
 import re
-from types import SimpleNamespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch

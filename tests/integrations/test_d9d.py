@@ -57,7 +57,8 @@ def test_up_to_version_0_23_its_loop_takes_our_runs_as_they_are():
     for name, arguments in expected.items():
         assert list(inspect.signature(getattr(BaseTrackerRun, name)).parameters) == arguments
     assert list(inspect.signature(BaseTracker.open).parameters) == ["self", "properties"]
-    assert set(RunConfig.model_fields) == {"name", "description", "hparams"}
+    assert {"name", "description", "hparams"} <= set(RunConfig.model_fields)
+    assert not any(field.is_required() for name, field in RunConfig.model_fields.items() if name != "name")
     assert {"state_dict", "load_state_dict", "from_config"} <= set(dir(BaseTracker))
 
 
