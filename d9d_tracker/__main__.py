@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return chosen.run(chosen)
     except (ImportError, OSError, ValueError) as error:
-        Console(stderr=True).print(f"{chosen.command}: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(
+            f"{chosen.command}: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         return 1
 
 
@@ -49,10 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--series", metavar="GLOB", action="append", default=[], help=f"{several} (default: all)")
     one.add_argument("--out", type=Path, default=Path("plot.png"), help="png, svg or pdf (default: plot.png)")
     one.add_argument("--steps", type=_span, metavar="FROM:TO", help="zoom: only these steps")
-    one.add_argument("--clip", type=float, default=98.0, help="percentage of the points in view (default: 98)")
     one.add_argument(
-        "--smooth", type=_positive, help="points in the running mean (default: a fiftieth of a long curve)"
+        "--clip",
+        type=float,
+        default=98.0,
+        help="percentage of the points, or of the windows of histograms, in view (default: 98)",
     )
+    one.add_argument("--smooth", type=_positive, help="points in a mean (default: a fiftieth of a long curve)")
     one.add_argument("--log", action="store_true", help="logarithmic axis for curves")
     one.add_argument("--max", type=_positive, default=24, help="number of series at most (default: 24)")
     one.set_defaults(run=_plot)
@@ -96,13 +101,13 @@ def _show(chosen: argparse.Namespace) -> int:
 
 
 def _plot(chosen: argparse.Namespace) -> int:
-    left_out = plot(
+    remarks = plot(
         chosen.paths, chosen.series, chosen.out, chosen.steps, chosen.clip, chosen.smooth, chosen.log, chosen.max
     )
     console = Console(highlight=False)
-    console.print(f"{chosen.out}", markup=False)
-    if left_out:
-        console.print(f"left out {len(left_out)} series, from {left_out[0]!r} on: choose by --series, or raise --max")
+    console.print(f"{chosen.out}", markup=False, soft_wrap=True)
+    for remark in remarks:
+        console.print(remark, markup=False, soft_wrap=True)
     return 0
 
 
@@ -130,7 +135,7 @@ def _replay(chosen: argparse.Namespace) -> int:
     config = config_from(chosen.provider, chosen.set, chosen.config)
     faults = replay(chosen.path, config, Console())
     for fault in faults:
-        Console(stderr=True).print(f"replay: {fault}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(f"replay: {fault}", style="red", markup=False, highlight=False, soft_wrap=True)
     return 1 if faults else 0
 
 

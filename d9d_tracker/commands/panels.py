@@ -1,72 +1,185 @@
 """The panels of a plot: curves of scalars; quantile bands and heat maps of histograms over time."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from d9d_tracker.reading import Histograms, Scalars
+from d9d_tracker.record import Histogram
+
+from .smoothing import smoothed, thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORS = ("#2a6fb0", "#d1603d", "#3a9a6b", "#8a5fb8", "#c2932b", "#4fa7b5", "#b84f7d", "#6b6b6b")
+LINES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+_RED = "#c01f1f"
 _BANDS = ((0.01, 0.99, 0.15), (0.05, 0.95, 0.25), (0.25, 0.75, 0.4))
+_OF_MANY = ((0.0, 1.0, 0.15), (0.25, 0.75, 0.35))
+_SMOOTH_FROM = 400  # points; below, every one can be seen
+_DOTS_UP_TO = 40  # points
 _ROWS = 120
 _COLUMNS = 400
-_MOST_POINTS = 20_000
+_MAKES_A_DIFFERENCE = 4  # a curve should not lose its ends to a rule
 
 
-def draw_curves(axes: "Axes", curves: Sequence[tuple[str, Scalars]], smooth: int, clip: float) -> None:
-    """Draw scalar series: every point in a thin line, and their running mean in a thick one.
+class Look(NamedTuple):
+    """How a series is drawn in all panels.
+
+    Attributes:
+        color: Its color.
+        line: Its line, as matplotlib calls it.
+    """
+
+    color: str
+    line: Literal["-", "--", ":", "-."]
+
+
+def view_of(lows: np.ndarray, highs: np.ndarray, clip: float) -> tuple[float, float, int]:
+    """Return the range that an axis shows.
+
+    Args:
+        lows: Where what is to be seen begins, finite, float64 of shape ``[n]`` with n at least 1.
+        highs: Where each of it ends; the same, if it is points.
+        clip: Percentage in view, the outermost left out on both sides alike; of a few, one on each side.
+
+    Returns:
+        Low, high, and how many are out of view, in part at least: none unless the others would be flattened.
+    """
+    low = np.percentile(lows, (100 - clip) / 2, method="higher")
+    high = np.percentile(highs, (100 + clip) / 2, method="lower")
+    if clip < 100 and highs.max() - lows.min() > _MAKES_A_DIFFERENCE * (high - low) > 0:
+        return float(low), float(high), int(((lows < low) | (highs > high)).sum())
+    return float(lows.min()), float(highs.max()), 0
+
+
+def draw_curves(
+    axes: "Axes", curves: Sequence[tuple[Look, Sequence[Scalars]]], smooth: int | None, clip: float, log: bool
+) -> None:
+    """Draw scalar series: every point in a thin line, and means around them in a thick one.
 
     Args:
         axes: Where to draw.
-        curves: Labels and series.
-        smooth: Number of points in the running mean; 1 for none.
-        clip: Percentage of the points that the axis shows, the outermost left out on both sides alike.
+        curves: Looks, and a series each; or several, such as those of all ranks, whose quantiles are drawn.
+        smooth: Number of points in a mean; 1 for none, None for a fiftieth of a long curve.
+        clip: Percentage of the points that the axis shows.
+        log: Whether the axis is logarithmic; it is not where no value is positive.
     """
-    shown = [np.empty(0)]
-    for index, (label, series) in enumerate(curves):
-        color = COLORS[index % len(COLORS)]
-        steps, values = thinned(series.steps, series.values)
-        if smooth > 1 and len(series.steps) > smooth:
-            axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
-            steps, values = thinned(series.steps, running_mean(series.values, smooth))
-        axes.plot(steps, values, color=color, linewidth=1.4, label=label, marker="o" if len(steps) == 1 else None)
-        broken = ~np.isfinite(series.values)
-        if broken.any():
-            first = int(series.steps[broken][0])
-            axes.axvline(first, color=color, linestyle=":", linewidth=1.2, label=f"not finite from step {first}")
-        shown.append(series.values[~broken])
-    finite = np.concatenate(shown)
-    if finite.size and clip < 100:
-        low, high = np.percentile(finite, [(100 - clip) / 2, (100 + clip) / 2])
-        # Only where it makes a difference: a curve should not lose its ends to a rule.
-        if finite.max() - finite.min() > 2 * (high - low) > 0:
-            axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-            axes.text(
-                0.99, 0.98, f"{clip:g}% of the points in view", transform=axes.transAxes, ha="right", va="top",
-                fontsize=7, color="0.4",
-            )  # fmt: skip
+    every = np.concatenate([series.values for _, several in curves for series in several])
+    finite = every[np.isfinite(every)]
+    if not finite.size:
+        say(axes, f"all {len(every):,} values are NaN or infinite")
+    for look, several in curves:
+        steps, values = several[0].steps, several[0].values
+        if len(several) > 1:
+            steps, values = _draw_many(axes, look, several)
+        points = smooth or (len(steps) // 50 if len(steps) >= _SMOOTH_FROM else 1)
+        if points > 1 and len(several) == 1:
+            axes.plot(*thinned(steps, values), color=look.color, linewidth=0.6, alpha=0.3)
+            steps, values = smoothed(steps, values, points)
+        dots = {"marker": "o", "markersize": 3} if len(steps) <= _DOTS_UP_TO else {}
+        axes.plot(*thinned(steps, values), color=look.color, linestyle=look.line, linewidth=1.4, **dots)
+    _mark_broken_curves(axes, [series for _, several in curves for series in several])
+    shown = finite[finite > 0] if log else finite
+    if not shown.size:
+        return
+    scaled = np.log10(shown) if log else shown
+    low, high, hidden = view_of(scaled, scaled, clip)
+    if log:
+        axes.set_yscale("log", nonpositive="mask")
+    if hidden:
+        margin = 0.05 * (high - low)
+        axes.set_ylim(*(10.0 ** np.array([low - margin, high + margin]) if log else (low - margin, high + margin)))
+        _remark(axes, f"{hidden:,} points out of view (--clip)")
+    if len(shown) < len(finite):
+        _remark(axes, f"{len(finite) - len(shown):,} not positive")
 
 
-def draw_bands(axes: "Axes", series: Histograms, color: str, label: str) -> None:
+def _draw_many(axes: "Axes", look: Look, several: Sequence[Scalars]) -> tuple[np.ndarray, np.ndarray]:
+    """Draw bands between quantiles over series, and return their median."""
+    steps = np.unique(np.concatenate([series.steps for series in several]))
+    table = np.full((len(several), len(steps)), np.nan)
+    for row, series in zip(table, several, strict=True):
+        row[np.searchsorted(steps, series.steps)] = np.where(np.isfinite(series.values), series.values, np.nan)
+    for low, high, alpha in _OF_MANY:
+        axes.fill_between(
+            steps, *np.nanquantile(table, [low, high], axis=0), color=look.color, alpha=alpha, linewidth=0
+        )
+    return steps, np.nanmedian(table, axis=0)
+
+
+def _mark_broken_curves(axes: "Axes", series: Sequence[Scalars]) -> None:
+    broken = [one.steps[~np.isfinite(one.values)] for one in series]
+    steps = np.concatenate(broken)
+    if steps.size:
+        _mark(axes, np.unique(steps), f"{len(steps):,} NaN or inf from step {steps.min()}")
+
+
+class HistogramView(NamedTuple):
+    """The part of steps and values that all panels of a histogram series show.
+
+    Attributes:
+        begin: The step behind which the first window begins.
+        end: The last step.
+        edges: Borders of the rows of heat maps, rising.
+        hidden: How many windows are out of view, in part.
+        is_whole: Whether the values are whole numbers, each of which has rows of its own.
+    """
+
+    begin: float
+    end: float
+    edges: np.ndarray
+    hidden: int
+    is_whole: bool
+
+
+def view_histograms(several: Sequence[Histograms], clip: float) -> HistogramView | None:
+    """Return what the panels of histogram series have in common; None if there is no finite value.
+
+    Args:
+        several: The series.
+        clip: Percentage of the windows in view, as of the points of curves.
+    """
+    used = [one for series in several for one in series.values if one.count]
+    if not used:
+        return None
+    lows, highs = (np.array([one.quantile(q) for one in used]) for q in (0.002, 0.998))
+    low, high, hidden = view_of(lows, highs, clip)
+    is_whole = all(map(_is_whole, used))
+    if is_whole:
+        low, high = np.floor(low), np.floor(high)
+        width = -(-(high - low + 1) // _ROWS)
+        edges = np.arange(low, high + width + 1, width) - 0.5
+    else:
+        margin = 0.02 * (high - low) or max(0.5, abs(high) * 1e-6)  # values that lie at one end have a width then
+        edges = np.linspace(low - margin, high + margin, _ROWS + 1)
+    begin = min(_borders(series.steps)[0] for series in several)
+    return HistogramView(begin, max(float(series.steps[-1]) for series in several), edges, hidden, is_whole)
+
+
+def draw_bands(axes: "Axes", series: Histograms, look: Look, view: HistogramView) -> None:
     """Draw quantiles of a histogram series over time: bands of 98, 90 and 50 percent of its values, and the median.
 
     Args:
         axes: Where to draw.
         series: The series.
-        color: Color of the bands.
-        label: What the legend calls it.
+        look: How.
+        view: What is shown.
     """
-    for low, high, alpha in _BANDS:
-        lower, upper = series.quantiles([low, high])
-        axes.fill_between(series.steps, lower, upper, color=color, alpha=alpha, linewidth=0)
-    axes.plot(series.steps, series.quantiles([0.5])[0], color=color, linewidth=1.2, label=label)
+    fractions = [q for low, high, _ in _BANDS for q in (low, high)]
+    lines = series.quantiles([*fractions, 0.5])
+    lines = np.insert(np.floor(lines) if view.is_whole else lines, 0, 0.0, axis=1)
+    lines[:, 0] = lines[:, 1]
+    steps, half = _borders(series.steps), 0.5 * view.is_whole  # whole numbers are as high as in the heat map
+    for index, (_, _, alpha) in enumerate(_BANDS):
+        lower, upper = lines[2 * index : 2 * index + 2] + half * np.array([[-1.0], [1.0]])
+        axes.fill_between(steps, lower, upper, step="pre", color=look.color, alpha=alpha, linewidth=0)
+    axes.plot(steps, lines[-1], drawstyle="steps-pre", color=look.color, linestyle=look.line, linewidth=1.2)
 
 
-def draw_heat_map(axes: "Axes", series: Histograms) -> None:
+def draw_heat_map(axes: "Axes", series: Histograms, view: HistogramView) -> None:
     """Draw where the values of a histogram series lie over time, the darker the more of them.
 
     Each column is one histogram, or the mean of several, and ends at the step that it was logged for.
@@ -74,58 +187,131 @@ def draw_heat_map(axes: "Axes", series: Histograms) -> None:
     Args:
         axes: Where to draw.
         series: The series.
+        view: What is shown.
     """
-    used = [(step, one) for step, one in zip(series.steps.tolist(), series.values, strict=True) if one.count]
-    if not used:
-        return
-    low = min(one.quantile(0.002) for _, one in used)
-    high = max(one.quantile(0.998) for _, one in used)
-    margin = 0.02 * (high - low) or 0.5  # values that all lie at one end of the range have a width then
-    edges = np.linspace(low - margin, high + margin, _ROWS + 1)
-    columns = np.array([np.diff(one.cumulative_at(edges)) / one.count for _, one in used])
-    steps = np.array([step for step, _ in used], dtype=float)
-    if len(steps) > _COLUMNS:
-        parts = np.array_split(np.arange(len(steps)), _COLUMNS)
-        columns = np.array([columns[part].mean(axis=0) for part in parts])
-        steps = np.array([steps[part[-1]] for part in parts])
-    width = np.median(np.diff(steps)) if len(steps) > 1 else 1.0
-    borders = np.insert(steps, 0, steps[0] - width)
+    columns = np.array([_fractions(one, view) for one in series.values])
+    borders = _borders(series.steps)
+    if len(columns) > _COLUMNS:
+        parts = np.array_split(np.arange(len(columns)), _COLUMNS)
+        columns = np.array([np.nanmean(columns[part], axis=0) for part in parts])
+        borders = borders[[0, *(part[-1] + 1 for part in parts)]]
     # The root, because a histogram has few bins that are full and many that hold little.
-    image = np.sqrt(columns.T)
-    fullest = np.quantile(image[image > 0], 0.98)
-    axes.pcolormesh(borders, edges, image, cmap="Blues", vmin=0, vmax=fullest, shading="flat", rasterized=True)
+    image = np.ma.masked_invalid(np.sqrt(columns.T))
+    filled = image.compressed()[image.compressed() > 0]
+    fullest = np.quantile(filled, 0.98) if filled.size else 1.0
+    axes.pcolormesh(borders, view.edges, image, cmap="Blues", vmin=0, vmax=fullest, shading="flat", rasterized=True)
 
 
-def running_mean(values: np.ndarray, points: int) -> np.ndarray:
-    """Return means of each value and those before it; what is not finite is left out of them.
-
-    Args:
-        values: float64 of shape ``[n]``.
-        points: How many values a mean is taken of; at the beginning, fewer.
-
-    Returns:
-        float64 of shape ``[n]``; NaN where there is no finite value.
-    """
-    finite = np.isfinite(values)
-    sums, counts = (np.cumsum(part, dtype=np.float64) for part in (np.where(finite, values, 0.0), finite))
-    sums[points:], counts[points:] = sums[points:] - sums[:-points], counts[points:] - counts[:-points]
-    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
-
-
-def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most some ten thousand points that look like all of them: the extremes of stretches.
+def finish_histograms(axes: "Axes", several: Sequence[Histograms], view: HistogramView | None) -> None:
+    """Give a panel of histogram series its limits, and mark the windows that hold NaN or infinities.
 
     Args:
-        steps: Rising, of shape ``[n]``.
-        values: Of the same shape.
+        axes: The panel.
+        several: The series in it.
+        view: What is shown, None if there is no finite value.
     """
-    if len(values) <= _MOST_POINTS:
-        return steps, values
-    width = -(-len(values) // (_MOST_POINTS // 2))
-    whole = len(values) // width * width
-    stretches = values[:whole].reshape(-1, width)
-    begins = np.arange(0, whole, width)
-    low = begins + np.where(np.isnan(stretches), np.inf, stretches).argmin(axis=1)
-    high = begins + np.where(np.isnan(stretches), -np.inf, stretches).argmax(axis=1)
-    kept = np.unique(np.concatenate((low, high, np.arange(whole, len(values)))))
-    return steps[kept], values[kept]
+    if view is None:
+        say(axes, f"no finite value in {sum(len(series.steps) for series in several):,} windows")
+    else:
+        axes.set_xlim(view.begin, view.end)
+        axes.set_ylim(view.edges[0], view.edges[-1])
+        if view.is_whole:
+            axes.locator_params("y", integer=True)
+        if view.hidden:
+            _remark(axes, f"{view.hidden:,} windows out of view (--clip)")
+    windows = [(step, one) for series in several for step, one in zip(series.steps, series.values, strict=True)]
+    broken = {int(step): one for step, one in windows if _broken(one)}
+    if broken:
+        elements = sum(_broken(one) for _, one in windows)
+        _mark(axes, np.array(sorted(broken)), f"{elements:,} NaN or inf from step {min(broken)}")
+
+
+def merged(several: Sequence[Histograms]) -> Histograms:
+    """Return histogram series as one that holds the values of all, the bins of different edges spread evenly.
+
+    Args:
+        several: The series, such as those of all ranks.
+    """
+    by_step: dict[int, list[Histogram]] = {}
+    for series in several:
+        for step, one in zip(series.steps.tolist(), series.values, strict=True):
+            by_step.setdefault(step, []).append(one)
+    steps = sorted(by_step)
+    first = several[0]
+    return Histograms(
+        first.name, first.context, np.array(steps), [_sum(by_step[step]) for step in steps], np.full(len(steps), np.nan)
+    )
+
+
+def say(axes: "Axes", words: str) -> None:
+    """Write words in the middle of a panel.
+
+    Args:
+        axes: The panel.
+        words: The words.
+    """
+    axes.text(
+        0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", fontsize=8, color=_RED, parse_math=False
+    )
+
+
+def _sum(histograms: list[Histogram]) -> Histogram:
+    used = [one for one in histograms if one.count] or histograms[:1]
+    edges = np.unique(np.concatenate([one.edges for one in used]))
+    below = sum(np.interp(edges, one.edges, np.concatenate(([0], np.cumsum(one.counts)))) for one in used)
+    return Histogram(
+        edges=edges,
+        counts=np.diff(np.rint(below)).astype(np.int64),
+        min=min(one.min for one in used),
+        max=max(one.max for one in used),
+        **{key: sum(getattr(one, key) for one in histograms) for key in _SUMS},
+    )
+
+
+_SUMS = ("sum", "sum_squares", "zeros", "nan", "posinf", "neginf")
+
+
+def _fractions(one: Histogram, view: HistogramView) -> np.ndarray:
+    """Return which part of a histogram's values lies in each row; NaN if it has no finite value."""
+    if not one.count:
+        return np.full(len(view.edges) - 1, np.nan)
+    if view.is_whole:  # the bin of a whole number begins there
+        below = np.interp(view.edges + 0.5, one.edges, np.concatenate(([0], np.cumsum(one.counts))))
+    else:
+        below = one.cumulative_at(view.edges)
+    return np.diff(below) / one.count
+
+
+def _is_whole(one: Histogram) -> bool:
+    numbers = np.array([one.min, one.max, one.sum, *one.edges])
+    return bool((numbers == np.floor(numbers)).all())
+
+
+def _borders(steps: np.ndarray) -> np.ndarray:
+    """Return where windows begin and end; the first is taken to be as long as most, but not to begin before step 0."""
+    width = float(np.median(np.diff(steps))) if len(steps) > 1 else 1.0
+    begin = steps[0] - width if steps[0] <= 0 else max(steps[0] - width, 0.0)
+    return np.insert(steps.astype(float), 0, begin)
+
+
+def _broken(one: Histogram) -> int:
+    return one.nan + one.posinf + one.neginf
+
+
+def _mark(axes: "Axes", steps: np.ndarray, words: str) -> None:
+    """Put a red mark at the upper edge of each step, and words beside them."""
+    place = axes.get_xaxis_transform()
+    few = steps[:: max(1, len(steps) // _COLUMNS)]
+    axes.plot(few, np.ones(len(few)), "v", color=_RED, markersize=4, transform=place, clip_on=False, zorder=5)
+    if len(steps) <= 3:
+        for step in steps:
+            axes.axvline(step, color=_RED, linestyle=":", linewidth=0.8)
+    axes.text(
+        0.01, 0.97, words, transform=axes.transAxes, ha="left", va="top", fontsize=7, color=_RED, parse_math=False,
+        bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
+    )  # fmt: skip
+
+
+def _remark(axes: "Axes", words: str) -> None:
+    said = axes.get_xlabel()
+    axes.set_xlabel(f"{said}, {words}" if said else f"step; {words}", fontsize=8)

@@ -1,21 +1,57 @@
 """One picture of runs in JSON files: curves, quantile bands and heat maps, runs side by side."""
 
-from dataclasses import replace
+import itertools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from d9d_tracker.reading import Histograms, Scalars, StoredRun, read
+from d9d_tracker.reading import Histograms, Scalars, read
 
-from .panels import COLORS, draw_bands, draw_curves, draw_heat_map
-from .show import differing, in_words
+from .labels import in_words, labels_of, shortened, shortened_apart, together, unmatched
+from .panels import (
+    COLORS,
+    LINES,
+    Look,
+    draw_bands,
+    draw_curves,
+    draw_heat_map,
+    finish_histograms,
+    merged,
+    say,
+    view_histograms,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 T = TypeVar("T", Scalars, Histograms)
 _PANEL_INCHES = (4.6, 2.7)
 _COLUMNS = 3
-_SMOOTH_FROM = 400  # points; below, every one can be seen
+_TITLE, _LABEL = 58, 48  # characters
+_INSIDE = 4, 26  # labels, and characters of the longest, for which a legend fits into a panel
+_TOLD_APART = 8  # contexts of a run; of more that differ in a number, such as the rank, quantiles are drawn
+_MOST_LOOKS = len(COLORS) * len(LINES)
+_MOST_HEAT_MAPS = 8
+
+
+@dataclass
+class Panel:
+    """A part of the picture.
+
+    Attributes:
+        title: What it is of.
+        draw: Draws it.
+        labels: What it shows.
+        begins_row: Whether it stands on the left.
+    """
+
+    title: str
+    draw: "Callable[[Axes], None]"
+    labels: list[str]
+    begins_row: bool = False
 
 
 def plot(
@@ -33,58 +69,72 @@ def plot(
     Args:
         paths: Files of runs, or folders of them.
         patterns: Which series, as the shell's; all without any.
-        out: The picture; its ending says which format.
+        out: The picture; its ending says which format, png without any.
         steps: The first and the last step to draw; all by default.
-        clip: Percentage of a panel's points in view, which keeps a spike from flattening the curve.
-        smooth: Number of points in the running mean; by default a fiftieth of a long curve.
+        clip: Percentage of a panel's points in view, or of the windows of histograms, which keeps a spike from
+            flattening the rest.
+        smooth: Number of points in a mean; by default a fiftieth of a long curve.
         log: Whether curves have a logarithmic axis.
         most: Number of series drawn at most.
 
     Returns:
-        Names of the series that were not drawn because there were too many.
+        What was left out and why, a line each.
 
     Raises:
         ImportError: If matplotlib is not installed.
         FileNotFoundError: If there is no run.
-        ValueError: If no series matches, or the file is no run.
+        ValueError: If no series matches, no file could be read, or the format is unknown.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("`plot` draws with matplotlib: pip install 'd9d_tracker[plot]'") from error
-    runs = [run for path in paths for run in read(path)]
-    loaded = [[one for series in run.load(*patterns) if len((one := _within(series, steps)).steps)] for run in runs]
-    scalars = _names(loaded, Scalars)
-    histograms = _names(loaded, Histograms)
+    from .fonts import families
+
+    remarks: list[str] = []
+    runs, loaded, known = [], [], []
+    for run in (run for path in paths for run in read(path)):
+        try:
+            own = run.load(*patterns)
+            known += [series.name for series in run.series()] if patterns else []
+        except ValueError as error:  # a damaged file
+            remarks.append(f"left out: {error}")
+            continue
+        runs.append(run)
+        loaded.append([one for series in own if len((one := _within(series, steps)).steps)])
+    remarks += unmatched(patterns, known)
+    scalars, histograms = _names(loaded, Scalars), _names(loaded, Histograms)
     if not scalars and not histograms:
-        known = sorted({series.name for run in runs for series in run.series()})
-        raise ValueError(f"no points of a series {', '.join(patterns) or '*'}; there are: {', '.join(known) or 'none'}")
+        raise ValueError("; ".join(remarks) or "no points" + (" of these steps" if steps else ""))
     left_out = [*scalars, *histograms][most:]
-    scalars, histograms = scalars[:most], histograms[: max(0, most - len(scalars))]
-    labels = _labels(runs)
-    figure = Figure(layout="constrained")
-    # A histogram has a row: its quantiles, and a heat map for each run.
-    wide = 1 + max((len(_of(loaded, labels, name, Histograms)) for name in histograms), default=0)
-    columns = max(min(_COLUMNS, len(scalars)), wide if histograms else 0)
-    rows = -(-len(scalars) // columns)
-    figure.set_size_inches(columns * _PANEL_INCHES[0], (rows + len(histograms)) * _PANEL_INCHES[1] + 0.4)
-    figure.suptitle(", ".join(dict.fromkeys(run.name for run in runs)), x=0.01, ha="left", fontweight="bold")
-    parts = figure.subfigures(rows + len(histograms), 1, squeeze=False)[:, 0]
-    for row in range(rows):
-        names = scalars[row * columns : (row + 1) * columns]
-        _draw_scalars(parts[row], names, loaded, labels, columns, smooth, clip, log)
-    for part, name in zip(parts[rows:], histograms, strict=True):
-        _draw_histograms(part, name, loaded, labels, columns)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _save(figure, out)
-    return left_out
+    if left_out:
+        remarks.append(f"left out {len(left_out)} series, from {left_out[0]!r} on: choose by --series, or raise --max")
+    labels = labels_of(runs)
+    looks = _Looks()
+    panels = [_curves(name, _of(loaded, labels, name, Scalars), looks, smooth, clip, log) for name in scalars[:most]]
+    for name in histograms[: max(0, most - len(scalars))]:
+        panels += _histograms(name, _of(loaded, labels, name, Histograms), looks, clip, remarks)
+    with rc_context({"font.family": families(), "text.usetex": False}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what matplotlib and NumPy warn of is said in the picture
+        figure = Figure(layout="constrained")
+        title = ", ".join(dict.fromkeys(run.name for run in runs))
+        remarks += _arrange(figure, panels, looks, title)
+        remarks += _save(figure, out)
+    return remarks
 
 
-def _save(figure: "Figure", out: Path) -> None:
-    try:
-        figure.savefig(out, dpi=130)
-    except ValueError as error:
-        raise ValueError(f"--out {out}: {error}") from None
+class _Looks:
+    """One look for each label in all panels."""
+
+    def __init__(self) -> None:
+        self._all = itertools.cycle(Look(color, line) for line in LINES for color in COLORS)
+        self.of: dict[str, Look] = {}
+
+    def __getitem__(self, label: str) -> Look:
+        if label not in self.of:
+            self.of[label] = next(self._all)
+        return self.of[label]
 
 
 def _within(series: Scalars | Histograms, steps: tuple[int, int] | None) -> Scalars | Histograms:
@@ -102,69 +152,153 @@ def _names(loaded: list[list[Scalars | Histograms]], kind: type) -> list[str]:
     return list(dict.fromkeys(one.name for own in loaded for one in own if isinstance(one, kind)))
 
 
-def _of(loaded: list[list[Scalars | Histograms]], labels: list[str], name: str, kind: type[T]) -> list[tuple[str, T]]:
-    """Return the series of a name in all runs, with what the legend calls them."""
-    return [
-        ("  ".join(filter(None, (label, in_words(series.context)))), series)
-        for label, own in zip(labels, loaded, strict=True)
-        for series in own
-        if isinstance(series, kind) and series.name == name
-    ]
+def _of(
+    loaded: list[list[Scalars | Histograms]], labels: list[str], name: str, kind: type[T]
+) -> list[tuple[str, list[T]]]:
+    """Return the series of a name in all runs, with what the legend calls them; those of many ranks as one."""
+    found: list[tuple[str, list[T]]] = []
+    for label, own in zip(labels, loaded, strict=True):
+        series = [one for one in own if isinstance(one, kind) and one.name == name]
+        tags = dict.fromkeys(tag for one in series for tag in one.context)
+        differing = [tag for tag in tags if len({one.context.get(tag) for one in series}) > 1]
+        is_ranked = len(differing) == 1 and all(one.context.get(differing[0], "").isdigit() for one in series)
+        if len(series) > (_TOLD_APART if is_ranked else _MOST_LOOKS):
+            common = {tag: value for tag, value in series[0].context.items() if tag not in differing}
+            words = f"{', '.join(differing)}: all {len(series)}"
+            found.append((together(label, in_words(common), words), series))
+        else:
+            found += [(together(label, in_words(one.context)), [one]) for one in series]
+    return found
 
 
-def _labels(runs: list[StoredRun]) -> list[str]:
-    if len(runs) == 1:
-        return [""]
-    labels = []
-    for run, hparams in zip(runs, differing(runs), strict=True):
-        labels.append(in_words(hparams) if hparams else run.path.stem)
-    return labels
+def _curves(
+    name: str, found: list[tuple[str, list[Scalars]]], looks: _Looks, smooth: int | None, clip: float, log: bool
+) -> Panel:
+    curves = [(looks[label], series) for label, series in found]
+    return Panel(name, lambda axes: draw_curves(axes, curves, smooth, clip, log), [label for label, _ in found])
 
 
-def _draw_scalars(
-    part: "SubFigure",
-    names: list[str],
-    loaded: list[list[Scalars | Histograms]],
-    labels: list[str],
-    columns: int,
-    smooth: int | None,
-    clip: float,
-    log: bool,
-) -> None:
-    for axes, name in zip(part.subplots(1, columns, squeeze=False)[0], [*names, *[None] * columns], strict=False):
-        if name is None:
-            axes.set_visible(False)
-            continue
-        curves = _of(loaded, labels, name, Scalars)
-        longest = max(len(series.steps) for _, series in curves)
-        points = smooth or (longest // 50 if longest >= _SMOOTH_FROM else 1)
-        if log:
-            axes.set_yscale("log")
-        draw_curves(axes, curves, points, clip)
-        _finish(axes, name)
+def _histograms(
+    name: str, found: list[tuple[str, list[Histograms]]], looks: _Looks, clip: float, remarks: list[str]
+) -> list[Panel]:
+    """Return the panels of a histogram series: its quantiles, and a heat map of each run, on axes that are the same."""
+    all_series = [several[0] if len(several) == 1 else merged(several) for _, several in found]
+    labels = [label for label, _ in found]
+    all_looks = [looks[label] for label in labels]
+    view = view_histograms(all_series, clip)
+
+    def bands(axes: "Axes") -> None:
+        if view is not None:
+            for series, look in zip(all_series, all_looks, strict=True):
+                draw_bands(axes, series, look, view)
+        finish_histograms(axes, all_series, view)
+
+    def heat_map(series: Histograms) -> "Callable[[Axes], None]":
+        def draw(axes: "Axes") -> None:
+            if view is not None:
+                draw_heat_map(axes, series, view)
+            finish_histograms(axes, [series], view)
+
+        return draw
+
+    if len(found) > _MOST_HEAT_MAPS:
+        remarks.append(f"left out {len(found) - _MOST_HEAT_MAPS} heat maps of {name!r}: its bands are drawn")
+    first = Panel(f"{shortened(name, _TITLE)}: median, 50, 90 and 98%", bands, labels, begins_row=True)
+    shown = list(zip(labels, all_series, strict=True))[:_MOST_HEAT_MAPS]
+    return [first, *(Panel(together(name, label), heat_map(series), []) for label, series in shown)]
 
 
-def _draw_histograms(
-    part: "SubFigure", name: str, loaded: list[list[Scalars | Histograms]], labels: list[str], columns: int
-) -> None:
-    all_axes = part.subplots(1, columns, squeeze=False)[0]
-    found = _of(loaded, labels, name, Histograms)
-    for axes in all_axes[1 + len(found) :]:
-        axes.set_visible(False)
-    for index, (label, series) in enumerate(found):
-        draw_bands(all_axes[0], series, COLORS[index % len(COLORS)], label)
-        draw_heat_map(all_axes[1 + index], series)
-        _finish(all_axes[1 + index], f"{name}  {label}".strip())
-    _finish(all_axes[0], f"{name}: median, 50, 90 and 98%")
+def _arrange(figure: "Figure", panels: list[Panel], looks: _Looks, title: str) -> list[str]:
+    """Draw the panels in rows; return what could not be drawn."""
+    from .fonts import drawable
+
+    rows: list[list[Panel]] = []
+    for panel in panels:
+        if not rows or panel.begins_row or len(rows[-1]) == _COLUMNS:
+            rows.append([])
+        rows[-1].append(panel)
+    columns = max(map(len, rows))
+    short = {label: drawable(words) for label, words in shortened_apart(looks.of, _LABEL).items()}
+    fits = len(short) <= _INSIDE[0] and max(map(len, short.values())) <= _INSIDE[1]
+    width = columns * _PANEL_INCHES[0]
+    per_row = max(1, int(width / (0.06 * max(map(len, short.values())) + 0.6)))
+    legend_inches = 0.0 if fits else 0.16 * -(-len(short) // per_row) + 0.2
+    figure.set_size_inches(width, len(rows) * _PANEL_INCHES[1] + 0.4 + legend_inches)
+    figure.suptitle(drawable(shortened(title, 30 * columns)), x=0.01, ha="left", fontweight="bold", parse_math=False)
+    failed = []
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for row, all_axes in zip(rows, grid, strict=True):
+        for panel, axes in itertools.zip_longest(row, all_axes):
+            if panel is None:
+                axes.set_visible(False)
+                continue
+            try:
+                panel.draw(axes)
+            except Exception as error:  # one series must not spoil the picture
+                axes.clear()
+                say(axes, "could not be drawn")
+                failed.append(f"{panel.title!r} could not be drawn: {type(error).__name__}: {error}")
+            _finish(axes, drawable(panel.title))
+            shown = [label for label in dict.fromkeys(panel.labels) if label]
+            if fits and shown:
+                _add_legend(axes, shown, looks, short)
+    if not fits:
+        _add_legend(figure, list(looks.of), looks, short, loc="outside lower left", ncols=per_row)
+    return failed
 
 
-def _finish(axes, title: str) -> None:
-    axes.set_title(title, fontsize=9, loc="left")
-    axes.set_xlabel("step", fontsize=8)
+def _add_legend(place: Any, labels: list[str], looks: _Looks, short: dict[str, str], **where: Any) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=looks[label].color, linestyle=looks[label].line) for label in labels]
+    words = [f" {short[label]}" for label in labels]  # matplotlib leaves out what begins with an underscore
+    for text in place.legend(handles, words, fontsize=7, frameon=False, **where).get_texts():
+        text.set_parse_math(False)
+
+
+def _finish(axes: "Axes", title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    title = shortened(title, 2 * _TITLE)
+    lines = [title] if len(title) <= _TITLE else [title[:_TITLE], title[_TITLE:]]
+    axes.set_title("\n".join(lines), fontsize=9, loc="left", parse_math=False)
+    axes.set_xlabel(axes.get_xlabel() or "step", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     axes.tick_params(labelsize=7)
     axes.grid(visible=True, color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if any(axes.get_legend_handles_labels()[1]):
-        axes.legend(fontsize=7, frameon=False)
+
+
+def _save(figure: "Figure", out: Path) -> list[str]:
+    """Write the picture; return what turned out not to be drawable."""
+    form = out.suffix[1:].lower() or "png"
+    known = figure.canvas.get_supported_filetypes()
+    if form not in known:
+        raise ValueError(f"--out {out}: no format {form!r}; there are {', '.join(sorted(known))}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(out, dpi=130, format=form)
+    except OSError:
+        raise
+    except Exception:
+        failed = [words for axes in figure.axes if (words := _replaced(axes))]
+        figure.savefig(out, dpi=130, format=form)
+        return failed
+    return []
+
+
+def _replaced(axes: "Axes") -> str:
+    """Put words in the place of a panel that cannot be drawn, and return why."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    title = axes.get_title("left")
+    try:
+        axes.draw(FigureCanvasAgg(axes.get_figure(root=True)).get_renderer())
+    except Exception as error:
+        axes.clear()
+        say(axes, "could not be drawn")
+        axes.set_title(title, fontsize=9, loc="left", parse_math=False)
+        return f"{title!r} could not be drawn: {type(error).__name__}: {error}"
+    return ""

@@ -2,9 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich import box
@@ -16,9 +14,10 @@ from rich.text import Text
 from d9d_tracker.provider.console import ASCII_BLOCKS, BLOCKS, bars, sparkline
 from d9d_tracker.reading import Histograms, Scalars, StoredRun, read
 
+from .labels import differing, flat, in_words
+
 _WIDE_TERMINAL = 100
 _WIDE, _NARROW = 32, 16
-_LONGEST = 200
 _SHORTEST_PAUSE = 1.0
 _PAUSE_TO_WORK = 5.0  # a large file is read again less often
 
@@ -49,25 +48,6 @@ def show(path: Path, patterns: list[str], follow: bool, console: Console) -> Non
                 began, seen = time.monotonic(), state
                 live.update(_picture(read(path), patterns, console), refresh=True)
                 pause = max(_SHORTEST_PAUSE, _PAUSE_TO_WORK * (time.monotonic() - began))
-
-
-def differing(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
-    """Return for each run those of its hyperparameters in which the runs differ, by dotted names.
-
-    Args:
-        runs: The runs.
-    """
-    flat = [_flat(run.hparams) for run in runs]
-    names = dict.fromkeys(name for hparams in flat for name in hparams)
-    kept = [name for name in names if any(hparams.get(name) != flat[0].get(name) for hparams in flat)]
-    return [{name: hparams[name] for name in kept if name in hparams} for hparams in flat]
-
-
-def _flat(hparams: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in hparams.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
@@ -103,21 +83,11 @@ def _table_of_runs(runs: list[StoredRun]) -> Table:
     return table
 
 
-def in_words(values: dict[str, Any]) -> str:
-    """Return names and values on one line.
-
-    Args:
-        values: Hyperparameters or tags.
-    """
-    words = ", ".join(f"{name}={value}" for name, value in values.items())
-    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
-
-
 def _table_of_series(run: StoredRun, patterns: list[str], console: Console) -> RenderableType:
     title = Text(f"{run.name}  ", style="bold").append(str(run.path), style="not bold dim")
     parts: list[RenderableType] = [title]
     if run.hparams:
-        parts.append(Text(in_words(_flat(run.hparams)), style="dim"))
+        parts.append(Text(in_words(flat(run.hparams)), style="dim"))
     table = Table(Column("series", overflow="fold"), box=box.SIMPLE_HEAD, pad_edge=False)
     is_wide = console.width >= _WIDE_TERMINAL
     for column in ("points", "last", *(("min", "max") if is_wide else ())):
