@@ -31,7 +31,7 @@ _SIGNATURE = {
     "numel": "i64",
     "tiles": "i64",
     "table": "*i64",
-    "pointers": "*i64",
+    "tensors": "*i64",
     "counts": "*i64",
     "moments": "*fp64",
     "partials": "*fp64",

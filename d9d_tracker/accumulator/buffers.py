@@ -20,6 +20,7 @@ from .host_window import HostWindow
 from .places import Places
 from .registry import HistogramSeries, Registry, ScalarSeries
 from .scalars import ScalarBank
+from .target import Target
 from .window import Staging, Window
 
 _Change = tuple[Callable[..., object], tuple[Any, ...]]
@@ -104,9 +105,11 @@ class Buffers:
         self.outbox: deque[Window] = deque()
         self.lock = threading.RLock()  # reentrant, because a signal handler may log while set_step holds it
         self._changes: deque[_Change] = deque()
+        self._stream: Any = None  # that of the last change
 
     def start(self) -> None:
         """Empty everything for a new run. The places that compiled code knows mean nothing until they are refilled."""
+        self.follow()
         self._changes.clear()
         self.outbox.clear()
         self.scalar_series.clear()
@@ -117,35 +120,41 @@ class Buffers:
         self.clock = Clock(0, time.time(), 0, [], [])
         self.device_step.fill_(0)
 
-    def count(
-        self, populations: list[torch.Tensor], at: list[int], *parameters: Any, places: torch.Tensor | None = None
-    ) -> None:
+    def follow(self) -> None:
+        """Have this thread's stream wait for the one that changed the bank last, in eager code, if it is another."""
+        if not self.is_gpu or gpu.is_current_stream_capturing():
+            return
+        current = gpu.current_stream(self.device)
+        if current != self._stream:
+            if self._stream is not None:
+                current.wait_stream(self._stream)
+            self._stream = current
+
+    def count(self, target: Target, populations: list[torch.Tensor], *parameters: Any) -> None:
         """Count populations into histograms; may be traced.
 
         Args:
+            target: The place of each.
             populations: Tensors on the device.
-            at: The place of each in the table; its slot without one.
-            *parameters: Cadence and binning, see ``histogram_place``.
-            places: The table: which slot each place means.
+            *parameters: Cadence and binning, see ``histogram_at``.
         """
-        bank = self.histograms
-        state = (bank.counts, bank.moments, bank.partials, bank.places if places is None else places, self.device_step)
+        bank, (at, table, _) = self.histograms, target
+        state = (bank.counts, bank.moments, bank.partials, table, self.device_step)
         if len(at) == 1:
             torch.ops.d9d_tracker.histogram_(populations[0], *state, at[0], *parameters)
         else:
             torch.ops.d9d_tracker.histogram_many_(populations, *state, at, *parameters)
 
-    def add_counts(self, values: torch.Tensor, at: int, every: int, places: torch.Tensor | None = None) -> None:
+    def add_counts(self, values: torch.Tensor, at: int, every: int, table: torch.Tensor) -> None:
         """Add counts to a histogram of integers; may be traced.
 
         Args:
             values: int of shape ``[n]``, on the device.
-            at: Its place in the table; its slot without one.
+            at: Its place.
             every: Its cadence.
-            places: The table: which slot each place means.
+            table: Which slot each place means.
         """
         bank = self.histograms
-        table = bank.places if places is None else places
         torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, table, self.device_step, at, every)
 
     def merge_histogram(self, row: int, counts: np.ndarray, moments: np.ndarray) -> None:
@@ -210,6 +219,7 @@ class Buffers:
         Args:
             changes: Functions and their arguments, in this order.
         """
+        self.follow()
         try:
             self._changes.extend(changes)
             self._make_changes()

@@ -14,6 +14,7 @@ from d9d_tracker.tracing import register_effect
 from d9d_tracker_kernels.device import DISPATCH_KEY
 
 from .runs import runs
+from .target import Target
 
 _library = torch.library.Library("d9d_tracker", "FRAGMENT")
 _library.define(
@@ -47,7 +48,7 @@ def _histogram(
     token: str, places: torch.Tensor | None, values: list[torch.Tensor], at: list[int], *parameters: Any
 ) -> None:
     buffers = runs[token].buffers
-    buffers.count(values, at, *parameters, places=buffers.places.table if places is None else places)
+    buffers.count(Target(at, buffers.places.table if places is None else places), values, *parameters)
 
 
 def _add_counts(token: str, values: torch.Tensor, at: int, every: int) -> None:

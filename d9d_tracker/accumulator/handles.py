@@ -11,9 +11,10 @@ from .arguments import Number
 from .places import Places
 from .reductions import Reduction
 from .registry import HistogramSeries, ScalarSeries
+from .target import Target
 
 # What compiled code reads of a handle is a guard, and handles that differ in it share no code. So it reads neither the
-# series nor the place: a table of its own is its input.
+# series nor the place: a table of its own, of one place, is its input.
 
 
 class AccumulatingScalarHandle(ScalarHandle):
@@ -28,7 +29,7 @@ class AccumulatingScalarHandle(ScalarHandle):
         series: The same.
         reduce: The reduction.
         place: Its place.
-        table: The table of this place alone.
+        target: Where it writes: a table of this place alone.
     """
 
     def __init__(self, run: Any, series: ScalarSeries, places: Places):
@@ -37,7 +38,7 @@ class AccumulatingScalarHandle(ScalarHandle):
         self.series = series
         self.reduce: Reduction = series.reduce
         self.place = places.claim(series)
-        self.table = places.entry(self.place)
+        self.target = Target([0], places.entry(self.place), is_handle=True)
 
     @override
     def scalar(self, value: Number, *, weight: Number | None = None) -> None:
@@ -66,8 +67,7 @@ class AccumulatingBinsHandle(BinsHandle):
     Attributes:
         series: The same.
         parameters: Cadence and binning, as the operators take them.
-        place: Its place.
-        table: The table of this place alone.
+        target: Where it writes: a table of its place alone.
     """
 
     def __init__(self, run: Any, series: HistogramSeries, every: int, places: Places):
@@ -75,8 +75,7 @@ class AccumulatingBinsHandle(BinsHandle):
         self._run = run
         self.series = series
         self.parameters = (every, *series.binning.parameters())
-        self.place = places.claim(series)
-        self.table = places.entry(self.place)
+        self.target = Target([0], places.entry(places.claim(series)), is_handle=True)
 
     @override
     def bins(self, values: torch.Tensor) -> None:

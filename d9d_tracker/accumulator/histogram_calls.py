@@ -18,7 +18,8 @@ from .fitting import fitting
 from .handles import AccumulatingBinsHandle
 from .regions import has_effect_here
 from .registry import label
-from .slots import counts_place, histogram_place, histogram_series, integer_binning
+from .slots import counts_at, histogram_at, histogram_series
+from .target import Target
 
 
 class HistogramCalls(Calls):
@@ -113,22 +114,19 @@ class HistogramCalls(Calls):
             return
         items = self._items(name, context, scope)
         vector, counts = check_counts(name, items, values, self.buffers.device)
-        bins = int(vector.shape[0])
-        if self.holds_places():
-            at, cadence = counts_place(self._token, name, items, bins, every)
-        else:
-            binning = integer_binning(name, items, bins)
-            series, cadence = histogram_series(self.config, name, items, binning, every)
-            at = self.buffers.histogram_series.slot(series)
+        held, buffers = self.holds_places(), self.buffers
+        at, cadence = counts_at(self._token, held, name, items, int(vector.shape[0]), every)
         if not counts or at < 0:
             return
-        if torch.compiler.is_compiling() and is_backward_traced():
+        table = self._table(held)
+        if not torch.compiler.is_compiling():
+            with buffers.lock:
+                buffers.follow()
+                buffers.add_counts(vector, at, cadence, table)
+        elif is_backward_traced():
             add_counts_with_effect(self._token, vector, at, cadence)
-        elif self.holds_places():
-            self.buffers.add_counts(vector, at, cadence, self.buffers.places.table)
         else:
-            with self.buffers.lock:
-                self.buffers.add_counts(vector, at, cadence)
+            buffers.add_counts(vector, at, cadence, table)
 
     @override
     def histogram(
@@ -178,6 +176,7 @@ class HistogramCalls(Calls):
         row = self.buffers.histogram_series.slot(series)
         if row >= 0:
             with self.buffers.lock:
+                self.buffers.follow()
                 self.buffers.merge_histogram(row, counts, moments)
 
     @override
@@ -218,11 +217,7 @@ class HistogramCalls(Calls):
         if not counts:
             return
         population = population.detach() if torch.is_grad_enabled() else population
-        if self.holds_places():
-            self._count_at([population], [0], handle.parameters, handle.table)
-        elif (slot := self.buffers.places.slot(handle.place)) >= 0:
-            with self.buffers.lock:
-                self.buffers.count([population], [slot], *handle.parameters)
+        self._write_bins(handle.target, [population], handle.parameters)
 
     def _count(
         self,
@@ -239,35 +234,31 @@ class HistogramCalls(Calls):
         self._refuse_spread(names[0], scope)
         items = self._items(names[0], context, scope)
         device = self.buffers.device
-        holds_places = self.holds_places()
+        held = self.holds_places()
         populations: list[torch.Tensor] = []
         at: list[int] = []
         parameters: list[Any] = []
         for name, value in zip(names, values, strict=True):
             population, counts = check_population(name, items, value, device)
-            if holds_places:
-                place, *parameters = histogram_place(self._token, name, items, binning, every)
-            else:
-                series, cadence = histogram_series(self.config, name, items, binning, every)
-                place, parameters = self.buffers.histogram_series.slot(series), [cadence, *series.binning.parameters()]
+            place, *parameters = histogram_at(self._token, held, name, items, binning, every)
             if counts and place >= 0:
                 # In inference mode, compiled code cannot view what was made outside, not even to detach it.
                 populations.append(population.detach() if torch.is_grad_enabled() else population)
                 at.append(place)
-        if not at:
-            return
-        if holds_places:
-            self._count_at(populations, at, parameters, None)
-        else:
-            with self.buffers.lock:
-                self.buffers.count(populations, at, *parameters)
+        if at:
+            self._write_bins(Target(at, self._table(held)), populations, parameters)
 
-    def _count_at(
-        self, populations: list[torch.Tensor], at: list[int], parameters: Sequence[Any], places: torch.Tensor | None
-    ) -> None:
-        """Count populations in compiled or captured code; ``places`` is a handle's."""
-        if torch.compiler.is_compiling() and (is_backward_traced() or has_effect_here(places is not None)):
-            histogram_with_effect(self._token, places, populations, at, *parameters)
+    def _table(self, held: bool) -> torch.Tensor:
+        return self.buffers.places.table if held else self.buffers.histograms.places
+
+    def _write_bins(self, target: Target, populations: list[torch.Tensor], parameters: Sequence[Any]) -> None:
+        buffers = self.buffers
+        if not torch.compiler.is_compiling():
+            with buffers.lock:
+                buffers.follow()
+                buffers.count(target, populations, *parameters)
+        elif is_backward_traced() or has_effect_here(target.is_handle):
+            table = target.table if target.is_handle else None
+            histogram_with_effect(self._token, table, populations, target.at, *parameters)
         else:
-            table = self.buffers.places.table if places is None else places
-            self.buffers.count(populations, at, *parameters, places=table)
+            buffers.count(target, populations, *parameters)

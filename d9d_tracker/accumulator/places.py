@@ -6,6 +6,7 @@ So a context is no guard: setting another one writes the table, and no code is c
 import logging
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from d9d_tracker.errors import TrackerValueError
 from d9d_tracker.tracing import mark_static, outside_transforms
 from d9d_tracker_kernels.device import GPU, gpu
 
+from .event_wait import relaxed
 from .registry import ContextItems, HistogramSeries, Registry, ScalarSeries, label
 
 logger = logging.getLogger("d9d_tracker")
@@ -21,6 +23,7 @@ logger = logging.getLogger("d9d_tracker")
 Series = ScalarSeries | HistogramSeries
 _NOWHERE = -1
 _PLACES_PER_SLOT = 4
+_POOL = 32  # streams that CUDA deals out in turn: to us, and for captures
 
 
 class Places:
@@ -49,6 +52,8 @@ class Places:
         self._context: ContextItems = ()
         self._known: dict[ContextItems, list[int]] = {}  # what the places mean in each context of the run
         self._lock = threading.RLock()
+        is_gpu = device.type == GPU
+        self._stream, self._written = (gpu.Stream(device), gpu.Event()) if is_gpu else (None, None)
 
     def claim(self, series: Series) -> int:
         """Return the place of a series, giving it one when it is new; -1 if none is left, which is said.
@@ -148,15 +153,35 @@ class Places:
     # By way of .data: a backward that has saved the table is to see what it says then, and not to refuse it.
 
     def _write_one(self, place: int, slot: int) -> None:
-        # On a stream of its own, if a graph is captured, which would write it again at each replay.
-        is_captured = self.table.device.type == GPU and gpu.is_current_stream_capturing()
-        stream = gpu.Stream(self.table.device) if is_captured else None
-        with outside_transforms(), gpu.stream(stream):
+        if self._written is None or not gpu.is_current_stream_capturing():
+            self._fill(place, slot)
+            return
+        # A graph that captured it would write this slot again at each replay. So it is written now, by another stream,
+        # and waited for: the first replay may come on any.
+        with relaxed() as may_wait, gpu.stream(self._stream_apart()):
+            self._fill(place, slot)
+            self._written.record()
+            if may_wait:
+                self._written.synchronize()
+
+    def _stream_apart(self) -> Any:
+        """Return the stream of writes during captures. Captures take theirs from the same pool; it must be none."""
+        for _ in range(_POOL):
+            with gpu.stream(self._stream):
+                if not gpu.is_current_stream_capturing():
+                    break
+            self._stream = gpu.Stream(self.table.device)
+        return self._stream
+
+    def _fill(self, place: int, slot: int) -> None:
+        with outside_transforms():
             self.table.data[place].fill_(slot)
             if place in self._entries:
                 self._entries[place].data.fill_(slot)
 
     def _write_all(self, slots: list[int]) -> None:
+        if self._written is not None:
+            gpu.current_stream(self.table.device).wait_event(self._written)
         # Fresh pinned memory, which is kept until it has been copied: the host may go on and write the next.
         host = torch.tensor(slots, dtype=torch.int64, device="cpu", pin_memory=self.table.device.type == GPU)
         self.table.data[: len(slots)].copy_(host, non_blocking=True)

@@ -106,6 +106,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         if items != self._context:
             self._context = items
             if self.is_open:
+                self.buffers.follow()
                 self.buffers.places.refill(items)
 
     @override

@@ -18,7 +18,8 @@ from .placement import norm_of
 from .reductions import Reduction
 from .regions import has_effect_here
 from .registry import label
-from .slots import scalar_place, scalar_series
+from .slots import scalar_at, scalar_series
+from .target import Target
 
 
 class ScalarCalls(Calls):
@@ -141,11 +142,7 @@ class ScalarCalls(Calls):
         factor = None if weight is None else check_number(handle, (), weight, device)
         if norm_of(value) != 1.0:
             fail(TrackerValueError, f"series {handle.name!r}: a handle takes no partial norm; log it with run.scalar")
-        if self.holds_places():
-            self._write([0], [number], handle.reduce, factor, handle.table)
-        elif (slot := self.buffers.places.slot(handle.place)) >= 0:
-            with self.buffers.lock:
-                self.buffers.scalars.write([slot], [number], handle.reduce, factor)
+        self._write(handle.target, [number], handle.reduce, factor)
 
     def _merge_on_host(
         self,
@@ -216,40 +213,26 @@ class ScalarCalls(Calls):
         factor = None if weight is None else check_number(f"{names[0]} (weight)", items, weight, device)
         roots = [norm_of(value) for value in values]
         spread = scope == "spread"
-        holds_places, token = self.holds_places(), self._token
-        if holds_places:
-            at = [scalar_place(token, n, items, reduce, r, spread) for n, r in zip(names, roots, strict=True)]
-        else:
-            registry = self.buffers.scalar_series
-            named = zip(names, roots, strict=True)
-            at = [registry.slot(scalar_series(name, items, reduce, root, spread)) for name, root in named]
-            host = self.buffers.scalars.host
-            if host is not None and scope == "global" and set(roots) == {1.0} and -1 not in at:
-                host.known.update(zip([(name, items, reduce) for name in names], at, strict=True))
+        held, token = self.holds_places(), self._token
+        at = [scalar_at(token, held, n, items, reduce, r, spread) for n, r in zip(names, roots, strict=True)]
+        host = self.buffers.scalars.host
+        if not held and host is not None and scope == "global" and set(roots) == {1.0} and -1 not in at:
+            host.known.update(zip([(name, items, reduce) for name in names], at, strict=True))
         if -1 in at:  # none was left
             numbers = [number for number, one in zip(numbers, at, strict=True) if one >= 0]
             at = [one for one in at if one >= 0]
-        if not at:
-            return
-        if holds_places:
-            self._write(at, numbers, reduce, factor, None)
-        else:
-            with self.buffers.lock:
-                self.buffers.scalars.write(at, numbers, reduce, factor)
+        if at:
+            table = self.buffers.places.table if held else self.buffers.scalars.places
+            self._write(Target(at, table), numbers, reduce, factor)
 
-    def _write(
-        self,
-        at: list[int],
-        numbers: list[Number],
-        reduce: Reduction,
-        weight: Number | None,
-        places: torch.Tensor | None,
-    ) -> None:
-        """Merge numbers in compiled or captured code; ``places`` is a handle's."""
-        buffers = self.buffers
-        if torch.compiler.is_compiling() and (is_backward_traced() or has_effect_here(places is not None)):
-            arguments = buffers.scalars.effect_arguments(at, numbers, reduce, weight)
-            merge_scalars_with_effect(self._token, places, *arguments)
+    def _write(self, target: Target, numbers: list[Number], reduce: Reduction, weight: Number | None) -> None:
+        buffers, scalars = self.buffers, self.buffers.scalars
+        if not torch.compiler.is_compiling():
+            with buffers.lock:
+                buffers.follow()
+                scalars.write(target, numbers, reduce, weight)
+        elif is_backward_traced() or has_effect_here(target.is_handle):
+            arguments = scalars.effect_arguments(target.at, numbers, reduce, weight)
+            merge_scalars_with_effect(self._token, target.table if target.is_handle else None, *arguments)
         else:
-            table = buffers.places.table if places is None else places
-            buffers.scalars.write(at, numbers, reduce, weight, table)
+            scalars.write(target, numbers, reduce, weight)

@@ -12,6 +12,7 @@ from d9d_tracker_kernels import COUNT, INITIAL, LANES, LAST, NEGATED_MIN, SUM, W
 from .arguments import Number
 from .host_scalars import HostScalars
 from .reductions import VALUE_LANE, Reduction
+from .target import Target
 
 _ADDED = (0.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # by any value to the lanes that hold no value
 
@@ -25,11 +26,13 @@ class ScalarBank:
         window: States of the finished steps, float64 of shape ``[rows, LANES, slots + 1]``. Initial where a slot
             is not in use, so that a series that comes later has nothing in rows before it.
         step: The current step for kernels to read, int64 of shape ``[1]``.
+        places: int64 of shape ``[slots]``, for those who know the slot: place k is slot k.
         host: What eager code on a CPU writes by; None if the bank is on a GPU.
     """
 
     def __init__(self, rows: int, slots: int, device: torch.device):
         slots += 1
+        self.places = torch.arange(slots - 1, device=device)
         self._initial = torch.tensor(INITIAL, dtype=torch.float64, device=device)[:, None].repeat(1, slots)
         self._added = torch.tensor(_ADDED, dtype=torch.float64, device=device)[:, None].contiguous()
         self.current = self._initial.clone()
@@ -42,25 +45,18 @@ class ScalarBank:
         for tensor in (self.current, self._lane, self._slot, self._added, self._zero):
             mark_static(tensor)
 
-    def write(
-        self,
-        at: list[int],
-        values: list[Number],
-        reduce: Reduction,
-        weight: Number | None,
-        places: torch.Tensor | None = None,
-    ) -> None:
+    def write(self, target: Target, values: list[Number], reduce: Reduction, weight: Number | None) -> None:
         """Merge one value into each of several slots.
 
         Args:
-            at: Distinct places in the table, of series with the same reduction; their slots without one.
+            target: Distinct places, of series with the same reduction.
             values: One number or one-element tensor each, tensors on the device of the bank.
             reduce: The reduction of the series.
             weight: Weight of all the values in a mean, a number or a one-element tensor on that device; 1 if None.
-            places: The table: which slot each place means. Traced code has one.
         """
+        at, places, _ = target
         is_traced = torch.compiler.is_compiling()
-        if is_traced and places is not None and not _is_transformed():
+        if is_traced and not _is_transformed():
             self._write_traced(places, at, values, reduce, weight)
         else:
             if is_traced:  # inside torch.func, which lets nothing but an opaque op write to the buffers
@@ -85,7 +81,7 @@ class ScalarBank:
         """Return, under trace, what the operator takes that writes with an effect: see effects.py.
 
         Args:
-            at: See ``write``.
+            at: Places.
             values: See ``write``.
             reduce: See ``write``.
             weight: See ``write``.

@@ -1,7 +1,7 @@
-"""Places of series for code that is traced: what Dynamo calls while it traces, guarded on the arguments.
+"""Slots of series, and their places for code that is captured or traced: what Dynamo calls, guarded on the arguments.
 
-What these functions return is compiled into the graph. A run is no argument for some versions of torch, and unguarded
-as the object of a method; the token of a run is guarded.
+What these functions return is compiled into the graph then. A run is no argument for some versions of torch, and
+unguarded as the object of a method; the token of a run is guarded.
 """
 
 import logging
@@ -45,15 +45,16 @@ def say_closed(token: str, what: str) -> None:
 
 
 @assume_constant_result
-def scalar_place(
-    token: str, name: str, items: ContextItems, reduce: Reduction, root: float = 1.0, spread: bool = False
+def scalar_at(
+    token: str, held: bool, name: str, items: ContextItems, reduce: Reduction, root: float = 1.0, spread: bool = False
 ) -> int:
-    """Return the place of a scalar series in compiled or captured code; see ``Places.claim``.
+    """Return the slot of a scalar series, or its place; see ``Registry.slot`` and ``Places.claim``.
 
     Args:
         token: Token of the run.
+        held: Whether compiled or captured code holds it: then it is a place.
         name: Name of the series.
-        items: The context of the call alone.
+        items: Its context; of the call alone where it is held.
         reduce: Its reduction.
         root: The p of partial p-norms, else 1.
         spread: Whether it is of ``scope="spread"``.
@@ -61,28 +62,31 @@ def scalar_place(
     Raises:
         TrackerValueError: If the reduction is unknown or not that of the series, or the series is one of histograms.
     """
-    series = scalar_series(name, items, reduce, root, spread)
+    series, buffers = scalar_series(name, items, reduce, root, spread), runs[token].buffers
+    if not held:
+        return buffers.scalar_series.slot(series)
     warn_of_names(name)
-    return runs[token].buffers.places.claim(series)
+    return buffers.places.claim(series)
 
 
 def scalar_series(name: str, items: ContextItems, reduce: Reduction, root: float, spread: bool) -> ScalarSeries:
-    """Return a scalar series; see ``scalar_place``."""
+    """Return a scalar series; see ``scalar_at``."""
     if reduce not in REDUCTIONS:
         raise TrackerValueError(f"{label(name, items)}: reduce={reduce!r} is not one of {', '.join(REDUCTIONS)}")
     return ScalarSeries(name, items, reduce, root, spread)
 
 
 @assume_constant_result
-def histogram_place(
-    token: str, name: str, items: ContextItems, binning: Binning | None, every: int | None
+def histogram_at(
+    token: str, held: bool, name: str, items: ContextItems, binning: Binning | None, every: int | None
 ) -> tuple[int, int, int, int, float, float]:
-    """Return the place of a histogram series in compiled or captured code, its cadence and its binning.
+    """Return the slot of a histogram series, or its place, its cadence and its binning.
 
     Args:
         token: Token of the run.
+        held: See ``scalar_at``.
         name: Name of the series.
-        items: The context of the call alone.
+        items: See ``scalar_at``.
         binning: Its binning, or None for the one of the configuration.
         every: Its cadence in steps, or None for the one of the configuration.
 
@@ -91,15 +95,18 @@ def histogram_place(
         TrackerValueError: If the cadence is no positive int, the binning is not that of the series, or the series is
             one of scalars.
     """
-    series, cadence = histogram_series(runs[token].config, name, items, binning, every)
-    warn_of_names(name)
-    return (runs[token].buffers.places.claim(series), cadence, *series.binning.parameters())
+    run = runs[token]
+    series, cadence = histogram_series(run.config, name, items, binning, every)
+    if held:
+        warn_of_names(name)
+    at = run.buffers.places.claim(series) if held else run.buffers.histogram_series.slot(series)
+    return (at, cadence, *series.binning.parameters())
 
 
 def histogram_series(
     config: AccumulatorConfig, name: str, items: ContextItems, binning: Binning | None, every: int | None
 ) -> tuple[HistogramSeries, int]:
-    """Return a histogram series and its cadence; see ``histogram_place``."""
+    """Return a histogram series and its cadence; see ``histogram_at``."""
     cadence = config.bins_every if every is None else every
     chosen = config.binning if binning is None else binning
     check_settings(label(name, items), chosen, cadence)
@@ -107,24 +114,25 @@ def histogram_series(
 
 
 @assume_constant_result
-def counts_place(token: str, name: str, items: ContextItems, bins: int, every: int | None) -> tuple[int, int]:
-    """Return the place of a series of counts in compiled or captured code, and its cadence.
+def counts_at(token: str, held: bool, name: str, items: ContextItems, bins: int, every: int | None) -> tuple[int, int]:
+    """Return the slot of a series of counts, or its place, and its cadence.
 
     Args:
         token: Token of the run.
+        held: See ``scalar_at``.
         name: Name of the series.
-        items: The context of the call alone.
+        items: See ``scalar_at``.
         bins: How many counts there are.
         every: Its cadence in steps, or None for the one of the configuration.
 
     Raises:
-        TrackerValueError: See ``histogram_place``; or if there are no counts, or more than fit.
+        TrackerValueError: See ``histogram_at``; or if there are no counts, or more than fit.
     """
-    return histogram_place(token, name, items, integer_binning(name, items, bins), every)[:2]
+    return histogram_at(token, held, name, items, integer_binning(name, items, bins), every)[:2]
 
 
 def integer_binning(name: str, items: ContextItems, bins: int) -> IntegerBinning:
-    """Return the binning of a series of counts: of the integers below `bins`; see ``counts_place``."""
+    """Return the binning of a series of counts: of the integers below `bins`; see ``counts_at``."""
     if not 1 <= bins <= CELLS - 2:
         raise TrackerValueError(f"{label(name, items)}: {bins} counts; pass 1 to {CELLS - 2}, or sums of neighbours")
     return IntegerBinning(bins=bins)

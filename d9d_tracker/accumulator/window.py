@@ -9,7 +9,7 @@ import torch
 
 from d9d_tracker_kernels.device import GPU, gpu
 
-from .event_wait import wait_for
+from .event_wait import relaxed, wait_for
 from .host_window import HostWindow, empty_window
 from .registry import HistogramSeries, ScalarSeries
 
@@ -37,6 +37,8 @@ class Staging:
         self._packed = torch.empty(numbers, dtype=torch.float64, device=device) if self._is_gpu else None
         self._ready: torch.Event | None = None
         self._buffers = 0
+        # An event for each host buffer, for life: to make or destroy one beside somebody's capture would break it.
+        self._events: dict[int, torch.Event] = {}
         # Unlike a lock of threading's, it is not left locked by a signal handler that raises: it is in C.
         self._free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
         for _ in range(_HOST_BUFFERS):
@@ -69,9 +71,8 @@ class Staging:
             self._stream.wait_stream(current)
             with gpu.stream(self._stream):
                 host[:numbers].copy_(self._packed[:numbers], non_blocking=True)
-                ready = gpu.Event(blocking=True)  # whoever waits for it sleeps
-                ready.record(self._stream)
-                self._ready = ready
+                self._ready = self._events[id(host)]
+                self._ready.record(self._stream)
         except BaseException:
             self.give_back(host)
             raise
@@ -99,7 +100,12 @@ class Staging:
         raise RuntimeError(f"all {self._buffers} host buffers are full of windows that were not read yet")
 
     def _allocate(self) -> torch.Tensor:
-        buffer = torch.empty(self._numbers, dtype=torch.float64, device="cpu", pin_memory=self._is_gpu)
+        with relaxed() if self._is_gpu else contextlib.nullcontext():
+            buffer = torch.empty(self._numbers, dtype=torch.float64, device="cpu", pin_memory=self._is_gpu)
+            if self._is_gpu:
+                ready = gpu.Event(blocking=True)  # whoever waits for it sleeps
+                ready.record(self._stream)
+                self._events[id(buffer)] = ready
         self._buffers += 1
         return buffer
 

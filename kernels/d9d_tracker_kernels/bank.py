@@ -32,12 +32,15 @@ class HistogramState:
     def reset_(self, rows: int | None = None) -> None:
         """Empties rows in place, with asynchronous fills only.
 
+        The tickets too: two launches of a row that overlapped, on two streams, leave its ticket wrong.
+
         Args:
             rows: How many, from the first; all if None.
         """
         if rows == 0:
             return
         self.counts[:rows].zero_()
+        self.partials[:rows, :1].zero_()
         moments = self.moments[:rows]
         moments.zero_()
         moments[:, Moment.MIN].fill_(math.inf)

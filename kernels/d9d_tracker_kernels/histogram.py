@@ -46,16 +46,20 @@ SUM_SQUARES = tl.constexpr(int(binning.Moment.SUM_SQUARES))
 MIN = tl.constexpr(int(binning.Moment.MIN))
 MAX = tl.constexpr(int(binning.Moment.MAX))
 
-# One row of the multi-tensor table, int64: which tensor, how many elements it has, at which place it is logged,
-# which of its tiles this program takes, and which of how many segments that is.
+# One row of the multi-tensor table, int64: which tensor, how many elements it has, which of its tiles this program
+# takes, and which of how many segments that is.
 SEGMENT_TENSOR = tl.constexpr(0)
 SEGMENT_NUMEL = tl.constexpr(1)
-SEGMENT_PLACE = tl.constexpr(2)
-SEGMENT_FIRST = tl.constexpr(3)
-SEGMENT_STOP = tl.constexpr(4)
-SEGMENT_INDEX = tl.constexpr(5)
-SEGMENT_COUNT = tl.constexpr(6)
-SEGMENT_WIDTH = tl.constexpr(7)
+SEGMENT_FIRST = tl.constexpr(2)
+SEGMENT_STOP = tl.constexpr(3)
+SEGMENT_INDEX = tl.constexpr(4)
+SEGMENT_COUNT = tl.constexpr(5)
+SEGMENT_WIDTH = tl.constexpr(6)
+
+# One row of the table of tensors, int64: where the tensor lies, and at which place it is logged.
+TENSOR_ADDRESS = tl.constexpr(0)
+TENSOR_PLACE = tl.constexpr(1)
+TENSOR_WIDTH = tl.constexpr(2)
 
 # Squares below this are so close to float32's end (2**-149) that their sum may have lost its leading digits.
 SMALLEST_TRUSTED_SQUARES = tl.constexpr(2.0**-60)
@@ -308,11 +312,11 @@ def count_one(
 
 @triton.jit(
     do_not_specialize=["every", "bins", "low", "closing", "width", "inverse_width"],
-    do_not_specialize_on_alignment=["table", "pointers", "counts", "moments", "partials", "places", "step"],
+    do_not_specialize_on_alignment=["table", "tensors", "counts", "moments", "partials", "places", "step"],
 )
 def count_many(
     table,
-    pointers,
+    tensors,
     counts,
     moments,
     partials,
@@ -339,9 +343,10 @@ def count_many(
     """Counts many tensors of one dtype: each program reads in the table which segment of which tensor is its own."""
     now = tl.load(step)
     entry = table + tl.program_id(0) * SEGMENT_WIDTH
-    row = tl.load(places + tl.load(entry + SEGMENT_PLACE))
+    tensor = tensors + tl.load(entry + SEGMENT_TENSOR) * TENSOR_WIDTH
+    row = tl.load(places + tl.load(tensor + TENSOR_PLACE))
     if (now % every == 0) & (row >= 0):
-        address = tl.load(pointers + tl.load(entry + SEGMENT_TENSOR))
+        address = tl.load(tensor + TENSOR_ADDRESS)
         _count_segment(
             address.to(tl.pointer_type(ELEMENT)),
             tl.load(entry + SEGMENT_NUMEL),

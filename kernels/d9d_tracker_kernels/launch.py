@@ -43,22 +43,23 @@ _MOST_PLANS = 128
 
 @dataclass
 class _Plan:
-    """How a set of tensors is divided among programs, and where they lay last time.
+    """How a set of tensors is divided among programs, and where they lay and were logged last time.
 
     Attributes:
-        table: int64 [programs, SEGMENT_WIDTH], on the device. Depends on sizes and places only.
-        pointers: int64 [tensors], on the device.
-        addresses: What `pointers` holds.
+        table: int64 [programs, SEGMENT_WIDTH], on the device. Depends on sizes only.
+        tensors: int64 [tensors, TENSOR_WIDTH], on the device.
+        rows: What `tensors` holds, row by row.
         is_captured: Whether a CUDA graph reads `table`, which must then never be freed.
     """
 
     table: torch.Tensor
-    pointers: torch.Tensor
-    addresses: tuple[int, ...] = ()
+    tensors: torch.Tensor
+    rows: tuple[int, ...] = ()
     is_captured: bool = False
 
 
-# By what the table depends on, and by stream: only one stream's work may write `pointers`.
+# By what the table depends on, and by stream: only one stream's work may write `tensors`. Slots and places are not
+# among it: a step that was run eagerly has the plans of the same step captured.
 _plans: OrderedDict[tuple[tuple, torch.Stream | None], _Plan] = OrderedDict()
 
 
@@ -115,10 +116,10 @@ def launch_many(
                 **variant(dtype, partials.shape[1], kind, bins, warp_size(partials.device), is_rdna(partials.device)),
             }
             numbers = _numbers(kind, bins, low, high, dtype in _FLOAT64_DTYPES)
-            plan, pointers = _locate(group, dtype, partials)
+            plan, tensors = _locate(group, dtype, partials)
             histogram.count_many[(plan.table.shape[0],)](
                 plan.table,
-                pointers,
+                tensors,
                 counts,
                 moments,
                 partials,
@@ -206,18 +207,17 @@ def _numbers(kind: int, bins: int, low: float, high: float, is_float64: bool) ->
 def _locate(
     group: list[tuple[torch.Tensor, int]], dtype: torch.dtype, partials: torch.Tensor
 ) -> tuple[_Plan, torch.Tensor]:
-    """The plan for a group of flat tensors, and the device table of their addresses."""
+    """The plan for a group of flat tensors, and the device table of their addresses and places."""
     sizes = tuple(flat.numel() for flat, _ in group)
-    at = tuple(place for _, place in group)
-    addresses = tuple(flat.data_ptr() for flat, _ in group)
+    rows = tuple(number for flat, place in group for number in (flat.data_ptr(), place))
     most = partials.shape[1] - 1
-    key = (partials.device, dtype, most, sizes, at)
+    key = (partials.device, dtype, most, sizes)
     if _is_capturing(partials):
-        return _locate_captured(key, addresses)
+        return _locate_captured(key, rows)
     stream = gpu.current_stream(partials.device) if partials.device.type == GPU else None
     plan = _plans.get((key, stream))
     if plan is None:
-        segments = _segments(sizes, at, dtype, most, is_rdna(partials.device))
+        segments = _segments(sizes, dtype, most, is_rdna(partials.device))
         # torch.compile runs what it will capture once with all allocations of its thread in the graph's memory pool,
         # and raises an error if one outlives the run. What another thread allocates is none of the pool's.
         with ThreadPoolExecutor(1) as thread:
@@ -225,13 +225,13 @@ def _locate(
         _plans[key, stream] = plan
         _forget_old_plans()
     _plans.move_to_end((key, stream))
-    if plan.addresses != addresses:
-        _fill(plan.pointers, addresses)
-        plan.addresses = addresses
-    return plan, plan.pointers
+    if plan.rows != rows:
+        _fill(plan.tensors, rows)
+        plan.rows = rows
+    return plan, plan.tensors
 
 
-def _locate_captured(key: tuple, addresses: tuple[int, ...]) -> tuple[_Plan, torch.Tensor]:
+def _locate_captured(key: tuple, rows: tuple[int, ...]) -> tuple[_Plan, torch.Tensor]:
     plan = next((plan for (known, _), plan in _plans.items() if known == key), None)
     if plan is None:
         raise RuntimeError(
@@ -240,26 +240,27 @@ def _locate_captured(key: tuple, addresses: tuple[int, ...]) -> tuple[_Plan, tor
         )
     # A table of the graph's own, filled anew at each replay. The plan's would be overwritten between replays.
     plan.is_captured = True
-    pointers = torch.empty_like(plan.pointers)
-    _fill(pointers, addresses)
-    return plan, pointers
+    tensors = torch.empty_like(plan.tensors)
+    _fill(tensors, rows)
+    return plan, tensors
 
 
 def _make_plan(segments: list[list[int]], tensors: int, device: torch.device, stream: torch.Stream | None) -> _Plan:
     with gpu.stream(stream):
         # From pinned memory, so that the host need not wait for the copy, nor for what the stream does before it.
         table = torch.tensor(segments, dtype=torch.int64, device="cpu", pin_memory=stream is not None)
-        return _Plan(table.to(device, non_blocking=True), torch.empty(tensors, dtype=torch.int64, device=device))
+        shape = (tensors, histogram.TENSOR_WIDTH.value)
+        return _Plan(table.to(device, non_blocking=True), torch.empty(shape, dtype=torch.int64, device=device))
 
 
 def _is_capturing(tensor: torch.Tensor) -> bool:
     return tensor.device.type == GPU and gpu.is_current_stream_capturing()
 
 
-def _fill(pointers: torch.Tensor, addresses: Sequence[int]) -> None:
+def _fill(tensors: torch.Tensor, rows: Sequence[int]) -> None:
     # The numbers travel as arguments of the launches: no copy from the host, nothing to wait for, safe to capture.
-    pointers.zero_()
-    torch.ops.aten._foreach_add_.ScalarList(pointers.unbind(), addresses)
+    tensors.zero_()
+    torch.ops.aten._foreach_add_.ScalarList(tensors.view(-1).unbind(), rows)
 
 
 def _forget_old_plans() -> None:
@@ -268,17 +269,15 @@ def _forget_old_plans() -> None:
         del _plans[key]
 
 
-def _segments(
-    sizes: Sequence[int], at: Sequence[int], dtype: torch.dtype, most: int, rdna: bool = False
-) -> list[list[int]]:
+def _segments(sizes: Sequence[int], dtype: torch.dtype, most: int, rdna: bool = False) -> list[list[int]]:
     """The rows of the table, longest segments first. A tensor has at most `most` segments: its places in partials."""
     tiles = [_tiles(numel, dtype, rdna) for numel in sizes]
     even_share = -(-sum(tiles) // (most * _SEGMENTS_PER_PROGRAM))
     table = []
-    for tensor, (numel, place) in enumerate(zip(sizes, at, strict=True)):
+    for tensor, numel in enumerate(sizes):
         share = max(even_share, -(-tiles[tensor] // most))
         count = -(-tiles[tensor] // share)
         for index in range(count):
             first, stop = index * share, min((index + 1) * share, tiles[tensor])
-            table.append([tensor, numel, place, first, stop, index, count])
-    return sorted(table, key=lambda segment: segment[3] - segment[4])
+            table.append([tensor, numel, first, stop, index, count])
+    return sorted(table, key=lambda segment: segment[2] - segment[3])

@@ -49,7 +49,7 @@ OFFSET = tl.constexpr(_OFFSET)
 
 def merge(
     current: torch.Tensor,
-    places: torch.Tensor | None,
+    places: torch.Tensor,
     at: Sequence[int],
     tensors: Sequence[torch.Tensor],
     numbers: Sequence[float],
@@ -60,15 +60,13 @@ def merge(
     readable = [_readable(tensor) for tensor in tensors]
     values = [*readable, *numbers]
     factor = _readable(weight) if isinstance(weight, torch.Tensor) else weight
-    table = current if places is None else places
     with gpu.device_of(current):
         for first in range(0, len(values), SIZES[-1]):
             part = slice(first, first + SIZES[-1])
             arguments = pack(at[part], values[part], factor)
             merge_values[(1,)](
-                current, current.shape[1], table, *arguments, HAS_PLACES=places is not None, LANE=lane, num_warps=1,
-                enable_fp_fusion=False,
-            )  # fmt: skip
+                current, current.shape[1], places, *arguments, LANE=lane, num_warps=1, enable_fp_fusion=False
+            )
 
 
 def begin_step(current: torch.Tensor, slots: int, step: torch.Tensor, now: int) -> None:
@@ -157,7 +155,7 @@ def _read_as(bits, code, value, CODE: tl.constexpr, ELEMENT: tl.constexpr):
 
 
 @triton.jit(do_not_specialize_on_alignment=["current", "table"])
-def merge_values(current, columns, table, targets, lows, highs, HAS_PLACES: tl.constexpr, LANE: tl.constexpr):
+def merge_values(current, columns, table, targets, lows, highs, LANE: tl.constexpr):
     """Merges each value into its slot. One program: nobody else touches the state meanwhile."""
     SIZE: tl.constexpr = len(targets) - 1
     target = _unpack(targets, SIZE)
@@ -167,10 +165,8 @@ def merge_values(current, columns, table, targets, lows, highs, HAS_PLACES: tl.c
     low, high = (lows[SIZE] - OFFSET) >> 1, (highs[SIZE] - OFFSET) >> 1
     weight = _read(nothing + (low | (high << 32)), nothing + (((targets[SIZE] - OFFSET) >> 1) & 15))
     mask = (target & 15) != 15
-    slot = target >> 4
-    if HAS_PLACES:
-        slot = tl.load(table + slot, mask=mask, other=-1)
-        mask = mask & (slot >= 0)
+    slot = tl.load(table + (target >> 4), mask=mask, other=-1)
+    mask = mask & (slot >= 0)
     cell = current + LANE * columns + slot
     before = tl.load(cell, mask=mask, other=0.0)
     if LANE == SUM:

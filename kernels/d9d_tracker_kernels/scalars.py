@@ -14,7 +14,7 @@ from d9d_tracker_kernels.lanes import COUNT, LAST, NEGATED_MIN, SUM, WEIGHT
 
 _library = torch.library.Library("d9d_tracker", "FRAGMENT")
 _library.define(
-    "merge_scalars_(Tensor(a!) current, Tensor? places, int[] at, Tensor[] tensors, float[] numbers, int lane, "
+    "merge_scalars_(Tensor(a!) current, Tensor places, int[] at, Tensor[] tensors, float[] numbers, int lane, "
     "Tensor? weight_tensor, float weight) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -57,21 +57,20 @@ def merge_number(state: Any, columns: int, slot: int, lane: int, value: float, w
     state[COUNT * columns + slot] += 1.0
 
 
-def _check(current, places, at, tensors, numbers) -> None:
+def _check(places, at, tensors, numbers) -> None:
     if len(at) != len(tensors) + len(numbers):
         raise ValueError(f"{len(tensors) + len(numbers)} values for {len(at)} places: pass one place for each value")
-    most = current.shape[1] if places is None else places.shape[0]
-    if at and not (min(at) >= 0 and max(at) < most):
-        raise ValueError(f"at={at}: there are places 0 to {most - 1}")
+    if at and not (min(at) >= 0 and max(at) < places.shape[0]):
+        raise ValueError(f"at={at}: there are places 0 to {places.shape[0] - 1}")
 
 
 def _merge_cpu(current, places, at, tensors, numbers, lane, weight_tensor, weight) -> None:
-    _check(current, places, at, tensors, numbers)
+    _check(places, at, tensors, numbers)
     state, columns = flat_numbers(current), current.shape[1]
     weight = weight if weight_tensor is None else float(weight_tensor.item())
-    table = None if places is None else places.numpy()
+    table = places.numpy()
     for place, value in zip(at, [*(float(tensor.item()) for tensor in tensors), *numbers], strict=True):
-        slot = place if table is None else int(table[place])
+        slot = int(table[place])
         if slot >= 0:
             merge_number(state, columns, slot, lane, value, weight)
 
@@ -79,7 +78,7 @@ def _merge_cpu(current, places, at, tensors, numbers, lane, weight_tensor, weigh
 def _merge_cuda(current, places, at, tensors, numbers, lane, weight_tensor, weight) -> None:
     from d9d_tracker_kernels import scalar_kernels  # needs triton, which a CPU-only installation lacks
 
-    _check(current, places, at, tensors, numbers)
+    _check(places, at, tensors, numbers)
     factor = weight if weight_tensor is None else weight_tensor
     scalar_kernels.merge(current, places, at, tensors, numbers, lane, factor)
 

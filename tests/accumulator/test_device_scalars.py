@@ -46,7 +46,7 @@ def test_scalars_are_one_launch(kernels, count, has_places):
     bank = ScalarBank(1, 100, torch.device("cpu"))
     numbers = [float(number) for number in range(count // 2)]
     tensors = [torch.ones(()) for _ in range(count - count // 2)]
-    places = torch.arange(100) if has_places else None
+    places = torch.arange(100) if has_places else bank.places
     weight = torch.ones(())
     kernels.launched.clear()
     operator._merge_cuda(bank.current, places, list(range(count)), tensors, numbers, 0, weight, 1.0)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ class Driver:
 
     mode = GLOBAL
     device = 0
+    hipThreadExchangeStreamCaptureMode: Any = None  # noqa: N815 (HIP's name)
 
     @contextlib.contextmanager
     def on(self, device: int) -> Iterator[None]:
@@ -89,11 +91,27 @@ def test_an_error_of_the_device_restores_the_rules_too(driver: Driver) -> None:
     assert driver.mode == GLOBAL
 
 
-def test_waits_where_the_driver_is_not_found(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_where_the_driver_is_not_found(driver, monkeypatch, caplog) -> None:
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     event: Any = Event(driver)
     event_wait.wait_for(event)
+    event_wait.wait_for(event)
     assert event.mode_of_wait == GLOBAL
+    assert caplog.text.count("libcuda.so.1 is not found") == 1
+
+
+def test_the_library_is_the_one_that_torch_has_loaded(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel for ROCm brings its own; a second one in the process would have rules of its own."""
+    (torchs,) = Path(torch.__file__).parent.glob("lib/libtorch_python.so")
+    assert event_wait._loaded("libtorch_python.so") == str(torchs)
+    assert event_wait._loaded("libamdhip64.so") == "libamdhip64.so"
+    driver.hipThreadExchangeStreamCaptureMode = driver.cuThreadExchangeStreamCaptureMode
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    monkeypatch.setattr(event_wait, "_loaded", lambda library: f"/wheel/{library}")
+    monkeypatch.setattr(ctypes, "CDLL", {"/wheel/libamdhip64.so": driver}.__getitem__)
+    event: Any = Event(driver)
+    event_wait.wait_for(event)
+    assert event.mode_of_wait == RELAXED

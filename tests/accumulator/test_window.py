@@ -85,12 +85,11 @@ def test_on_a_gpu_the_copy_waits_for_the_packing_and_the_packing_for_the_copy_be
     notes = []
 
     class Event:
-        def __init__(self, blocking):
-            assert blocking
-            self.number = sum(note[0] == "record" for note in notes)
+        def __init__(self, number):
+            self.number = number
 
         def record(self, stream):
-            notes.append(("record", stream.name))
+            notes.append(("record", stream.name, self.number))
 
     class Stream:
         def __init__(self, name):
@@ -110,20 +109,22 @@ def test_on_a_gpu_the_copy_waits_for_the_packing_and_the_packing_for_the_copy_be
 
     staging = Staging(20, CPU)
     staging._stream, staging._packed = Stream("copies"), torch.zeros(20, dtype=torch.float64)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
+    buffers = [staging._free.get(), staging._free.get()]
+    staging._events = {id(buffer): Event(number) for number, buffer in enumerate(buffers)}
+    for buffer in buffers:
+        staging.give_back(buffer)
+    monkeypatch.setattr(torch.cuda, "Event", None)  # none is made, and so none destroyed, on the way
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("training"))
     pack = window_module._pack
     monkeypatch.setattr(window_module, "_pack", lambda *arguments: (notes.append(("pack",)), pack(*arguments))[1])
-    for _ in range(2):
+    for number in range(2):
         host, ready = staging.copy(parts(3.0))
         assert host[:3].tolist() == [3.0] * 3
         assert isinstance(ready, Event)
-    one_copy = [
-        ("pack",),
-        ("copies", "waits for", "training"),
-        ("on", "copies"),
-        ("record", "copies"),
-        ("off", "copies"),
-    ]
-    assert notes == [*one_copy, ("training", "waits for event", 0), *one_copy]
+        assert ready.number == number
+    first, second = (
+        [("pack",), ("copies", "waits for", "training"), ("on", "copies"), ("record", "copies", n), ("off", "copies")]
+        for n in range(2)
+    )
+    assert notes == [*first, ("training", "waits for event", 0), *second]

@@ -88,6 +88,7 @@ class FakeCuda:
         constant = lambda value: lambda *_, **__: value  # noqa: E731 as short as what it stands for
         self._patches = [
             mock.patch.object(torch.cuda, "Stream", constant(None)),
+            mock.patch.object(torch.cuda, "Event", mock.Mock()),
             mock.patch.object(torch.cuda, "is_current_stream_capturing", constant(False)),
             mock.patch.object(torch.cuda, "get_device_properties", constant(_H100)),
             mock.patch.object(torch.cuda, "get_device_capability", constant((9, 0))),

@@ -10,6 +10,7 @@ from d9d_tracker.accumulator.host_scalars import as_number
 from d9d_tracker.accumulator.reductions import REDUCTIONS, VALUE_LANE, finalize
 from d9d_tracker.accumulator.registry import ScalarSeries
 from d9d_tracker.accumulator.scalars import ScalarBank
+from d9d_tracker.accumulator.target import Target
 from d9d_tracker_kernels import COUNT
 
 SLOTS = 12
@@ -53,11 +54,11 @@ def places_of(slots):
 
 
 def write_op(bank, slots, values, reduce, weight):
-    bank.write(slots, values, reduce, weight)
+    bank.write(Target(slots, bank.places), values, reduce, weight)
 
 
 def write_op_at_places(bank, slots, values, reduce, weight):
-    bank.write(places_of(slots), values, reduce, weight, PLACES)
+    bank.write(Target(places_of(slots), PLACES), values, reduce, weight)
 
 
 def write_on_host(bank, slots, values, reduce, weight):
@@ -102,7 +103,7 @@ def test_what_has_no_slot_touches_no_other(write, reduce):
     values = [torch.tensor(2.0), torch.tensor(3.0)]
     tensors, lane, _ = traced(bank, values, reduce, None)
     if write == "write_op":
-        bank.write([0, 1], values, reduce, None, nowhere)
+        bank.write(Target([0, 1], nowhere), values, reduce, None)
     elif write == "on_host":
         bank.host.merge([-1, -1], [2.0, 3.0], reduce, 1.0)
     else:

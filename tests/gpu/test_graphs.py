@@ -38,10 +38,10 @@ def open_run(tmp_path, sync_every=50):
     return tracker, AccumulatingTracker(tracker, config).open(RunConfig(name="run"))
 
 
-def log(run, values):
+def log(run, values, constant=2.5):
     """Log whole numbers, so that sums are exact in any order."""
     run.scalar("sum", values.sum(), reduce="sum")
-    run.scalar("constant", 2.5)
+    run.scalar("constant", constant)
     run.scalars({"most": values.amax(), "least": values.amin()}, {"kind": "extreme"}, reduce="max")
     run.bins("values", values)
     run.bins("every third", values, every=3)
@@ -75,14 +75,14 @@ def eager_points(tmp_path, function=log):
 def test_a_captured_step_gives_the_points_of_the_eager_loop(tmp_path):
     tracker, context = open_run(tmp_path)
     with context as run:
-        inputs = batch(0).cuda()
+        inputs, constant = batch(0).cuda(), torch.tensor(2.5).cuda()  # a number would be logged as it was
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream), run_of(tmp_path / "warm up") as other:
             log(other, inputs)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            log(run, inputs)
+            log(run, inputs, constant)
         for step in range(STEPS):
             run.set_step(step)
             inputs.copy_(batch(step))

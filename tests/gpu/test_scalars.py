@@ -54,6 +54,6 @@ def test_one_variant_whatever_the_values():
     seen = set()
     for value in (0.0, 1.0, 16.0, -3.5, torch.ones(1, device="cuda"), torch.zeros(64, device="cuda")[1]):
         tensors, numbers = ([value], []) if isinstance(value, torch.Tensor) else ([], [value])
-        merge_scalars_(state, None, [3], tensors, numbers, SUM, None, 1.0)
+        merge_scalars_(state, torch.arange(COLUMNS, device="cuda"), [3], tensors, numbers, SUM, None, 1.0)
         seen.add(len(merge_values.device_caches[device][0]))
     assert len(seen) == 1

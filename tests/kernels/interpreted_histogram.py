@@ -166,9 +166,7 @@ def test_pointer_tables_change_only_with_addresses(monkeypatch):
     monkeypatch.setattr(launch, "_plans", type(launch._plans)())
     filled = []
     fill = launch._fill
-    monkeypatch.setattr(
-        launch, "_fill", lambda pointers, addresses: (filled.append(addresses), fill(pointers, addresses))
-    )
+    monkeypatch.setattr(launch, "_fill", lambda tensors, rows: (filled.append(rows), fill(tensors, rows)))
     state = bank(2)
     first, second = torch.randn(10), torch.randn(2, 20)
 
@@ -180,7 +178,7 @@ def test_pointer_tables_change_only_with_addresses(monkeypatch):
     assert len(filled) == 1
     moved = second.clone()
     call(first, moved)
-    assert filled[1] == (first.data_ptr(), moved.data_ptr())
+    assert filled[1] == (first.data_ptr(), 0, moved.data_ptr(), 1)
     assert len(launch._plans) == 1
     assert state.counts[:, HEADER:].sum(1).tolist() == [30, 120]
 
@@ -218,7 +216,7 @@ def test_a_plan_made_in_inference_mode_is_used_outside(monkeypatch):
     with torch.inference_mode():
         launch._locate([(values[0], 0)], torch.float32, state.partials)
     _, pointers = launch._locate([(values[1], 0)], torch.float32, state.partials)
-    assert pointers.tolist() == [values[1].data_ptr()]
+    assert pointers.tolist() == [[values[1].data_ptr(), 0]]
 
 
 def test_capture_meets_only_sizes_it_knows_and_fills_a_table_of_its_own(monkeypatch):
@@ -235,7 +233,7 @@ def test_capture_meets_only_sizes_it_knows_and_fills_a_table_of_its_own(monkeypa
     assert captured_plan is plan
     assert plan.is_captured
     assert captured.data_ptr() != pointers.data_ptr()
-    assert captured.tolist() == pointers.tolist() == [values.data_ptr()]
+    assert captured.tolist() == pointers.tolist() == [[values.data_ptr(), 0]]
     monkeypatch.setattr(launch, "_MOST_PLANS", 0)
     launch._forget_old_plans()
     assert list(launch._plans.values()) == [plan], "a captured graph still reads its table"
@@ -256,17 +254,17 @@ def test_off_the_cadence_nothing_happens():
 
 
 def test_segments_cover_every_tile_once():
-    sizes, rows = [0, 7, 8192 * 50, 8192 * 3 + 1], [4, 5, 6, 7]
-    table = launch._segments(sizes, rows, torch.float32, most=8)
-    for tensor, row in enumerate(rows):
-        own = sorted((entry for entry in table if entry[0] == tensor), key=lambda entry: entry[5])
-        assert {entry[2] for entry in own} == {row}
-        assert [entry[5] for entry in own] == list(range(len(own)))
-        assert {entry[6] for entry in own} == {len(own)}
+    sizes = [0, 7, 8192 * 50, 8192 * 3 + 1]
+    table = launch._segments(sizes, torch.float32, most=8)
+    for tensor, numel in enumerate(sizes):
+        own = sorted((entry for entry in table if entry[0] == tensor), key=lambda entry: entry[4])
+        assert {entry[1] for entry in own} == {numel}
+        assert [entry[4] for entry in own] == list(range(len(own)))
+        assert {entry[5] for entry in own} == {len(own)}
         assert len(own) <= 8
-        assert own[0][3] == 0
-        assert own[-1][4] == launch._tiles(sizes[tensor], torch.float32)
-        assert all(left[4] == right[3] for left, right in itertools.pairwise(own))
+        assert own[0][2] == 0
+        assert own[-1][3] == launch._tiles(numel, torch.float32)
+        assert all(left[3] == right[2] for left, right in itertools.pairwise(own))
 
 
 def test_sums_do_not_depend_on_which_program_is_last(monkeypatch):

@@ -47,7 +47,7 @@ def test_values_of_every_kind(lane, weight):
     for values in (every[first : first + 7] for first in range(0, len(every), 7)):
         at = list(range(3, 3 + len(values)))
         tensors, numbers = split(values)
-        scalar_kernels.merge(actual, None, at, tensors, numbers, lane, weight)
+        scalar_kernels.merge(actual, torch.arange(COLUMNS), at, tensors, numbers, lane, weight)
         merge_all(expected, at, [*tensors, *numbers], lane, weight)
     assert_same_state(actual, expected)
 
@@ -58,7 +58,7 @@ def test_one_launch_for_up_to_64_values(launches, count, room):
     at = random.Random(count).sample(range(COLUMNS), count)
     tensors = [torch.tensor(float(index)) for index in range(count // 2)]
     numbers = [index / 3 for index in range(count - count // 2)]
-    scalar_kernels.merge(actual, None, at, tensors, numbers, SUM, 1.0)
+    scalar_kernels.merge(actual, torch.arange(COLUMNS), at, tensors, numbers, SUM, 1.0)
     merge_all(expected, at, [*tensors, *numbers], SUM, 1.0)
     assert launches == room
     assert_same_state(actual, expected)
@@ -107,6 +107,6 @@ def merge_all(state, slots, values, lane, weight):
 
 def test_weights_and_counts_are_those_of_the_calls():
     state = bank()
-    scalar_kernels.merge(state, None, [4], [], [7.0], SUM, 2.5)
-    scalar_kernels.merge(state, None, [4], [torch.tensor(True)], [], SUM, torch.tensor(2))
+    scalar_kernels.merge(state, torch.arange(COLUMNS), [4], [], [7.0], SUM, 2.5)
+    scalar_kernels.merge(state, torch.arange(COLUMNS), [4], [torch.tensor(True)], [], SUM, torch.tensor(2))
     assert state[[SUM, WEIGHT, COUNT], 4].tolist() == [19.5, 4.5, 2.0]

@@ -121,8 +121,8 @@ def check(case: Case, change=lambda text: text) -> int:
     numbers = launching._numbers(*case.binning, case.dtype in launching._FLOAT64_DTYPES)
     tiles = launching._tiles(values.numel(), case.dtype)
     if case.many:
-        table = np.array(launching._segments([0, values.numel(), values.numel()], [1, 2, 0], case.dtype, case.programs))
-        tensors = memory.place("pointers", np.array([address, address, address]))
+        table = np.array(launching._segments([0, values.numel(), values.numel()], case.dtype, case.programs))
+        tensors = memory.place("the tensors", np.array([[address, 1], [address, 2], [address, 0]]))
         blocks, arguments = len(table), [memory.place("the table", table), tensors, *bank, step, 2, *numbers]
         reference.histogram_(values[:0], expected.counts, expected.moments, STEP, ROW + 1, *case.binning)
     else:

@@ -1,4 +1,4 @@
-"""What an optimizer's hook counts by the code of a GPU, its table and its pointers included, is what a CPU counts."""
+"""What an optimizer's hook counts by the code of a GPU, its tables included, is what a CPU counts."""
 
 import random
 
@@ -48,21 +48,21 @@ class Executed:
         (blocks,) = grid
         return lambda *arguments, **constants: self._launch(blocks, *arguments, **constants)
 
-    def _launch(self, blocks, table, pointers, *state, ELEMENT, **constants):  # noqa: N803 as the kernel has it
+    def _launch(self, blocks, table, tensors, *state, ELEMENT, **constants):  # noqa: N803 as the kernel has it
         (dtype,) = (dtype for dtype, element in launching.ELEMENT_TYPES.items() if element == ELEMENT)
         counts, moments, partials, places, step, every, *numbers = state
         compiled = self._compiled[dtype]
         memory = GlobalMemory()
-        addresses = np.array([self._place(memory, address) for address in pointers.tolist()])
+        rows = np.array([(self._place(memory, address), place) for address, place in tensors.tolist()])
         bank = [
             memory.place(name, tensor.numpy(), is_writable=True)
             for name, tensor in (("counts", counts), ("moments", moments), ("partials", partials))
         ]
-        arguments = [memory.place("the table", table.numpy()), memory.place("pointers", addresses), *bank]
+        arguments = [memory.place("the table", table.numpy()), memory.place("the tensors", rows), *bank]
         arguments += [memory.place("places", places.numpy()), memory.place("the step", step.reshape(1).numpy())]
         text = program.read(compiled.asm["ptx"], compiled.metadata.shared)
         launch(text, memory, [*arguments, every, *numbers], launching.THREADS, blocks, random.Random(blocks))
-        self.launches.append((dtype, len(addresses)))
+        self.launches.append((dtype, len(rows)))
 
     def _place(self, memory: GlobalMemory, address: int) -> int:
         """Place a tensor as far from a 16-byte boundary as it is; what lies around it must not be counted."""
@@ -123,13 +123,19 @@ def test_it_counts_what_the_reference_counts(recorded, executed):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda addresses: [addresses[0] + 4, *addresses[1:]], lambda addresses: addresses[::-1]]
+    "change",
+    [
+        lambda rows: [rows[0] + 4, *rows[1:]],
+        lambda rows: [number for row in zip(rows[-2::-2], rows[1::2], strict=True) for number in row],
+        lambda rows: [number for row in zip(rows[::2], rows[::-2], strict=True) for number in row],
+    ],
+    ids=["an element further", "addresses reversed", "places reversed"],
 )
-def test_wrong_pointers_are_seen(recorded, executed, monkeypatch, caplog, change):
+def test_wrong_tables_are_seen(recorded, executed, monkeypatch, caplog, change):
     expected = train(recorded)
     executed()
     fill = launching._fill
-    monkeypatch.setattr(launching, "_fill", lambda pointers, addresses: fill(pointers, change(addresses)))
+    monkeypatch.setattr(launching, "_fill", lambda tensors, rows: fill(tensors, change(rows)))
     found = train(recorded)
     differ = [key for key in found if not np.array_equal(found[key].counts, expected[key].counts)]
     assert differ or "cannot be counted" in caplog.text

@@ -18,22 +18,21 @@ from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
 
 @functools.cache
-def compile_merge(target: str, size: int, lane: int, has_places: bool):
+def compile_merge(target: str, size: int, lane: int):
     """Compile `merge_values` for so many values; return its PTX."""
     kernel = scalar_kernels.merge_values
     integers = ("i64",) * (size + 1)
-    types = ["*fp64", "i32", "*i64" if has_places else "*fp64", integers, integers, integers, "constexpr", "constexpr"]
+    types = ["*fp64", "i32", "*i64", integers, integers, integers, "constexpr"]
     signature = dict(zip(kernel.arg_names, types, strict=True))
-    source = ASTSource(kernel, signature, {"HAS_PLACES": has_places, "LANE": lane})
+    source = ASTSource(kernel, signature, {"LANE": lane})
     compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": 1, "enable_fp_fusion": False})
     return program.read(compiled.asm["ptx"], compiled.metadata.shared)
 
 
-@pytest.mark.parametrize("has_places", [False, True], ids=["slots", "places"])
 @pytest.mark.parametrize("lane", [SUM, MAX, NEGATED_MIN, LAST])
 @pytest.mark.parametrize(("target", "size"), [("sm_90", 1), ("sm_90", 8), ("sm_90", 64), ("sm_80", 8)])
-def test_values_of_every_kind(target, size, lane, has_places):
-    text = compile_merge(target, size, lane, has_places)
+def test_values_of_every_kind(target, size, lane):
+    text = compile_merge(target, size, lane)
     actual, expected = bank(), bank()
     memory = GlobalMemory()
     state = memory.place("the state", actual.numpy(), is_writable=True)
@@ -55,11 +54,10 @@ def test_values_of_every_kind(target, size, lane, has_places):
         at = random.Random(number).sample(range(80), len(values))
         targets, lows, highs = scalar_kernels.pack(at, values, weight)
         lows, highs = moved([*values, *[0.0] * (size - len(values)), weight], lows, highs, addresses)
-        arguments = [state, COLUMNS, places if has_places else state, *targets, *lows, *highs]
+        arguments = [state, COLUMNS, places, *targets, *lows, *highs]
         launch(text, memory, arguments, 32, 1, random.Random(number))
         for place, value in zip(at, values, strict=True):
-            slot = int(table[place]) if has_places else place
-            if slot >= 0:
+            if (slot := int(table[place])) >= 0:
                 merge_number(flat_numbers(expected), COLUMNS, slot, lane, float(value), float(weight))
     assert_same_state(actual, expected)
 

@@ -7,6 +7,7 @@ from d9d_tracker import ExponentialBinning
 from d9d_tracker.accumulator.buffers import Buffers
 from d9d_tracker.accumulator.host_window import HostWindow
 from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries
+from d9d_tracker.accumulator.target import Target
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker_kernels import histogram_
 
@@ -37,7 +38,7 @@ def window_of(
         for name, values in scalars.get(step, {}).items():
             slot = buffers.scalar_series.slot(ScalarSeries(name, (), reduce))
             for value in values:
-                buffers.scalars.write([slot], [value], reduce, None)
+                buffers.scalars.write(Target([slot], buffers.scalars.places), [value], reduce, None)
         for name, values in populations.get(step, {}).items():
             slot = buffers.histogram_series.slot(HistogramSeries(name, (), binning))
             bank = buffers.histograms
