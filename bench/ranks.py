@@ -7,13 +7,17 @@ off the training thread. The times of the counted jobs are loopback's on two cor
 model says what they would be on one. Its assumptions:
 
 - Gloo's rings: an all_gather takes n - 1 turns, an all_reduce 2 (n - 1), a reduce 2 (n - 1); in each turn every rank
-  sends an n-th of the payload (an all_gather: its own part) to its neighbour.
+  sends an n-th of the payload (an all_gather: its own part) to its neighbour. A broadcast is a tree.
 - A turn takes a latency of 30 microseconds, and bytes travel at 3 GB/s: a busy 25 GbE.
 - Ranks agree: they log the same series, in windows of the same steps, so that no tables are exchanged.
+
+Beside the collectives, every rank but the first looks at the job's store now and then: how many operations that are is
+counted of one rank, and multiplied.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -35,7 +39,11 @@ from rich.console import Console
 from rich.table import Table
 
 from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig
-from d9d_tracker.ranks.ranks import Ranks
+from d9d_tracker.ranks.board import Board, period
+from d9d_tracker.ranks.group import Group
+from d9d_tracker.ranks.lead import Lead
+from d9d_tracker.ranks.member import Member
+from d9d_tracker.ranks.pulse import Pulse
 from d9d_tracker.testing import RecordingTracker
 
 _HERE = Path(__file__).parent
@@ -43,7 +51,7 @@ _SIZES = (1, 2, 4, 8)
 _MODELLED = tuple(2**power for power in range(1, 13))
 _LATENCY, _BANDWIDTH = 30e-6, 3e9
 _WINDOWS = 5
-_TURNS = {"all_gather": 1, "all_reduce": 2, "reduce": 2}
+_TURNS = {"all_gather": 1, "all_reduce_max": 2, "reduce_sum": 2}
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,9 @@ class Load:
         rows = self.steps * self.scalars
         maxima = 8 * (3 * rows + 3 * self.histograms)  # two extremes and whose is the last; two extremes, last step
         sums = 8 * (4 * rows + 2 * self.histograms)
-        return [("all_gather", 24), ("all_reduce", maxima), ("reduce", sums), ("reduce", 8 * 2056 * self.histograms)]
+        counts = 8 * 2056 * self.histograms
+        calls = [("all_gather", 32), ("all_reduce_max", maxima), ("reduce_sum", sums), ("reduce_sum", counts)]
+        return [*calls, ("broadcast", 8)]
 
 
 LOADS = (Load(10, 0, 50), Load(100, 0, 50), Load(100, 300, 50), Load(100, 300, 10))
@@ -72,6 +82,9 @@ def model(load: Load, size: int) -> float:
     """Return the seconds that a window's collectives take."""
     seconds = 0.0
     for name, payload in load.payloads():
+        if name == "broadcast":
+            seconds += math.ceil(math.log2(size)) * _LATENCY
+            continue
         part = payload if name == "all_gather" else payload / size
         seconds += _TURNS[name] * (size - 1) * (_LATENCY + part / _BANDWIDTH)
     return seconds
@@ -102,12 +115,13 @@ def _rank(load: Load, rank: int, size: int, lazy: bool, folder: Path, results: A
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=size)
     calls: list[tuple[str, int]] = []
-    for name in (*_TURNS, "gather"):
+    for name in (*_TURNS, "gather", "broadcast"):
         _note(name, calls)
     seconds: list[float] = []
-    reduce = Ranks.reduce
+    kind = Lead if rank == 0 else Member
+    reduce = kind.reduce
 
-    def timed(self: Ranks, *arguments: Any, **options: Any) -> Any:
+    def timed(self: Any, *arguments: Any, **options: Any) -> Any:
         calls.clear()
         began = time.perf_counter()
         try:
@@ -115,7 +129,7 @@ def _rank(load: Load, rank: int, size: int, lazy: bool, folder: Path, results: A
         finally:
             seconds.append(time.perf_counter() - began)
 
-    Ranks.reduce = timed
+    kind.reduce = timed
     config = AccumulatorConfig(
         device="cpu",
         sync_every=load.steps,
@@ -144,14 +158,36 @@ def _rank(load: Load, rank: int, size: int, lazy: bool, folder: Path, results: A
 
 
 def _note(name: str, calls: list[tuple[str, int]]) -> None:
-    collective = getattr(dist, name)
+    collective = getattr(Group, name)
 
-    def noted(*arguments: Any, **options: Any) -> Any:
-        tensor = arguments[1] if name == "all_gather" else arguments[0]
+    def noted(self: Group, tensor: torch.Tensor) -> Any:
         calls.append((name, tensor.nbytes))
-        return collective(*arguments, **options)
+        return collective(self, tensor)
 
-    setattr(dist, name, noted)
+    setattr(Group, name, noted)
+
+
+def store_operations(looks: int = 50) -> float:
+    """Return how many operations of the store one look of one rank takes, counted over some."""
+
+    class Counted(Board):
+        operations = 0
+
+        def get(self, key: str) -> Any:
+            value = super().get(key)
+            Counted.operations += 1 if value is None else 2
+            return value
+
+        def put(self, key: str, value: Any) -> None:
+            Counted.operations += 1
+            super().put(key, value)
+
+    Board(store := dist.HashStore(), "ranks").put("lead", {"generation": 1, "ask": 0, "over": False})
+    pulse = Pulse(board := Counted(store, "ranks"), 1, period=1e9)
+    for _ in range(looks):
+        pulse.beat()
+    pulse.close()
+    return board.operations / looks
 
 
 def main() -> None:
@@ -178,6 +214,9 @@ def main() -> None:
         for size in (64, 512, 4096):
             table.add_row(str(load), f"{size:,}", "", "", "", f"{1e3 * model(load, size):.0f} (modelled)", "", "")
     Console(width=170).print(table)
+    each = store_operations()
+    for size in (8, 512, 4096):
+        print(f"{size:,} ranks: {each * (size - 1) / period(size):,.0f} operations of the store a second")
     name = f"{date.today()}-ranks"
     (chosen.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
     figure, axes = plt.subplots(figsize=(7, 4.4), constrained_layout=True)

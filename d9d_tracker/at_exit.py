@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ logger = logging.getLogger("d9d_tracker")
 
 _due: dict[int, Callable[[], Any]] = {}
 _is_registered = False
+_is_exiting = False
 
 
 def add(key: object, close: Callable[[], Any]) -> None:
@@ -39,7 +41,14 @@ def remove(key: object) -> None:
     _due.pop(id(key), None)
 
 
+def uncaught() -> BaseException | None:
+    """Return the exception that ends the interpreter, if it is ending by one."""
+    return getattr(sys, "last_value", None) if _is_exiting and not hasattr(sys, "ps1") else None
+
+
 def _close_all() -> None:
+    global _is_exiting
+    _is_exiting = True
     while _due:
         _, close = _due.popitem()
         try:

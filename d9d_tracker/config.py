@@ -95,8 +95,8 @@ class AccumulatorConfig(_Frozen):
             gloo group of their own; ``"off"``: none, every process has a run of its own; ``"rank0"``: rank 0 alone, no
             other process is waited for, and what the others log goes nowhere. Rank 0 writes to the backend. Other
             groups are an argument of the tracker.
-        distributed_timeout: Seconds that ``open``, and each window, waits for other ranks, at most. Training itself
-            never waits. Half an hour by default, as NCCL does.
+        distributed_timeout: Seconds that ``open``, each window, and the end of rank 0's run wait for other ranks, at
+            most. Training itself never waits. Half an hour by default, as NCCL does.
         backlog_dir: Folder for what a backend has not accepted yet; created when it is first needed.
         backlog_bytes: Size of that backlog, per run; the oldest windows are dropped, and reported, beyond it.
         writer: Where the backend runs: on a ``"thread"`` of the training, or in a ``"process"`` of its own, which does

@@ -97,18 +97,23 @@ class Collector:
         self._windows.put(reached)
         if _wait(reached.is_set, self._thread, timeout, reached.wait):
             return True
-        logger.error("after %g s, still not read from the device or from other ranks: %s", timeout, self._words())
+        of_ranks = "" if self._ranks is None else " or from other ranks"
+        hint = "" if self._ranks is None else ". Call set_step and flush alike on every rank: a window waits for theirs"
+        logger.error("after %g s, still not read from the device%s: %s%s", timeout, of_ranks, self._words(), hint)
         return False
 
-    def close(self, timeout: float) -> bool:
+    def close(self, timeout: float, failed: bool = False) -> bool:
         """End the thread, after what was put and what other ranks still send.
 
         Args:
-            timeout: Seconds to wait at most. What was not read by then is lost, counted and named.
+            timeout: Seconds to wait at most, but for other ranks. What was not read by then is lost, counted and named.
+            failed: Whether the run ended by an error: then other ranks may wait for this one.
 
         Returns:
             Whether it ended.
         """
+        if self._ranks is not None:
+            timeout = self._ranks.leave(timeout, failed)
         self._windows.put(None)
         self._thread.join(timeout)
         if not self._thread.is_alive():
@@ -183,7 +188,7 @@ class Collector:
 
     def _tell(self, ranks: Ranks, broken: list[NonFinite]) -> None:
         """Tell what is not finite: rank 0 for all, another one for itself, which matters once the others are gone."""
-        if self._rank == 0 and not ranks.is_lost:
+        if self._rank == 0:
             broken = [one for _, note in ranks.take_notes() for one in from_note(note)]
         is_told_elsewhere = self._rank > 0 and not ranks.is_lost
         self._nonfinite.tell(broken, logging.INFO if is_told_elsewhere else logging.WARNING)

@@ -195,6 +195,8 @@ class Session:
             written = of_spread(tail.as_window(buffers.take_index()), False)
             for delivery in deliveries.values():
                 delivery.put(written.index, points(written), tail.step, unfinished=tail.step)
+        if ranks is not None:
+            self.report.missing = ranks.missing
         self.promises = Promises()
         self._nonfinite = NonFiniteWatch(rank, ranks is not None, self.report, on_nonfinite)
         self._collector = Collector(
@@ -256,9 +258,14 @@ class Session:
         """Return the windows that are in the backlogs, by the name of the backend."""
         return {name: kept for name, delivery in self._deliveries.items() if (kept := delivery.kept())}
 
-    def drain(self) -> bool:
-        """Wait until all that was swapped has become records, ``flush_timeout`` seconds at most."""
-        return self._collector.drain(self._timeout)
+    def drain(self, failed: bool) -> bool:
+        """Wait until all that was swapped has become records, ``flush_timeout`` seconds at most.
+
+        Args:
+            failed: Whether the run ended by an error: then other ranks, which may wait for this one, are not waited
+                for.
+        """
+        return self._collector.drain(min(_SETTLE_SECONDS, self._timeout) if failed else self._timeout)
 
     def close(self, deadline: float, error: BaseException | None = None) -> None:
         """Send what is left; deliver it and close the backends, each within ``flush_timeout`` seconds.
@@ -272,7 +279,7 @@ class Session:
             self._collector.put()
             self._count_what_had_no_slot()
         finally:
-            self._collector.close(max(0.1, deadline - time.monotonic()))
+            self._collector.close(max(0.1, deadline - time.monotonic()), isinstance(error, Exception))
             self._close_deliveries(self._timeout, error)
             self._nonfinite.close(min(_SETTLE_SECONDS, self._timeout))
 

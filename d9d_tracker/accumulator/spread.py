@@ -10,7 +10,7 @@ import numpy as np
 
 from d9d_tracker_kernels import COUNT, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
 
-from .host_window import HostWindow, Tail
+from .host_window import HostWindow, Tail, arranged, merge_windows
 from .reductions import Reduction, finalize, merge_lanes
 from .registry import ScalarSeries
 
@@ -94,3 +94,27 @@ def rank_columns(scalars: list[ScalarSeries]) -> tuple[list[int], list[int]]:
         if name.endswith("/max_rank")
     ]
     return [rank for rank, _ in pairs], [largest for _, largest in pairs]
+
+
+def merge_expanded(older: HostWindow, newer: HostWindow) -> HostWindow:
+    """Merge expanded windows of two groups of ranks, see ``merge_windows``.
+
+    Args:
+        older: One window.
+        newer: Another; of values that are equal the higher rank counts.
+    """
+    merged = merge_windows(older, newer)
+    ranks, values = rank_columns(merged.scalars)
+    if not ranks or merged is older:
+        return merged
+    layout = (merged.steps, merged.times, merged.scalars, merged.histograms)
+    sides = [arranged(side, *layout).lanes for side in (older, newer)]
+    has, most, whose = (
+        [side[:, lane][:, slots] for side in sides] for lane, slots in ((COUNT, values), (MAX, values), (LAST, ranks))
+    )
+    is_nan = [np.isnan(side) for side in most]
+    is_equal = (most[1] == most[0]) | (is_nan[0] & is_nan[1])
+    is_more = (is_nan[1] & ~is_nan[0]) | (most[1] > most[0])
+    takes_newer = (has[1] > 0) & ((has[0] == 0) | is_more | (is_equal & (whose[1] > whose[0])))
+    merged.lanes[:, LAST, ranks] = np.where(takes_newer, whose[1], whose[0])
+    return merged

@@ -135,8 +135,6 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         run, job = self._run, self._find_job()
         if job is None:
             warn_of_a_job_unknown(self._config)
-        else:
-            self._agree(job)
         if self._loaded is None:
             run.buffers.start()
             name = f"{type(self._tracker).__name__}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
@@ -165,13 +163,14 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         if session is None:
             return
         at_exit.remove(self)
+        error = error or at_exit.uncaught()
         if session.process != os.getpid():  # a forked child has none of the threads to wait for
             self._session = None
             return
         deadline = time.monotonic() + self._config.flush_timeout
         try:
             run.end_watches()
-            snapshot = self._snapshot_to_leave(session)
+            snapshot = self._snapshot_to_leave(session, isinstance(error, Exception))
             windows = run.buffers.clock.windows
             session.close(deadline, error)
             run.warn_of_no_steps(session.has_merged)
@@ -282,14 +281,13 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
     def _run(self) -> AccumulatingRun:
         return AccumulatingRun(Buffers(self._config), self._config)
 
-    def _agree(self, job: Job) -> None:
-        job.agree(
-            {
-                "accumulator.sync_every": self._config.sync_every,
-                "accumulator.scalar_resolution": self._config.scalar_resolution,
-                "the run of the loaded state": None if self._loaded is None else self._beginning_name(),
-            }
-        )
+    def _shared_settings(self) -> dict[str, Any]:
+        """Return what all ranks of a job must have alike."""
+        return {
+            "accumulator.sync_every": self._config.sync_every,
+            "accumulator.scalar_resolution": self._config.scalar_resolution,
+            "the run of the loaded state": None if self._loaded is None else self._beginning_name(),
+        }
 
     def _beginning_name(self) -> str | None:
         return None if self._beginning is None else self._beginning.backlog
@@ -306,12 +304,11 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         deliveries = {}
 
         def open_here() -> dict[str, str | None]:
-            if job.rank == 0:
-                deliveries.update(open_deliveries(self._tracker, properties, self._config, beginning))
+            deliveries.update(open_deliveries(self._tracker, properties, self._config, beginning))
             return {"run_id": self._tracker.run_id, "backlog": beginning.backlog}
 
         try:
-            opened = job.on_all_ranks(open_here)[0]
+            opened = job.open(self._shared_settings(), open_here)
             if job.rank > 0:
                 self._tracker.run_id, self._tracker.resume_id = opened["run_id"], None
                 beginning.backlog = opened["backlog"]
@@ -337,8 +334,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         session.settle()
         return self._make_snapshot(session.tail, session.kept())
 
-    def _snapshot_to_leave(self, session: Session) -> Snapshot | None:
-        if not session.drain():
+    def _snapshot_to_leave(self, session: Session, failed: bool) -> Snapshot | None:
+        if not session.drain(failed):
             return None
         try:
             return self._make_snapshot(session.tail, {})

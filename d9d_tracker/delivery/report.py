@@ -89,6 +89,8 @@ class RunReport:
             gone. They are lost.
         without_slot: Values that had no slot left in eager code, and series that had none in a context of compiled
             code. They are lost.
+        missing: Which ranks' values of which steps are not in the run, because a rank stayed away or the others ended
+            before it, in words.
         nonfinite: Series that were not finite, and where for the first time, in that order.
     """
 
@@ -96,6 +98,7 @@ class RunReport:
         self.parts = dict(parts or {})
         self.unread = 0
         self.without_slot = 0
+        self.missing: list[str] = []
         self.nonfinite: list[NonFinite] = []
 
     @property

@@ -1,9 +1,11 @@
 """The ranks that share a run: who they are, and what they must agree on when a run is opened."""
 
+import hashlib
 import logging
 import os
+import secrets
+import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -11,11 +13,17 @@ import torch.distributed as dist
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.errors import TrackerValueError
 
-from .exchange import exchange
+from .board import Board, BoardLostError
+from .lead import Lead
+from .member import Member
 from .ranks import Ranks
 from .spelling import spell
 
 logger = logging.getLogger("d9d_tracker")
+
+_FIRST_PAUSE_SECONDS = 0.005
+_SAY_SECONDS = 10.0
+_CHECKS_PER_SECOND = 2000
 
 
 def warn_of_a_job_unknown(config: AccumulatorConfig) -> None:
@@ -46,25 +54,32 @@ def is_silenced(config: AccumulatorConfig) -> bool:
 
 
 class Job:
-    """This process among the ranks of a torch.distributed job.
+    """This process among the ranks of a torch.distributed job that share runs.
 
-    Its collectives run on the host, on a gloo group of its own: here when a run is opened, and in ``Ranks``.
+    Opening a run goes over a board in the job's store, see ``Ranks``: every rank says what it has configured, and rank
+    0, which opens the backend meanwhile, answers each of them. No collective is issued, and no group of the training's
+    is used.
 
     Args:
-        make_group: Makes the process group; called by ``open``, and again after ranks were lost.
-        rank: This process's rank in the group.
-        size: Number of ranks.
+        ranks: The ranks of the job that share runs, in their order.
+        rank: This process's place among them.
+        store: The job's store.
         timeout: Seconds that anything here waits for other ranks, at most.
+
+    Attributes:
+        rank: The same.
+        size: Their number.
     """
 
-    def __init__(self, make_group: Callable[[], Any], rank: int, size: int, timeout: float):
+    def __init__(self, ranks: list[int], rank: int, store: Any, timeout: float):
         self.rank = rank
-        self.size = size
+        self.size = len(ranks)
         self._world = dist.group.WORLD
-        self._make_group = make_group
-        self._ranks: Ranks | None = None
-        self._group: Any = None
         self._timeout = timeout
+        self._origin = store  # which lives as long as somebody has it, on the host of a TCP store
+        digest = hashlib.blake2b(repr(ranks).encode(), digest_size=8).hexdigest()
+        self._board = Board(store.clone(), f"d9d_tracker/{digest}")
+        self._run: Board | None = None
 
     @classmethod
     def of(cls, config: AccumulatorConfig, group: Callable[[], Any] | None = None) -> "Job | None":
@@ -72,100 +87,133 @@ class Job:
 
         Args:
             config: Says which ranks share a run.
-            group: Returns their process group; called here. By default, a group of all ranks is made.
+            group: Returns a process group of these ranks, of any backend; called here. No collective is issued on it.
+                By default, all ranks of the job.
 
         Returns:
             The job; None if this process has a run of its own.
 
         Raises:
-            TrackerValueError: If the group is not a gloo group with this process in it.
+            TrackerValueError: If this process is not in the group.
         """
         if config.distributed != "auto" or not (dist.is_available() and dist.is_initialized()):
             return None
-        timeout = config.distributed_timeout
-        if group is None:
-
-            def make_group() -> Any:
-                return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-
-            rank, size = dist.get_rank(), dist.get_world_size()
-        else:
-            given = group()
-            rank, size = dist.get_rank(given), dist.get_world_size(given)
-            if rank < 0 or "gloo" not in dist.get_backend(given):
-                raise TrackerValueError(
-                    f"the tracker's group is {given!r}, which is not a gloo group with rank {dist.get_rank()} in it; "
-                    "return one made by torch.distributed.new_group(backend='gloo')"
-                )
-
-            def make_group() -> Any:
-                return given
-
-        return cls(make_group, rank, size, timeout) if size > 1 else None
+        given = dist.group.WORLD if group is None else group()
+        rank = -1 if given is None else dist.get_rank(given)
+        if rank < 0:
+            raise TrackerValueError(
+                f"the tracker's group is {given!r}, and rank {dist.get_rank()} is not in it; return a group that has "
+                "this rank as a member"
+            )
+        ranks = dist.get_process_group_ranks(given)
+        world: Any = dist.group.WORLD
+        return cls(ranks, rank, world.get_group_store(), config.distributed_timeout) if len(ranks) > 1 else None
 
     @property
     def is_stale(self) -> bool:
         """Whether torch.distributed was shut down since."""
         return not dist.is_initialized() or dist.group.WORLD is not self._world
 
-    def agree(self, settings: dict[str, Any]) -> None:
-        """Refuse, on all ranks alike, settings that differ between ranks. Every rank must call it.
+    def open(self, settings: dict[str, Any], action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Open a run on all ranks alike, or on none. Every rank must call it.
 
         Args:
-            settings: Names and plain JSON values that must be equal.
-
-        Raises:
-            TrackerValueError: If they differ, or some ranks did not call in time.
-        """
-        everyone = self._exchange(settings)
-        for name in settings:
-            values: dict[Any, list[int]] = {}
-            for rank, theirs in enumerate(everyone):
-                values.setdefault(theirs[name], []).append(rank)
-            if len(values) > 1:
-                words = "; ".join(f"{value!r} on {spell(ranks)}" for value, ranks in values.items())
-                raise TrackerValueError(f"open: {name} differs between ranks: {words}. Make it the same on all ranks")
-
-    def on_all_ranks(self, action: Callable[[], Any]) -> list[Any]:
-        """Do something that must succeed on every rank. Every rank must call it.
-
-        Args:
-            action: What to do here; no collective.
+            settings: Names and plain JSON values that must be equal on all ranks.
+            action: Called on rank 0, if they are; returns plain JSON values.
 
         Returns:
-            What it returned on each rank, plain JSON values.
+            On all ranks, what it returned.
 
         Raises:
-            TrackerValueError: If it failed on another rank. Where it failed, its own exception is raised.
+            TrackerValueError: If settings differ, some ranks did not call in time, or the action failed on rank 0,
+                where its own exception is raised.
         """
-        result, failure = None, None
         try:
-            result = action()
-        except BaseException as error:
-            failure = error
-        everyone = self._exchange({"result": result, "error": None if failure is None else repr(failure)})
-        if failure is not None:
-            raise failure
-        for rank, theirs in enumerate(everyone):
-            if theirs["error"] is not None:
-                raise TrackerValueError(f"open: rank {rank} could not open the run: {theirs['error']}")
-        return [theirs["result"] for theirs in everyone]
+            return self._lead(settings, action) if self.rank == 0 else self._follow(settings)
+        except BoardLostError as error:
+            raise TrackerValueError(f"open: other ranks are gone, and the job's store with them: {error}") from error
 
     def connect(self) -> Ranks:
         """Return the ranks, for the run that all of them have opened."""
-        self._ranks = Ranks(self._group)
-        return self._ranks
+        assert self._run is not None  # `open` has set it
+        if self.rank == 0:
+            return Lead(self._run, self.size, self._timeout)
+        return Member(self._run, self.rank, self.size, self._timeout)
 
-    def _exchange(self, value: Any) -> list[Any]:
-        if self._ranks is not None and self._ranks.is_lost:
-            self._group = self._ranks = None  # gloo closes a group in which a rank was waited for in vain
+    def _lead(self, settings: dict[str, Any], action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        everyone: dict[int, dict[str, Any]] = {0: {"settings": settings}}
+        missing = set(range(1, self.size))
+
+        def all_have_called() -> bool:
+            for rank in sorted(missing):
+                if (call := self._board.get(f"call/{rank}")) is not None:
+                    self._board.delete(f"call/{rank}")
+                    everyone[rank] = call
+            missing.difference_update(everyone)
+            return not missing
+
+        answer: dict[str, Any] = {"error": None, "run": secrets.token_hex(8)}
+        failure: BaseException | None = None
         try:
-            if self._group is None:
-                self._group = self._make_group()
-            return exchange(value, self._group)
-        except RuntimeError as error:
-            self._group = None
-            raise TrackerValueError(
-                f"open: not all {self.size} ranks opened the run within accumulator.distributed_timeout="
-                f"{self._timeout:g} s ({error}); call open on every rank, or set accumulator.distributed to 'off'"
-            ) from error
+            self._wait(all_have_called, lambda: spell(missing))
+            _refuse_differing({rank: call["settings"] for rank, call in everyone.items()})
+            answer["opened"] = action()
+        except TrackerValueError as error:
+            failure, answer["error"] = error, str(error)
+        except BaseException as error:
+            failure, answer["error"] = error, f"open: rank 0 could not open the run: {error!r}"
+        for rank, call in everyone.items():
+            if rank > 0:
+                self._board.put(f"answer/{rank}/{call['number']}", answer)
+        if failure is not None:
+            raise failure
+        self._run = Board(self._board.store, answer["run"])
+        return answer["opened"]
+
+    def _follow(self, settings: dict[str, Any]) -> dict[str, Any]:
+        number = secrets.token_hex(8)
+        key, answer = f"answer/{self.rank}/{number}", None
+
+        def is_answered() -> bool:
+            nonlocal answer
+            answer = self._board.get(key)
+            return answer is not None
+
+        self._board.put(f"call/{self.rank}", {"number": number, "settings": settings})
+        try:
+            self._wait(is_answered, lambda: "rank 0, which waits for all")
+        except BaseException:
+            self._board.delete(f"call/{self.rank}")
+            raise
+        assert answer is not None
+        self._board.delete(key)
+        if answer["error"] is not None:
+            raise TrackerValueError(answer["error"])
+        self._run = Board(self._board.store, answer["run"])
+        return answer["opened"]
+
+    def _wait(self, is_done: Callable[[], bool], whom: Callable[[], str]) -> None:
+        began, pause, says_at = time.monotonic(), _FIRST_PAUSE_SECONDS, _SAY_SECONDS
+        while not is_done():
+            waited = time.monotonic() - began
+            if waited > self._timeout:
+                raise TrackerValueError(
+                    f"open: not all {self.size} ranks opened the run within accumulator.distributed_timeout="
+                    f"{self._timeout:g} s (waited for {whom()}); call open on every rank, or set "
+                    "accumulator.distributed to 'off'"
+                )
+            if waited > says_at:
+                says_at *= 4
+                logger.warning("open: waiting for %s to open the run, for %.0f s so far", whom(), waited)
+            time.sleep(pause)
+            pause = min(2 * pause, max(0.1, self.size / _CHECKS_PER_SECOND))
+
+
+def _refuse_differing(everyone: dict[int, dict[str, Any]]) -> None:
+    for name in everyone[0]:
+        values: dict[Any, list[int]] = {}
+        for rank, theirs in sorted(everyone.items()):
+            values.setdefault(theirs[name], []).append(rank)
+        if len(values) > 1:
+            words = "; ".join(f"{value!r} on {spell(ranks)}" for value, ranks in values.items())
+            raise TrackerValueError(f"open: {name} differs between ranks: {words}. Make it the same on all ranks")

@@ -4,18 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from d9d_tracker.accumulator.host_window import HostWindow
 from d9d_tracker.accumulator.spread import rank_columns
 from d9d_tracker_kernels import COUNT, LAST, LAST_STEP, MAX, NEGATED_MIN, Moment
 
-from .finish import finish
+from .group import Group
 
 _NAN = np.iinfo(np.int64).max
 
 
-def reduce_window(window: HostWindow, group: dist.ProcessGroup) -> HostWindow:
+def reduce_window(window: HostWindow, group: Group) -> HostWindow:
     """Merge the windows of all ranks. Every rank must call it, with a window of the same steps and series.
 
     Counts add up as integers and sums in float64; extremes travel as integers of the same order, in which NaN is the
@@ -23,15 +22,15 @@ def reduce_window(window: HostWindow, group: dist.ProcessGroup) -> HostWindow:
 
     Args:
         window: This rank's window; it is not changed.
-        group: A gloo group.
+        group: The ranks; the first of them gets the result.
 
     Returns:
-        The window that all values would have given on rank 0; on the others it holds nothing of use.
+        The window that all values would have given, on the first rank; on the others it holds nothing of use.
 
     Raises:
-        RuntimeError: If a rank does not take part within the group's timeout.
+        RuntimeError: If a rank is gone.
     """
-    rank = dist.get_rank(group)
+    rank = group.rank
     lanes, counts, moments = window.lanes, window.counts, window.moments
     last_rank = np.where(lanes[:, COUNT] > 0, rank, -1)
     most = [
@@ -41,14 +40,14 @@ def reduce_window(window: HostWindow, group: dist.ProcessGroup) -> HostWindow:
         counts[:, LAST_STEP],
         last_rank,
     ]
-    extremes, largest, smallest, last_step, last_rank = _all_reduce(most, dist.ReduceOp.MAX, group)
+    extremes, largest, smallest, last_step, last_rank = _maxima(most, group)
     ranks, values = rank_columns(window.scalars)
     if ranks:  # of the ranks with the largest value, the highest
         has_most = (_ordered(lanes[:, MAX]) == extremes[:, 0])[:, values] & (lanes[:, COUNT][:, values] > 0)
-        (last_rank[:, ranks],) = _all_reduce([np.where(has_most, rank, -1)], dist.ReduceOp.MAX, group)
+        (last_rank[:, ranks],) = _maxima([np.where(has_most, rank, -1)], group)
     last = np.where(last_rank == rank, lanes[:, LAST], 0.0)
-    sums, last, sums_of_moments = _reduce([lanes[:, : COUNT + 1], last, moments[:, : Moment.MIN]], group)
-    (counts,) = _reduce([counts], group)
+    sums, last, sums_of_moments = _sums([lanes[:, : COUNT + 1], last, moments[:, : Moment.MIN]], group)
+    (counts,) = _sums([counts], group)
     counts[:, LAST_STEP] = last_step
     return replace(
         window,
@@ -58,15 +57,15 @@ def reduce_window(window: HostWindow, group: dist.ProcessGroup) -> HostWindow:
     )
 
 
-def _all_reduce(parts: list[np.ndarray], operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup):
+def _maxima(parts: list[np.ndarray], group: Group) -> list[np.ndarray]:
     packed = _packed(parts)
-    finish(dist.all_reduce(packed, operation, group=group, async_op=True))
+    group.all_reduce_max(packed)
     return _unpacked(packed, parts)
 
 
-def _reduce(parts: list[np.ndarray], group: dist.ProcessGroup) -> list[np.ndarray]:
+def _sums(parts: list[np.ndarray], group: Group) -> list[np.ndarray]:
     packed = _packed(parts)
-    finish(dist.reduce(packed, group=group, group_dst=0, async_op=True))
+    group.reduce_sum(packed)
     return _unpacked(packed, parts)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from d9d_tracker import (
     distributed,
     tracker_from_config,
 )
+from d9d_tracker.ranks import job
 
 REDUCTIONS = ("mean", "sum", "min", "max", "last")
 
@@ -99,18 +99,23 @@ def refused(rank: int, folder: Path, configs: list[dict], fail: str = "") -> str
         return f"{type(error).__name__}: {error}"
 
 
-def opens_late(rank: int, folder: Path) -> str:
-    one = tracker(folder, distributed_timeout=1.0)
-    if rank == 1:
-        while not (folder / "raised-0").exists():
-            time.sleep(0.01)
-        return "too late"
-    try:
-        with one.open(NAME):
-            return "opened"
-    except TrackerValueError as error:
+def opens_late(rank: int, folder: Path, who: int) -> tuple[str, dict]:
+    """One rank opens the run when another has waited in vain, and said so; then all try again."""
+    job._SAY_SECONDS = 0.2
+    one, words = tracker(folder, distributed_timeout=1.0), ""
+    if rank == who:
+        wait_for(folder / f"raised-{1 - who}")
+    else:
+        try:
+            with one.open(NAME):
+                words = "opened"
+        except TrackerValueError as error:
+            words = str(error)
         (folder / f"raised-{rank}").touch()
-        return str(error)
+    one = tracker(folder, distributed_timeout=20.0)
+    with one.open(NAME) as run:
+        run.scalar("sum", 2.0**rank, reduce="sum")
+    return words, content(one)
 
 
 def groups(rank: int, folder: Path, how: str) -> dict:
@@ -140,26 +145,127 @@ def two_runs(rank: int, folder: Path) -> dict:
 
 
 def no_collectives(rank: int, folder: Path) -> tuple[int, int]:
-    """Return how many collectives the job and the tracker issued while it trained."""
+    """Return how many collectives the test itself issued, and the tracker, in torch's groups."""
     calls = []
     for name in ("all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier", "gather", "reduce", "send"):
         original = getattr(dist, name)
 
         def counted(*arguments, _original=original, _name=name, **options):
-            if threading.current_thread() is threading.main_thread():
-                calls.append(_name)
+            calls.append(_name)
             return _original(*arguments, **options)
 
         setattr(dist, name, counted)
+    dist.barrier()
+    counted = len(calls)
     one = tracker(folder, sync_every=2)
     with one.open(NAME) as run:
-        at_open = len(calls)
         for step in range(10):
             run.set_step(step)
             log(run, rank, step)
         run.flush()
         one.state_dict()
-    return at_open, len(calls) - at_open
+    return counted, len(calls) - counted
+
+
+def wait_for(path: Path) -> None:
+    """Wait until another rank has left a file."""
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def stays_away(rank: int, folder: Path, who: int) -> dict:
+    """One rank stays away in the second window until the others have given it up, and comes back."""
+    one = tracker(folder, sync_every=4, distributed_timeout=1.0)
+    with one.open(NAME) as run:
+        ranks = one._session._collector._ranks
+        for step in range(40):
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+            run.scalar("whose", float(rank), scope="spread")
+            if step == 5 and rank == who:
+                for other in {0, 1, 2} - {who}:
+                    wait_for(folder / f"alone-{other}")
+            if step == 12 and rank != who:
+                while not (who in ranks._away if rank == 0 else ranks._lost_since is not None or who != 0):
+                    time.sleep(0.01)
+                (folder / f"alone-{rank}").touch()
+            if step == 20:
+                while rank == who != 0 and ranks._pulse._answer["back"] < 1:
+                    time.sleep(0.01)
+                dist.barrier()
+                while rank > who == 0 and ranks._pulse.lead["generation"] < 2:
+                    time.sleep(0.01)
+    return {"found": content(one), "missing": one.report.missing, "unread": one.report.unread}
+
+
+def leaves(rank: int, folder: Path, who: int, steps: int, config: dict) -> dict:
+    """One rank has less data than the others; a member has closed before they have come to its last window."""
+    one = tracker(folder, sync_every=4, **config)
+    with one.open(NAME) as run:
+        for step in range(steps if rank == who else 30):
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+            run.scalar("whose", float(rank), scope="spread")
+            run.bins("h", torch.ones(1))
+            if step == 4 and rank != who and who > 0:
+                wait_for(folder / "closed")
+    if rank == who:
+        (folder / "closed").touch()
+    return {"found": content(one), "missing": one.report.missing, "unread": one.report.unread}
+
+
+def rank_0_evaluates(rank: int, folder: Path) -> dict:
+    """The others close and are done while rank 0 is still busy inside the run."""
+    one = tracker(folder, flush_timeout=1.0)
+    with one.open(NAME) as run:
+        for step in range(13):
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+            run.bins("h", torch.ones(1))
+            run.scalar("own", 2.0**rank, scope="rank")
+            run.scalar("bad", float("nan") if (rank, step) == (2, 12) else 1.0)
+        if rank == 0:
+            wait_for(folder / "closed-1")
+            wait_for(folder / "closed-2")
+            run.scalar("accuracy", 0.5)
+    (folder / f"closed-{rank}").touch()
+    return {"found": content(one), "unread": one.report.unread, "nonfinite": one.report.nonfinite}
+
+
+def rank_0_raises(rank: int, folder: Path) -> dict:
+    """Rank 0 raises in the middle, and its process ends; the others train on."""
+    one = tracker(folder, sync_every=4)
+    try:
+        with one.open(NAME) as run:
+            for step in range(20):
+                run.set_step(step)
+                run.scalar("sum", 2.0**rank, reduce="sum")
+                if step == 9:
+                    if rank == 0:
+                        raise ZeroDivisionError
+                    wait_for(folder / "closed")
+    except ZeroDivisionError:
+        (folder / "closed").touch()
+    return {"found": content(one), "missing": one.report.missing, "unread": one.report.unread}
+
+
+def training_group(rank: int, folder: Path) -> dict:
+    """The group of the tracker is the one that training uses too; and it is destroyed before the run is closed."""
+    one = tracker(folder, lambda: dist.group.WORLD, sync_every=2)
+    wrong = 0
+    size = dist.get_world_size()
+    with one.open(NAME) as run:
+        for step in range(50):
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+            gradient = torch.full((10,), float(step + rank))
+            dist.all_reduce(gradient)
+            wrong += gradient.ne(size * step + size * (size - 1) / 2).any().item()
+        dist.barrier()
+        dist.destroy_process_group()
+        run.set_step(50)
+        run.scalar("sum", 2.0**rank, reduce="sum")
+    return {"found": content(one), "wrong": wrong}
 
 
 def uneven(rank: int, folder: Path) -> dict:
@@ -201,7 +307,7 @@ def disturbed(rank: int, folder: Path, config: dict) -> dict:
                 while not (folder / "go").exists():
                     time.sleep(0.01)
         (folder / f"trained-{rank}").touch()
-    return {**content(one), "unread": one.report.unread}
+    return {**content(one), "unread": one.report.unread, "missing": one.report.missing}
 
 
 def exits_in_the_middle(rank: int, folder: Path) -> dict:
@@ -379,13 +485,15 @@ def spread_in_pieces(rank: int, folder: Path, resumes: bool) -> dict:
 
 def opens_again_after_a_loss(rank: int, folder: Path) -> dict:
     """Rank 1 is away for longer than the others wait, and is there again for the next run."""
-    one = tracker(folder, sync_every=2, distributed_timeout=4.0)
+    one = tracker(folder, sync_every=2, distributed_timeout=2.0)
     with one.open(NAME) as run:
         for step in range(6):
             run.set_step(step)
             run.scalar("first", 2.0**rank, reduce="sum")
             if (rank, step) == (1, 3):
-                time.sleep(7)
+                wait_for(folder / "closed-0")
+                wait_for(folder / "closed-2")
+    (folder / f"closed-{rank}").touch()
     dist.barrier()
     with one.open(NAME) as run:
         run.scalar("second", 2.0**rank, reduce="sum")

@@ -1,0 +1,322 @@
+"""Rank 0 among the ranks of a run: it says who meets, gets what all have logged, and waits for none without a bound."""
+
+import base64
+import contextlib
+import logging
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from typing_extensions import override
+
+from d9d_tracker.accumulator.host_window import HostWindow, empty_window
+from d9d_tracker.accumulator.spread import merge_expanded
+from d9d_tracker_kernels import LAST_STEP
+
+from .board import Board, BoardLostError, period
+from .group import Group
+from .meeting import END, Meeting, unpack
+from .ranks import FAILED_PATIENCE_SECONDS, LEAVING_SECONDS, MovedError, Ranks
+from .spelling import spell
+
+logger = logging.getLogger("d9d_tracker")
+
+_FIRST_PAUSE_SECONDS = 0.01
+_SILENT_SECONDS = 5.0
+_SAY_SECONDS = 10.0
+_CHECKS_PER_SECOND = 2000
+_QUESTIONS = 3
+
+
+class Lead(Ranks):
+    """Rank 0; see ``Ranks``.
+
+    Args:
+        board: The board of the run.
+        size: Number of ranks.
+        timeout: Seconds that a meeting waits for a rank that is alive and does not come.
+    """
+
+    def __init__(self, board: Board, size: int, timeout: float):
+        super().__init__()
+        self._board = board
+        self._timeout = timeout
+        self._period = period(size)
+        self._meeting = Meeting(0)
+        self._others = list(range(1, size))
+        self._away: dict[int, tuple[int, int]] = {}  # who may come back: the first step missing, the generation
+        self._group: Group | None = None
+        self._is_formed = False
+        self._generation = self._ask = 0
+        self._meetings: dict[int, int] = {}  # of each generation, how many are over
+        self._held: HostWindow | None = None  # rows of steps that some rank may still log to
+        self._left_behind: HostWindow | None = None
+        self._step = -1  # the last one of this rank's last window
+        self._written = -1  # the last step of which all rows were handed on
+        self._began = self._next_look = 0.0
+        self._leaves_at: float | None = None
+        self._says_at = float("inf")
+        self._is_over = False
+        self._publish()
+
+    @override
+    def reduce(self, window: HostWindow, ended: bool, is_last: bool = False, note: bytes = b"") -> HostWindow | None:
+        self._step = window.steps[-1]
+        return self._meet(window, END if is_last else 2 * self._step + ended, note)
+
+    @override
+    def finish(self) -> Iterator[HostWindow]:
+        while self._others:
+            merged = self._meet(empty_window(0, [], [], [], []), END, b"")
+            if merged.steps or merged.histograms:
+                yield merged
+
+    @override
+    def leave(self, patience: float, failed: bool) -> float:
+        patience = FAILED_PATIENCE_SECONDS if failed else max(patience, self._timeout)
+        self._says_at = time.monotonic() + _SAY_SECONDS
+        self._leaves_at = time.monotonic() + patience
+        return patience + LEAVING_SECONDS
+
+    @override
+    def close(self) -> None:
+        self._drop_group()
+        for first in sorted({first for first, _ in self._away.values()}):
+            away = [rank for rank, (since, _) in self._away.items() if since == first]
+            self.missing.append(f"{spell(away)}: from step {first} on")
+        self._is_over = True
+        with contextlib.suppress(BoardLostError):  # the store is gone, and with it anybody who would read it
+            self._publish()
+
+    def _meet(self, window: HostWindow, point: int, note: bytes) -> HostWindow:
+        """Merge a window with what the others have for it.
+
+        Args:
+            window: Rank 0's window.
+            point: Up to where its values are complete; see ``Meeting``.
+            note: What it has to say.
+        """
+        self._began = time.monotonic()
+        self._next_look = self._began + self._period
+        while True:
+            if self._left_behind is not None:
+                window, self._left_behind = merge_expanded(window, self._left_behind), None
+            try:
+                self._look_at_the_clock()
+                self._welcome()
+                if not self._is_formed:
+                    self._drop_group()
+                    self._form()
+                if self._group is None:
+                    merged, points, notes = window, {0: point}, [(0, note)] if note else []
+                else:
+                    members = [0, *self._others]
+                    merged, points, notes = self._meeting.merge(self._group, members, window, point, note)
+                    self._meetings[self._generation] = self._meetings.get(self._generation, 0) + 1
+                break
+            except MovedError:
+                self._drop_group()
+            except (RuntimeError, ValueError) as error:
+                self._drop_group()
+                self._exclude(self._silent(), window, str(error))
+            except BoardLostError as error:
+                self._lose_all(window, str(error))
+        self._notes += notes
+        self._part_from([rank for rank, point in points.items() if rank and point == END], point)
+        if self._held is not None:
+            merged, self._held = merge_expanded(self._held, merged), None
+        return self._finished(merged, points)
+
+    def _form(self) -> None:
+        """Announce a generation of the ranks that are here, and wait until all of them have come."""
+        before, self._generation = self._generation, self._generation + 1
+        generation, others = self._generation, self._others
+        record = {"members": [0, *others], "step": self._written + 1, "meetings": self._meetings.get(before, 0)}
+        self._board.put(f"generation/{generation}", record)
+        self._publish()
+        missing = set(others)
+
+        def all_are_here() -> bool:
+            for rank, one in self._answers(missing).items():
+                if one["generation"] == generation and one["waits"]:
+                    missing.discard(rank)
+                    self._name_lost(rank, one["lost"])
+            return not missing
+
+        self._wait(all_are_here, self._look)
+        if others:
+            self._board.put(f"go/{generation}", True)
+            place = Board(self._board.store, f"gloo/{generation}").store
+            self._group = Group(place, 0, 1 + len(others), 2 * self._timeout + 60, self._look)
+        self._is_formed = True
+
+    def _look(self) -> None:
+        """See, once a period, whether it makes sense to wait for those who are waited for."""
+        self._look_at_the_clock()
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + self._period
+        answers = self._answers(self._others)
+        if left := [rank for rank, one in answers.items() if one["left"]]:
+            self._take_over(left)
+            raise MovedError
+        if self._group is not None and any(one["back"] >= self._generation for one in answers.values()):
+            raise MovedError  # one has given this generation up, and waits for the next
+        # A few questions more: that a rank is here is known by its answer.
+        if now - self._began > self._timeout + _QUESTIONS * self._period:
+            here = {
+                rank
+                for rank, one in answers.items()
+                if one["waits"] and one["generation"] == self._generation and one["ask"] > self._ask - _QUESTIONS
+            }
+            self._began = now
+            self._exclude(set(self._others) - here, None, f"waited for {self._timeout:g} s")
+            raise MovedError
+        self._question()
+
+    def _silent(self) -> set[int]:
+        """Return the ranks that give no answer in some seconds; those who left are taken over."""
+        self._question()
+        until = time.monotonic() + max(_SILENT_SECONDS, 2.5 * self._period)
+        silent = set(self._others)
+
+        def all_have_answered() -> bool:
+            answers = self._answers(silent)
+            self._take_over([rank for rank, one in answers.items() if one["left"]])
+            silent.intersection_update(self._others)
+            silent.difference_update(rank for rank, one in answers.items() if one["ask"] >= self._ask)
+            return not silent or time.monotonic() > until
+
+        self._wait(all_have_answered, lambda: None)
+        return silent
+
+    def _exclude(self, ranks: set[int], window: HostWindow | None, reason: str) -> None:
+        """Go on without some ranks, which may come back."""
+        if not ranks:
+            return
+        step = window.steps[0] if window is not None and window.steps else self._written + 1
+        for rank in ranks:
+            self._away[rank] = (step, self._generation)
+        self._others = [rank for rank in self._others if rank not in ranks]
+        logger.error(
+            "no values from %s (%s): from step %d on, the run goes on without; training goes on",
+            spell(ranks),
+            reason,
+            step,
+        )
+
+    def _lose_all(self, window: HostWindow, reason: str) -> None:
+        self._drop_group()
+        self._exclude(set(self._others), window, reason)
+        self._away = {}
+        self._is_formed = True
+
+    def _welcome(self) -> None:
+        """Take those in again who were away, and wait for the others to be merged with them."""
+        back = [
+            rank
+            for rank, one in self._answers(list(self._away)).items()
+            if one["back"] >= self._away[rank][1] and one["waits"]
+        ]
+        if not back:
+            return
+        self._is_formed = False
+        for rank in back:
+            del self._away[rank]
+        self._others = sorted({*self._others, *back})
+
+    def _name_lost(self, rank: int, lost: tuple[int, int] | None) -> None:
+        """Say what is not in the run of a rank that has come back."""
+        if lost is not None:
+            steps = f"steps {lost[0]} to {lost[1]}"
+            words = f"rank {rank}: {steps}"
+            if words in self.missing:
+                return
+            self.missing.append(words)
+            logger.warning(
+                "rank %d is back: its %s are not in the run, from step %d on it is", rank, steps, lost[1] + 1
+            )
+
+    def _take_over(self, left: list[int]) -> None:
+        """Read what ranks have left behind that have left the run without waiting."""
+        for rank in sorted(set(left) & set(self._others)):
+            data = self._board.get(f"left/{rank}")
+            is_here = self._meetings.get(data["generation"], 0) > data["meeting"]  # the first, which it was not sure of
+            for window in data["windows"][is_here:]:
+                one = unpack(zlib.decompress(base64.b64decode(window)))
+                self._left_behind = one if self._left_behind is None else merge_expanded(self._left_behind, one)
+            self._notes += [(rank, note.encode()) for note in data["notes"][is_here:] if note]
+            self._part_from([rank], None)
+
+    def _part_from(self, leaving: list[int], point: int | None) -> None:
+        if not leaving:
+            return
+        self._is_formed = False
+        self._others = [rank for rank in self._others if rank not in leaving]
+        if point != END and not self._leaves_at:
+            logger.warning("%s left the run before step %d; it goes on without", spell(leaving), self._step)
+
+    def _look_at_the_clock(self) -> None:
+        """Once this rank closes: say whom it waits for, and go without them in the end."""
+        now, others = time.monotonic(), self._others
+        if self._leaves_at is None or not others:
+            return
+        if now > self._says_at:
+            self._says_at = float("inf")
+            logger.warning(
+                "closing waits for %s to close too, for %.3g s at most", spell(others), self._leaves_at - now
+            )
+        if now > self._leaves_at:
+            step = self._written + 1
+            self._others, self._away, self._is_over = [], {}, True
+            self.missing.append(f"{spell(others)}: from step {step} on")
+            logger.error(
+                "closed while %s still log: what they log from step %d on is not in the run", spell(others), step
+            )
+            self._publish()
+            raise MovedError
+
+    def _finished(self, merged: HostWindow, points: dict[int, int]) -> HostWindow:
+        """Hold back the rows of steps for which some rank may still send values."""
+        least = min(points.values())
+        last = least // 2 if least % 2 or least == points[0] else least // 2 - 1
+        rows = sum(step <= last for step in merged.steps)
+        self._written = max(self._written, *merged.steps[:rows], -1)
+        if rows == len(merged.steps):
+            return merged
+        self._held = empty_window(merged.index, merged.steps[rows:], merged.times[rows:], merged.scalars, [])
+        self._held.lanes = merged.lanes[rows:].copy()
+        counts = merged.counts.copy()  # a histogram cannot be divided by steps: it is filed at one that is finished
+        counts[:, LAST_STEP] = np.minimum(counts[:, LAST_STEP], max(0, last))
+        return replace(
+            merged, steps=merged.steps[:rows], times=merged.times[:rows], lanes=merged.lanes[:rows], counts=counts
+        )
+
+    def _drop_group(self) -> None:
+        self._is_formed = False
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+
+    def _question(self) -> None:
+        self._ask += 1
+        self._publish()
+
+    def _publish(self) -> None:
+        self._board.put("lead", {"generation": self._generation, "ask": self._ask, "over": self._is_over})
+
+    def _answers(self, ranks: Iterable[int]) -> dict[int, dict[str, Any]]:
+        answers = {rank: self._board.get(f"answer/{rank}") for rank in ranks}
+        return {rank: answer for rank, answer in answers.items() if answer is not None}
+
+    def _wait(self, is_done: Callable[[], bool], look: Callable[[], None]) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        longest = max(0.1, len(self._others) / _CHECKS_PER_SECOND)
+        while not is_done():
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+            look()

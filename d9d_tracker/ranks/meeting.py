@@ -1,0 +1,173 @@
+"""Where windows of several ranks become one: a short head to all, a maximum, two sums, and a word from rank 0."""
+
+import hashlib
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from d9d_tracker.accumulator.host_window import HostWindow, arranged, contradictions, union_of_series
+from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries, label
+from d9d_tracker.accumulator.spread import merge_expanded
+from d9d_tracker_kernels import CALLS, COUNT
+
+from .group import Group, as_tensor
+from .reduction import reduce_window
+
+logger = logging.getLogger("d9d_tracker")
+
+END = np.iinfo(np.int64).max
+_SERIES = TypeAdapter(tuple[list[int], list[float], list[ScalarSeries], list[HistogramSeries]])
+
+
+class Meeting:
+    """Merges one window of every rank, again and again, in whatever groups they meet.
+
+    A series of one rank (``scope="rank"``) is no part of the sums: it travels to rank 0 by itself.
+
+    Args:
+        rank: This rank.
+    """
+
+    def __init__(self, rank: int):
+        self._rank = rank
+        self._known: set[str] = set()
+        self._is_misaligned = False
+
+    def merge(
+        self, group: Group, members: list[int], window: HostWindow, point: int, note: bytes
+    ) -> tuple[HostWindow, dict[int, int], list[tuple[int, bytes]]]:
+        """Merge a window with those of the other members, each of which calls it.
+
+        When it returns, rank 0 has the values of all; if it raises, rank 0 knows whether it has.
+
+        Args:
+            group: The members' group.
+            members: Their ranks, in its order.
+            window: This rank's window; it is not changed.
+            point: Up to where this rank's values are complete: twice its last step, plus one if that has ended; END if
+                it leaves.
+            note: What rank 0 is to know besides.
+
+        Returns:
+            The merged window, of use on rank 0 alone; the point of each member; there, the notes and whose they are.
+
+        Raises:
+            RuntimeError: If a member is gone. What the group looks at raises too.
+        """
+        window, own = self._without_own(window)
+        table = _SERIES.dump_json((window.steps, [], window.scalars, window.histograms))
+        digest = int.from_bytes(hashlib.blake2b(table, digest_size=8).digest(), "little", signed=True)
+        head = torch.tensor([digest, point, len(own), len(note)], device="cpu")
+        digests, points, owns, notes = torch.stack(group.all_gather(head), dim=1).tolist()
+        if len(set(digests)) > 1:
+            window = self._aligned(window, group)
+        merged, noted = reduce_window(window, group), []
+        if any(owns) or any(notes):
+            merged, noted = self._with_own(merged, own + note, owns, notes, group, members)
+        group.broadcast(torch.zeros(1, dtype=torch.int64, device="cpu"))  # rank 0 has it
+        found = dict(zip(members, points, strict=True))
+        self._report_misaligned(found)
+        return merged, found, noted
+
+    def _aligned(self, window: HostWindow, group: Group) -> HostWindow:
+        """Give the window the rows and slots that all ranks' windows have together."""
+        table = _SERIES.dump_json((window.steps, window.times, window.scalars, window.histograms))
+        tables = [_SERIES.validate_json(data) for data in group.all_gather_bytes(table)]
+        began: dict[int, float] = {}
+        scalars: list[ScalarSeries] = []
+        histograms: list[HistogramSeries] = []
+        for steps, times, more_scalars, more_histograms in tables:
+            words = contradictions(scalars, more_scalars) if scalars else []
+            words += contradictions(histograms, more_histograms) if histograms else []
+            for word in words:
+                self._say_once(logging.ERROR, word)
+            began = dict(zip(steps, times, strict=True)) | began
+            scalars = union_of_series(scalars, more_scalars)
+            histograms = union_of_series(histograms, more_histograms)
+        if self._rank == 0:
+            self._report_partly_known(tables, scalars, histograms)
+        steps = sorted(began)
+        return arranged(window, steps, [began[step] for step in steps], scalars, histograms)
+
+    def _without_own(self, window: HostWindow) -> tuple[HostWindow, bytes]:
+        """Divide off the series of this rank alone, as bytes."""
+        tag = ("rank", str(self._rank))
+        scalars = np.array([tag in series.context for series in window.scalars], dtype=bool)
+        histograms = np.array([tag in series.context for series in window.histograms], dtype=bool)
+        if not scalars.any() and not histograms.any():
+            return window, b""
+        has_value, has_call = (window.lanes[:, COUNT] > 0).any(axis=0), window.counts[:, CALLS] > 0
+        own = window.only(np.flatnonzero(scalars & has_value), np.flatnonzero(histograms & has_call))
+        return window.only(np.flatnonzero(~scalars), np.flatnonzero(~histograms)), pack(own)
+
+    def _with_own(
+        self,
+        merged: HostWindow,
+        data: bytes,
+        owns: list[int],
+        notes: list[int],
+        group: Group,
+        members: list[int],
+    ) -> tuple[HostWindow, list[tuple[int, bytes]]]:
+        """Add, on rank 0, what each rank keeps for itself, and take the notes: their sizes are known."""
+        noted = []
+        sizes = [own + note for own, note in zip(owns, notes, strict=True)]
+        for index, part in enumerate(group.gather(as_tensor(data, max(sizes)))):
+            theirs = part.numpy().tobytes()[: sizes[index]]
+            if owns[index]:
+                merged = merge_expanded(merged, unpack(theirs[: owns[index]]))
+            if notes[index]:
+                noted.append((members[index], theirs[owns[index] :]))
+        return merged, noted
+
+    def _report_misaligned(self, points: dict[int, int]) -> None:
+        ended = {point: rank for rank, point in points.items() if point != END}
+        if self._rank == 0 and len(ended) > 1 and not self._is_misaligned:
+            self._is_misaligned = True
+            (least, first), (most, second) = min(ended.items()), max(ended.items())
+            logger.warning(
+                "windows end at different steps: %d on rank %d, %d on rank %d. Call set_step and flush alike on all "
+                "ranks; values are merged by step, and those behind wait for the next window",
+                least // 2,
+                first,
+                most // 2,
+                second,
+            )
+
+    def _report_partly_known(
+        self, tables: list[Any], scalars: list[ScalarSeries], histograms: list[HistogramSeries]
+    ) -> None:
+        present = [table for table in tables if table[0]]
+        new = []
+        for series in (*scalars, *histograms):
+            known = sum(any(series in part for part in table[2:]) for table in present)
+            words = label(series.name, series.context)
+            if known < len(present) and words not in self._known:
+                self._known.add(words)
+                new.append(f"{words} ({known} of {len(tables)})")
+        if new:
+            logger.info("known to some ranks only: %s", "; ".join(new))
+
+    def _say_once(self, level: int, words: str) -> None:
+        if words not in self._known and self._rank == 0:
+            self._known.add(words)
+            logger.log(level, "%s", words)
+
+
+def pack(window: HostWindow) -> bytes:
+    """Return a window as bytes."""
+    table = _SERIES.dump_json((window.steps, window.times, window.scalars, window.histograms))
+    return len(table).to_bytes(8, "little") + table + window.pack()
+
+
+def unpack(data: bytes) -> HostWindow:
+    """Return the window that ``pack`` was given, but for its index.
+
+    Args:
+        data: Its bytes.
+    """
+    table = 8 + int.from_bytes(data[:8], "little")
+    return HostWindow.of(np.frombuffer(data[table:], dtype=np.float64), 0, *_SERIES.validate_json(data[8:table]))

@@ -1,0 +1,254 @@
+"""A rank above 0 among the ranks of a run: it brings its windows where the lead says, and knows which have arrived."""
+
+import base64
+import logging
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from typing_extensions import override
+
+from d9d_tracker.accumulator.host_window import HostWindow
+from d9d_tracker_kernels import LAST_STEP
+
+from .board import Board, BoardLostError, period
+from .group import Group
+from .meeting import END, Meeting, pack
+from .pulse import Pulse
+from .ranks import FAILED_PATIENCE_SECONDS, LEAVING_SECONDS, MovedError, Ranks
+
+logger = logging.getLogger("d9d_tracker")
+
+_FIRST_PAUSE_SECONDS = 0.01
+_CHECKS_PER_SECOND = 2000
+_LATER_THAN_THE_LEAD = 6  # periods
+
+
+class _LeavesError(Exception):
+    """This rank closes, and has waited long enough."""
+
+
+class _GivesUpError(Exception):
+    """Rank 0 is not there, or not for this rank."""
+
+
+class Member(Ranks):
+    """A rank above 0; see ``Ranks``.
+
+    Args:
+        board: The board of the run.
+        rank: This rank.
+        size: Number of ranks.
+        timeout: Seconds that a window waits for rank 0, at most.
+    """
+
+    def __init__(self, board: Board, rank: int, size: int, timeout: float):
+        super().__init__()
+        self._board = board
+        self._rank = rank
+        self._timeout = timeout
+        self._period = period(size)
+        self._longest_pause = max(0.1, size / _CHECKS_PER_SECOND)
+        self._pulse = Pulse(board, rank, self._period)
+        self._meeting = Meeting(rank)
+        self._group: Group | None = None
+        self._members: list[int] = []
+        self._generation = self._meetings = 0  # that of the group, or the last one, and how many meetings it had
+        self._through = 0  # the last generation that this rank has nothing more to do with
+        self._is_unsure = False  # whether rank 0 has the window of the meeting that broke
+        self._is_excluded = False
+        self._has_given_up = False  # rank 0, until it calls to another generation
+        self._lost_since: int | None = None
+        self._began = 0.0
+        self._leaves_at: float | None = None
+        self._behind: list[tuple[bytes, bytes]] = []
+        self._is_alone = False  # whether nobody may come for what is left behind
+
+    @override
+    def reduce(self, window: HostWindow, ended: bool, is_last: bool = False, note: bytes = b"") -> None:
+        self.is_lost = False
+        if self._behind:
+            self._stay_behind(window, note)
+            return
+        self._began = time.monotonic()
+        self._pulse.know(waits=True)
+        try:
+            self._bring(window, END if is_last else 2 * window.steps[-1] + ended, note)
+        except _LeavesError:
+            self._is_alone = self._is_unsure  # a meeting broke before, and the lead has not called to another
+            self._break()
+            self._stay_behind(window, note)
+        except (_GivesUpError, BoardLostError) as error:
+            self._break()
+            self._is_unsure, self._has_given_up = False, True
+            self._lose(window, str(error))
+        finally:
+            self._pulse.know(waits=False)
+
+    @override
+    def finish(self) -> Iterator[HostWindow]:
+        if self._behind:
+            try:
+                self._leave_behind()
+            except BoardLostError as error:
+                self.is_lost = True
+                logger.error("ranks are gone (%s): the last window of this rank is not in the run", error)
+        yield from ()
+
+    @override
+    def leave(self, patience: float, failed: bool) -> float:
+        patience = FAILED_PATIENCE_SECONDS if failed else patience
+        self._leaves_at = time.monotonic() + patience
+        return patience + LEAVING_SECONDS
+
+    @override
+    def close(self) -> None:
+        self._pulse.close()
+        self._drop_group()
+
+    def _bring(self, window: HostWindow, point: int, note: bytes) -> None:
+        """Have rank 0 take a window: in this generation or a later one."""
+        while True:
+            try:
+                if self._group is None:
+                    joined = self._join(window)
+                    if joined is None:
+                        return
+                    window = joined
+                assert self._group is not None
+                _, points, _ = self._meeting.merge(self._group, self._members, window, point, note)
+            except (MovedError, RuntimeError, ValueError):
+                self._break()
+                continue
+            self._meetings += 1
+            if any(point == END for rank, point in points.items() if rank > 0):
+                self._drop_group()  # the next generation is without those who have left
+                self._through = self._generation
+            return
+
+    def _join(self, window: HostWindow) -> HostWindow | None:
+        """Meet in the newest generation.
+
+        Returns:
+            What of the window can be merged there; None if rank 0 has it already, or all of it is too late.
+        """
+        self._pulse.look()
+        while True:
+            self._wait_for(lambda: self._pulse.lead["generation"] > self._through)
+            self._has_given_up = False
+            self._look()
+            if self._is_unsure:
+                self._is_unsure = False
+                if self._board.get(f"generation/{self._through + 1}")["meetings"] > self._meetings:
+                    return None
+            generation = self._pulse.lead["generation"]
+            record = self._board.get(f"generation/{generation}")
+            self._is_excluded = self._rank not in record["members"]
+            if self._is_excluded:
+                self._through = generation
+                self._lose(window, "rank 0 went on without this rank", is_whole=False)
+                self._pulse.say(back=generation, waits=True)
+                continue
+            if self._lost_since is not None:
+                rest = _since(window, record["step"])
+                if rest is None:
+                    self.is_lost = True
+                    return None
+                window = rest
+            lost = None if self._lost_since is None else [self._lost_since, window.steps[0] - 1]
+            self._pulse.say(generation=generation, waits=True, lost=lost)
+            go = f"go/{generation}"
+            self._wait_for(
+                lambda: self._pulse.lead["generation"] > generation or self._board.get(go) is not None  # noqa: B023
+            )
+            if self._pulse.lead["generation"] > generation:
+                continue
+            self._generation, self._meetings, self._members = generation, 0, record["members"]
+            place = Board(self._board.store, f"gloo/{generation}").store
+            index = self._members.index(self._rank)
+            self._group = Group(place, index, len(self._members), 2 * self._timeout + 60, self._look)
+            self._come_back(window.steps[0])
+            return window
+
+    def _look(self) -> None:
+        """See whether it makes sense to wait for others."""
+        now = time.monotonic()
+        if self._leaves_at is not None and now > self._leaves_at:
+            raise _LeavesError
+        if self._pulse.is_cut_off:
+            raise _GivesUpError("the job's store is gone")
+        if self._pulse.lead["over"]:
+            raise _GivesUpError("rank 0 has left the run")
+        if self._has_given_up or now > self._began + self._timeout + _LATER_THAN_THE_LEAD * self._period:
+            raise _GivesUpError(f"waited for {self._timeout:g} s")
+        if self._group is not None and self._pulse.lead["generation"] > self._generation:
+            raise MovedError
+
+    def _break(self) -> None:
+        """Leave a meeting in its middle: whether rank 0 has the window, the next generation says."""
+        if self._generation > self._through:
+            self._is_unsure = True
+            self._through = self._generation
+        self._drop_group()
+
+    def _lose(self, window: HostWindow, reason: str, is_whole: bool = True) -> None:
+        self.is_lost = is_whole
+        if self._lost_since is None:
+            self._lost_since = window.steps[0]
+            logger.error(
+                "ranks are gone (%s): what this rank logs from step %d on is not in the run; training goes on",
+                reason,
+                self._lost_since,
+            )
+        if is_whole:
+            self._pulse.say(back=self._through, waits=False)
+
+    def _come_back(self, step: int) -> None:
+        if self._lost_since is not None:
+            steps = f"steps {self._lost_since} to {step - 1}"
+            self.missing.append(f"rank {self._rank}: {steps}")
+            self._lost_since = None
+            logger.warning("in the run again from step %d on; %s of this rank are not in it", step, steps)
+
+    def _stay_behind(self, window: HostWindow, note: bytes) -> None:
+        self._behind.append((pack(window), note))
+        if self._is_alone:
+            self._lose(window, "rank 0 does not answer")
+
+    def _leave_behind(self) -> None:
+        """Write the windows that could not wait for the others where rank 0 finds them."""
+        windows = [base64.b64encode(zlib.compress(window, 1)).decode() for window, _ in self._behind]
+        notes = [note.decode() for _, note in self._behind]
+        meeting = self._meetings if self._is_unsure else END
+        self._board.put(
+            f"left/{self._rank}",
+            {"generation": self._generation, "meeting": meeting, "windows": windows, "notes": notes},
+        )
+        self._pulse.say(left=True)
+        logger.info("closed before the others: rank 0 merges the last window of this rank later")
+
+    def _drop_group(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+
+    def _wait_for(self, is_done) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while not is_done():
+            self._look()
+            time.sleep(pause)
+            pause = min(2 * pause, self._longest_pause)
+            self._pulse.look()
+
+
+def _since(window: HostWindow, step: int) -> HostWindow | None:
+    """Return what of a window belongs to a step or later ones; None if nothing."""
+    rows = [row for row, one in enumerate(window.steps) if one >= step]
+    if not rows:
+        return None
+    counts = window.counts.copy()
+    counts[:, LAST_STEP] = np.maximum(counts[:, LAST_STEP], step)
+    steps, times = ([column[row] for row in rows] for column in (window.steps, window.times))
+    return replace(window, steps=steps, times=times, lanes=window.lanes[rows], counts=counts)
