@@ -72,9 +72,10 @@ def print_summary(
         table.add_row(label, Text(words, style="bold red"))
     if report.nonfinite:
         table.add_row("not finite", Text(in_words(report.nonfinite), style="bold red"))
-    for backend, opener in openers.items():
-        table.add_row(f"open {backend}" if len(openers) > 1 else "open", Text(opener))
     console.print(table)
+    for backend, opener in openers.items():  # on a line of its own, which can be pasted however narrow the terminal is
+        label = f"open {backend}" if len(openers) > 1 else "open"
+        console.print(Text(f" {label}  ", style="dim").append(opener, style="not dim"), soft_wrap=True)
 
 
 def _losses(report: RunReport) -> Iterable[tuple[str, str]]:

@@ -1,7 +1,10 @@
 """Runs in JSON files, on the terminal: a table of runs, or of one run's series with their trend."""
 
 import contextlib
+import math
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +17,14 @@ from rich.text import Text
 from d9d_tracker.provider.console import ASCII_BLOCKS, BLOCKS, bars, sparkline
 from d9d_tracker.reading import Histograms, Scalars, StoredRun, read
 
-from .labels import differing, flat, in_words
+from .labels import differing, flat, in_words, unmatched
 
-_WIDE_TERMINAL = 100
+_WIDE_TERMINAL, _NARROW_TERMINAL = 100, 60
 _WIDE, _NARROW = 32, 16
 _SHORTEST_PAUSE = 1.0
 _PAUSE_TO_WORK = 5.0  # a large file is read again less often
+_WHOLE_FROM, _WHOLE_UP_TO = 1e5, 1e15
+_ALL = sys.maxsize
 
 
 def show(path: Path, patterns: list[str], follow: bool, console: Console) -> None:
@@ -28,7 +33,8 @@ def show(path: Path, patterns: list[str], follow: bool, console: Console) -> Non
     Args:
         path: File of a run, or folder of runs.
         patterns: Which series to show of each run, as the shell's; without any, all of a single run, else none.
-        follow: Whether to print again when the files change, until interrupted.
+        follow: Whether to print again when the files change, until interrupted; also if there is no run yet. Where they
+            have too little room, the rows that changed last are shown.
         console: Where to print.
 
     Raises:
@@ -36,17 +42,21 @@ def show(path: Path, patterns: list[str], follow: bool, console: Console) -> Non
         ValueError: If the file is no run.
     """
     seen = _state(path)  # before it is read: what comes meanwhile is a change
-    picture = _picture(read(path), patterns, console)
     if not follow:
-        console.print(picture)
+        for part in _parts(read(path), patterns, console, _ALL):
+            is_line = isinstance(part, Text)  # which the terminal wraps, so that a path can be copied
+            console.print(part, soft_wrap=is_line)
         return
-    with contextlib.suppress(KeyboardInterrupt), Live(picture, console=console, auto_refresh=False) as live:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(_now(path, patterns, console), console=console, auto_refresh=False) as live,
+    ):
         pause = _SHORTEST_PAUSE
         while True:
             time.sleep(pause)
             if (state := _state(path)) != seen:
                 began, seen = time.monotonic(), state
-                live.update(_picture(read(path), patterns, console), refresh=True)
+                live.update(_now(path, patterns, console), refresh=True)
                 pause = max(_SHORTEST_PAUSE, _PAUSE_TO_WORK * (time.monotonic() - began))
 
 
@@ -56,47 +66,85 @@ def _state(path: Path) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def _picture(runs: list[StoredRun], patterns: list[str], console: Console) -> RenderableType:
-    parts: list[RenderableType] = [_table_of_runs(runs)] if len(runs) > 1 else []
+def _now(path: Path, patterns: list[str], console: Console) -> RenderableType:
+    """Return a picture of what there is now, in as many rows as the terminal has room for."""
+    try:
+        runs = read(path)
+    except (FileNotFoundError, ValueError):  # a file that has just begun is no run yet
+        return Text(f"waiting for a run in {path}", style="dim")
+    rows = console.height
+    while True:
+        picture = Group(*_parts(runs, patterns, console, rows))
+        excess = len(console.render_lines(picture)) - console.height
+        if excess <= 0 or rows == 1:
+            return picture
+        rows = max(1, rows - max(1, excess // (1 + len(runs) * bool(patterns))))
+
+
+def _parts(runs: list[StoredRun], patterns: list[str], console: Console, rows: int) -> Iterator[RenderableType]:
+    if len(runs) > 1:
+        yield _table_of_runs(runs, rows)
     if len(runs) == 1 or patterns:
-        parts += [_table_of_series(run, patterns, console) for run in runs]
+        for run in runs:
+            yield from _parts_of_run(run, patterns, console, rows)
     else:
-        parts.append(Text("show one of the files, or --series GLOB, for its series", style="dim"))
-    return Group(*parts)
+        yield Text("show one of the files, or --series GLOB, for its series", style="dim")
 
 
-def _table_of_runs(runs: list[StoredRun]) -> Table:
-    table = Table("file", "run", box=box.SIMPLE_HEAD, pad_edge=False)
+def _table_of_runs(runs: list[StoredRun], rows: int) -> Table:
+    table = Table(Column("file", overflow="fold"), Column("run", overflow="fold"), box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("series", "points", "last step"):
         table.add_column(column, justify="right")
     table.add_column("differs in", overflow="fold")
+    changed = sorted(runs, key=lambda run: run.path.stat().st_mtime_ns, reverse=True)[:rows]
     for run, hparams in zip(runs, differing(runs), strict=True):
-        series = run.series()
-        table.add_row(
-            Text(run.path.name),
-            Text(run.name),
-            str(len(series)),
-            f"{sum(one.points for one in series):,}",
-            str(max((one.last for one in series), default="")),
-            Text(in_words(hparams)),
-        )
+        if run not in changed:
+            continue
+        name, differs = Text(run.path.name), Text(in_words(hparams))
+        try:
+            series = run.series()
+        except ValueError as error:
+            table.add_row(name, Text(run.name), "", "", "", Text(str(error), style="bold red"))
+            continue
+        points = f"{sum(one.points for one in series):,}"
+        last = f"{max(one.last for one in series):,}" if series else ""
+        table.add_row(name, Text(run.name), str(len(series)), points, last, differs)
+    if len(runs) > rows:
+        table.add_row(f"and {len(runs) - rows} more")
     return table
 
 
-def _table_of_series(run: StoredRun, patterns: list[str], console: Console) -> RenderableType:
+def _parts_of_run(run: StoredRun, patterns: list[str], console: Console, rows: int) -> Iterator[RenderableType]:
     title = Text(f"{run.name}  ", style="bold").append(str(run.path), style="not bold dim")
-    parts: list[RenderableType] = [title]
+    try:
+        loaded = run.load(*patterns)
+        missing = unmatched(patterns, [one.name for one in run.series()])
+    except ValueError as error:
+        yield title
+        yield Text(str(error), style="bold red")
+        return
+    if loaded:
+        title.append(f"  step {max(int(series.steps[-1]) for series in loaded):,}")
+    yield title
     if run.hparams:
-        parts.append(Text(in_words(flat(run.hparams)), style="dim"))
+        yield Text(in_words(flat(run.hparams)), style="dim")
+    for words in missing or ([] if loaded else ["no points yet"]):
+        yield Text(words)
+    if loaded:
+        yield _table_of_series(loaded, console, rows)
+
+
+def _table_of_series(loaded: list[Scalars | Histograms], console: Console, rows: int) -> Table:
     table = Table(Column("series", overflow="fold"), box=box.SIMPLE_HEAD, pad_edge=False)
     is_wide = console.width >= _WIDE_TERMINAL
     for column in ("points", "last", *(("min", "max") if is_wide else ())):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    if console.width >= _NARROW_TERMINAL:
+        table.add_column("", no_wrap=True)
     blocks = ASCII_BLOCKS if console.options.ascii_only else BLOCKS
-    characters = _WIDE if is_wide else _NARROW
-    loaded = sorted(run.load(*patterns), key=lambda series: (isinstance(series, Histograms), series.name))
-    for series in loaded:
+    characters = _WIDE if is_wide else _NARROW if console.width >= _NARROW_TERMINAL else 1
+    changed = sorted(loaded, key=lambda series: int(series.steps[-1]), reverse=True)[:rows]
+    for series in sorted(changed, key=lambda series: (isinstance(series, Histograms), series.name)):
         name = Text(series.name)
         if series.context:
             name.append(f" {in_words(series.context)}", style="dim")
@@ -104,16 +152,11 @@ def _table_of_series(run: StoredRun, patterns: list[str], console: Console) -> R
             last, *span, drawing = _of_histograms(series, blocks, characters)
         else:
             last, *span, drawing = _of_scalars(series, blocks, characters)
-        table.add_row(name, f"{len(series.steps):,}", last, *(span if is_wide else ()), drawing)
-    if loaded:
-        parts[0] = title.append(f"  step {max(int(series.steps[-1]) for series in loaded):,}")
-        parts.append(table)
-    else:
-        known = [one.name for one in run.series()]
-        parts.append(
-            Text(f"no series {', '.join(patterns)}; there are: {', '.join(known)}" if known else "no points yet")
-        )
-    return Group(*parts)
+        drawings = (*(span if is_wide else ()), *((drawing,) if console.width >= _NARROW_TERMINAL else ()))
+        table.add_row(name, f"{len(series.steps):,}", last, *drawings)
+    if len(loaded) > rows:
+        table.add_row(Text(f"and {len(loaded) - rows} more that changed earlier; --series GLOB chooses", style="dim"))
+    return table
 
 
 def _of_histograms(series: Histograms, blocks: str, characters: int) -> list[Text]:
@@ -124,7 +167,7 @@ def _of_histograms(series: Histograms, blocks: str, characters: int) -> list[Tex
     broken = [step for step, one in zip(series.steps, series.values, strict=True) if one.nan + one.posinf + one.neginf]
     if broken:
         drawing.append(f" not finite from {broken[0]}", style="bold red")
-    return [Text(f"{last.mean:.2g} ± {last.std:.2g}"), Text(_number(low)), Text(_number(high)), drawing]
+    return [Text(f"{last.mean:.3g} ± {last.std:.2g}"), Text(_number(low)), Text(_number(high)), drawing]
 
 
 def _of_scalars(series: Scalars, blocks: str, characters: int) -> list[Text]:
@@ -145,4 +188,7 @@ def _trend(values: np.ndarray, characters: int) -> list[float]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}"
+    """Return a number with the digits to tell steps and counts of tokens apart."""
+    if math.isfinite(value) and (value == round(value) or abs(value) >= _WHOLE_FROM) and abs(value) < _WHOLE_UP_TO:
+        return f"{value:,.0f}"
+    return f"{value:.5g}"

@@ -72,7 +72,8 @@ def scan(path: Path, wanted: Callable[[Key], bool], name: str | None = None) -> 
     try:
         yield from _scan(path, wanted, name)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; mend or remove that line") from None
+        words = f"a line lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path}: {words}; mend or remove that line") from None
 
 
 def _scan(path: Path, wanted: Callable[[Key], bool], name: str | None) -> Iterator[Part]:

@@ -56,6 +56,13 @@ def test_each_of_several_backends_says_how_it_is_opened(terminal, config, tmp_pa
     assert all(str(tmp_path / name) in line for name, line in zip(("here", "there"), lines, strict=True))
 
 
+def test_the_command_that_opens_a_run_can_be_pasted():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    command = f"python -m d9d_tracker show {'/scratch/project' * 8}/20261129-155121-0123456789abcdef.jsonl"
+    print_summary(console, "run", {"": command}, RunReport(), [], 1)
+    assert f"open  {command}" in [line.strip() for line in console.file.getvalue().splitlines()]
+
+
 def test_what_was_lost_is_said():
     part = DeliveryReport(delivered=5, dropped=2, undelivered=3)
     part.refused.update({"loss": 4, "lr": 1})

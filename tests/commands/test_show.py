@@ -15,7 +15,8 @@ from rich.console import Console
 from d9d_tracker import Record
 from d9d_tracker.__main__ import main
 from d9d_tracker.commands import show as show_module
-from d9d_tracker.commands.show import differing, show
+from d9d_tracker.commands.labels import differing
+from d9d_tracker.commands.show import show
 from d9d_tracker.provider.jsonl_format import record_line
 from d9d_tracker.reading import read
 from tests.reading.conftest import histogram
@@ -58,8 +59,8 @@ def test_tables_fit_the_terminal(stored, console, width):
     records = [Record(f"gradients/layers.{k}.weight", 5, {"stage": "train"}, histogram(k)) for k in range(3)]
     out = console(width)
     show(stored([*records, Record("loss", 5, {}, 1.23456789e-7)]), [], False, out)
-    assert max(map(len, out.file.getvalue().splitlines())) <= width
-    assert "1.23e-07" in out.file.getvalue()
+    assert max(map(len, out.file.getvalue().splitlines()[1:])) <= width  # the first has the path, whole
+    assert "1.2346e-07" in out.file.getvalue()
 
 
 def test_names_that_are_not_there_and_empty_runs_are_said(stored, console):
@@ -75,6 +76,94 @@ def test_what_is_no_run_is_said_in_one_line(tmp_path, capsys):
     assert "holds no run" in capsys.readouterr().err
     assert main(["show", str(tmp_path / "none")]) == 1
     assert "No such file" in capsys.readouterr().err
+
+
+def test_file_names_and_paths_are_never_cut(stored, console):
+    for k in range(2):
+        file = f"runs/20261129-15512{k}-0123456789abcdef0123456789abcdef0123456789.jsonl"
+        hparams = {"model.hidden_size": 1000 + k, "optimizer.learning_rate": 0.1 + k}
+        path = stored([Record("loss", 1, {}, 1.0)], name="a long name of a run", hparams=hparams, file=file)
+    out = console(80)
+    show(path.parent, [], False, out)
+    first_column = "".join(line[:24].split("  ")[0].strip() for line in out.file.getvalue().splitlines())
+    assert all(path.name in first_column for path in path.parent.glob("*"))
+    out = console(80)
+    show(path, [], False, out)
+    assert str(path) in out.file.getvalue().splitlines()[0]
+
+
+def test_a_damaged_file_is_named_and_the_others_are_shown(stored, console):
+    path = stored([Record("loss", 1, {}, 0.5)], file="runs/good.jsonl")
+    bad = stored([Record("loss", 1, {}, 1.0)], file="runs/bad.jsonl")
+    bad.write_bytes(bad.read_bytes() + b'{"type":"scalar"}\n')
+    for patterns in ([], ["loss"]):
+        out = console(200)
+        show(path.parent, patterns, False, out)
+        assert "bad.jsonl: a line lacks 'value'; mend or remove that line" in " ".join(out.file.getvalue().split())
+        assert "good.jsonl" in out.file.getvalue()
+    assert "0.5" in out.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (1234567.0, "1,234,567"),
+        (33554432000.0, "33,554,432,000"),
+        (123456.7, "123,457"),
+        (0.123456, "0.12346"),
+        (7.0, "7"),
+    ],
+)
+def test_steps_and_counts_of_tokens_can_be_read(stored, console, value, words):
+    out = console()
+    show(stored([Record("tokens", 1, {}, value)]), [], False, out)
+    (row,) = [line.split() for line in out.file.getvalue().splitlines() if "tokens" in line]
+    assert row[2] == words
+
+
+@pytest.mark.parametrize("kind", ["one run", "many runs", "series of many runs"])
+def test_where_there_is_too_little_room_what_changed_last_is_shown(stored, kind):
+    runs = {"one run": 1, "many runs": 30, "series of many runs": 3}[kind]
+    for k in range(runs):
+        records = [Record(f"series {n:02}", n, {}, 1.0) for n in range(50)]
+        path = stored(records, hparams={"lr": 1}, file=f"runs/{k:02}.jsonl")
+        os.utime(path, (k, k))
+    height = 24 if kind == "many runs" else 40
+    out = Console(file=io.StringIO(), width=80, height=height, color_system=None)
+    picture = show_module._now(path.parent, ["series *"] if kind == "series of many runs" else [], out)
+    out.print(picture)
+    text = out.file.getvalue()
+    assert len(text.splitlines()) <= height
+    assert "more" in text
+    assert ("series 49" in text) == (kind != "many runs")
+    assert "series 00" not in text
+    if kind == "many runs":
+        assert "29.jsonl" in text
+        assert "00.jsonl" not in text
+
+
+def test_following_waits_for_a_run(stored, tmp_path):
+    path = stored([Record("loss", 1, {}, 0.123)], file="elsewhere/run.jsonl")
+    folder = tmp_path / "runs"
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "d9d_tracker", "show", str(folder), "--follow"]
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, start_new_session=True) as process:
+        os.close(child)
+        try:
+            assert "waiting for a run" in read_until(parent, "waiting for a run")
+            path.parent.rename(folder)
+            assert "0.123" in read_until(parent, "0.123")
+            os.kill(process.pid, 2)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            os.close(parent)
+
+
+def test_hyperparameters_in_which_only_some_runs_differ_are_shown(stored):
+    for k, lr in enumerate((1, 1, 2)):
+        path = stored([], hparams={"lr": lr, "seed": 0}, file=f"runs/{k}.jsonl")
+    assert differing(read(path.parent)) == [{"lr": 1}, {"lr": 1}, {"lr": 2}]
 
 
 def test_following_shows_what_comes(stored):
