@@ -167,8 +167,8 @@ def _note(name: str, calls: list[tuple[str, int]]) -> None:
     setattr(Group, name, noted)
 
 
-def store_operations(looks: int = 50) -> float:
-    """Return how many operations of the store one look of one rank takes, counted over some."""
+def store_operations(store: Any, looks: int = 50) -> float:
+    """Return how many operations of a store one look of one rank takes, counted over some."""
 
     class Counted(Board):
         operations = 0
@@ -182,7 +182,7 @@ def store_operations(looks: int = 50) -> float:
             Counted.operations += 1
             super().put(key, value)
 
-    Board(store := dist.HashStore(), "ranks").put("lead", {"generation": 1, "ask": 0, "over": False})
+    Board(store, "ranks").put("lead", {"generation": 1, "ask": 0, "over": False})
     pulse = Pulse(board := Counted(store, "ranks"), 1, period=1e9)
     for _ in range(looks):
         pulse.beat()
@@ -214,7 +214,8 @@ def main() -> None:
         for size in (64, 512, 4096):
             table.add_row(str(load), f"{size:,}", "", "", "", f"{1e3 * model(load, size):.0f} (modelled)", "", "")
     Console(width=170).print(table)
-    each = store_operations()
+    with tempfile.TemporaryDirectory() as folder:
+        each = store_operations(dist.FileStore(f"{folder}/store", 1))
     for size in (8, 512, 4096):
         print(f"{size:,} ranks: {each * (size - 1) / period(size):,.0f} operations of the store a second")
     name = f"{date.today()}-ranks"

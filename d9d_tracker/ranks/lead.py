@@ -249,7 +249,7 @@ class Lead(Ranks):
             for window in data["windows"][is_here:]:
                 one = unpack(zlib.decompress(base64.b64decode(window)))
                 self._left_behind = one if self._left_behind is None else merge_expanded(self._left_behind, one)
-            self._notes += [(rank, note.encode()) for note in data["notes"][is_here:] if note]
+            self._notes += [(rank, base64.b64decode(note)) for note in data["notes"][is_here:] if note]
             self._part_from([rank], None)
 
     def _part_from(self, leaving: list[int], point: int | None) -> None:

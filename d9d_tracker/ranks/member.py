@@ -220,7 +220,7 @@ class Member(Ranks):
     def _leave_behind(self) -> None:
         """Write the windows that could not wait for the others where rank 0 finds them."""
         windows = [base64.b64encode(zlib.compress(window, 1)).decode() for window, _ in self._behind]
-        notes = [note.decode() for _, note in self._behind]
+        notes = [base64.b64encode(note).decode() for _, note in self._behind]
         meeting = self._meetings if self._is_unsure else END
         self._board.put(
             f"left/{self._rank}",
