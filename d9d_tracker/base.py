@@ -263,8 +263,7 @@ class BaseTrackerRun(ABC):
         The default sets the step of each and calls ``scalar`` or ``histogram``.
 
         Args:
-            records: The points, in the order of their steps. One counts as accepted once the next is asked for, and
-                what is raised is put down to the last one. A point may come again with the same step and value, after
+            records: The points, in the order of their steps. A point may come again with the same step and value, after
                 a failure of any point of its window: the last one holds.
 
         Raises:
@@ -302,7 +301,6 @@ class BaseTracker(ABC, Generic[TConfig]):
         config: What it was made from by ``tracker_from_config``, if it was.
         amends: Whether the backend can take more values of a step that it was given before. If not, a step that has
             not ended is held back until it has.
-        is_accumulated: Whether an accumulator stands in front of it, which itself rewinds a run that is re-attached to.
         run_id: The backend's identity of the current or the last run; ``open`` sets it.
         resume_id: Identity of the run that the next ``open`` re-attaches to. ``load_state_dict`` sets it and ``open``
             clears it, so that opening once more starts another run.
@@ -310,7 +308,6 @@ class BaseTracker(ABC, Generic[TConfig]):
 
     config: Any = None
     amends: bool = True
-    is_accumulated: bool = False
     run_id: str | None = None
     resume_id: str | None = None
 

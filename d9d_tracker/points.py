@@ -1,15 +1,16 @@
-"""The points of a window as columns: small in memory and on their way, and records for whoever asks for them."""
+"""The points of a window as columns: small in memory, on disk and on their way, and records for whoever asks."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 from typing_extensions import override
 
-from .record import Histogram, Record
+from .record import STATISTICS, Histogram, Record
 
 # A named tuple's own constructor is Python code; while it runs, for every point, the training thread waits.
 _make_record = functools.partial(tuple.__new__, Record)
@@ -26,6 +27,7 @@ class Points(Sequence[Record]):
         times: When that step began, in seconds since the epoch, 0 if that is not known; float64 of that shape.
         values: The numbers, float64 of that shape.
         histograms: The points that are histograms.
+        hparams: Hyperparameters that came after the run was opened, plain JSON values; stored before the points.
     """
 
     series: list[tuple[str, dict[str, str]]]
@@ -34,6 +36,7 @@ class Points(Sequence[Record]):
     times: np.ndarray
     values: np.ndarray
     histograms: list[Record]
+    hparams: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Self:
@@ -58,6 +61,77 @@ class Points(Sequence[Record]):
             np.array([record.value for record in numbers], dtype=np.float64),
             [record for record in records if isinstance(record.value, Histogram)],
         )
+
+    @classmethod
+    def load(cls, data: bytes) -> Self:
+        """Return what ``dump`` was given.
+
+        Args:
+            data: The bytes.
+        """
+        offset = 8 + int.from_bytes(data[:8], "little")
+        about = json.loads(data[8:offset])
+
+        def take(count: int, dtype: type) -> np.ndarray:
+            nonlocal offset
+            array = np.frombuffer(data, dtype=dtype, count=count, offset=offset)
+            offset += array.nbytes
+            return array
+
+        kinds = (np.int64, np.int64, np.float64, np.float64)
+        places, steps, times, values = (take(about["numbers"], kind) for kind in kinds)
+        histograms = []
+        for name, step, context, time, bins, *numbers in about["histograms"]:
+            edges, counts = take(bins + 1, np.float64), take(bins, np.int64)
+            histogram = Histogram(edges=edges, counts=counts, **dict(zip(STATISTICS, numbers, strict=True)))
+            histograms.append(Record(name, step, context, histogram, time))
+        series = [tuple(one) for one in about["series"]]
+        return cls(series, places, steps, times, values, histograms, about["hparams"])
+
+    def dump(self) -> bytes:
+        """Return the points as bytes: a header of JSON, and the numbers as they are."""
+        histograms: list[Any] = []
+        arrays = [self.places, self.steps, self.times, self.values]
+        for name, step, context, value, time in self.histograms:
+            assert isinstance(value, Histogram)
+            numbers = [getattr(value, number) for number in STATISTICS]
+            histograms.append([name, step, dict(context), time, len(value.counts), *numbers])
+            arrays += [value.edges, value.counts]
+        about = {
+            "numbers": len(self.values),
+            "series": self.series,
+            "histograms": histograms,
+            "hparams": self.hparams,
+        }
+        header = json.dumps(about).encode()
+        return b"".join(
+            [len(header).to_bytes(8, "little"), header, *(np.ascontiguousarray(array).tobytes() for array in arrays)]
+        )
+
+    def replaced(self, late: Iterable[Record]) -> Self:
+        """Return these points and others, which replace those of the same series and step.
+
+        Args:
+            late: Points that are numbers, of any order; of one series and step, the last one counts.
+        """
+        newest = {(record.name, frozenset(record.context.items()), record.step): record for record in late}
+        if not newest:
+            return self
+        kept = [
+            record
+            for record in self
+            if isinstance(record.value, Histogram)
+            or (record.name, frozenset(record.context.items()), record.step) not in newest
+        ]
+        return self.of(sorted([*kept, *newest.values()], key=attrgetter("step"))).with_hparams(self.hparams)
+
+    def with_hparams(self, hparams: dict[str, Any]) -> Self:
+        """Return these points with hyperparameters.
+
+        Args:
+            hparams: Plain JSON values.
+        """
+        return replace(self, hparams=hparams)
 
     @override
     def __len__(self) -> int:

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.record import Record
 from d9d_tracker.tracing import mark_static
 from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS, allocate
 from d9d_tracker_kernels.device import GPU, gpu
 
 from .host_window import HostWindow
+from .late import Late
 from .places import Places
 from .registry import HistogramSeries, Registry, ScalarSeries
 from .scalars import ScalarBank
@@ -74,8 +76,9 @@ class Buffers:
         sync_every: Number of steps in a window.
         clock: Where the run stands.
         staging: Where windows lie on their way to the host.
-        lock: Held by whoever changes the bank in eager code: several threads may log.
         outbox: Windows that were swapped and not yet taken over, oldest first.
+
+    Whatever changes the bank in eager code holds one lock: several threads may log, and step, flush or close meanwhile.
     """
 
     def __init__(self, config: AccumulatorConfig):
@@ -103,14 +106,19 @@ class Buffers:
             self.places = Places(self.scalar_series, self.histogram_series, self.device)
         self.clock = Clock(0, time.time(), 0, [], [])
         self.outbox: deque[Window] = deque()
-        self.lock = threading.RLock()  # reentrant, because a signal handler may log while set_step holds it
+        self._lock = threading.RLock()  # reentrant, because a signal handler may log while set_step holds it
+        self._is_held: Callable[[], bool] = self._lock._is_owned  # pyright: ignore[reportAttributeAccessIssue] as Condition does
         self._changes: deque[_Change] = deque()
+        self._deferred: deque[_Change] = deque()
+        self._late = Late()
         self._stream: Any = None  # that of the last change
 
     def start(self) -> None:
         """Empty everything for a new run. The places that compiled code knows mean nothing until they are refilled."""
         self.follow()
         self._changes.clear()
+        self._deferred.clear()
+        self._late = Late()
         self.outbox.clear()
         self.scalar_series.clear()
         self.histogram_series.clear()
@@ -129,6 +137,49 @@ class Buffers:
             if self._stream is not None:
                 current.wait_stream(self._stream)
             self._stream = current
+
+    @property
+    def without_slot(self) -> int:
+        """How many values had no slot left in this run."""
+        return self.scalar_series.dropped + self.histogram_series.dropped
+
+    def change(self, change: Callable[..., object], *arguments: Any) -> None:
+        """Change the bank in eager code, at once.
+
+        What a signal handler or a finalizer logs while its own thread changes the bank is merged right after that:
+        between the two halves of a change it would be lost.
+
+        Args:
+            change: The change, exactly once.
+            *arguments: Its arguments.
+        """
+        if self._is_held():
+            self._deferred.append((change, arguments))
+            return
+        with self._lock:
+            self.follow()
+            change(*arguments)
+            if self._deferred:
+                self._make_deferred()
+
+    def add_late(self, records: Sequence[Record], hparams: dict[str, Any]) -> None:
+        """Add what comes finished to the window.
+
+        Args:
+            records: Numbers of steps that have begun.
+            hparams: Hyperparameters, plain JSON values.
+        """
+        self.change(self._add_late, records, hparams)
+
+    def restore(self, clock: Clock, late: Late) -> None:
+        """Go on where a state was taken, once its values are back in the bank.
+
+        Args:
+            clock: Where the run stands.
+            late: What came finished while the window was open.
+        """
+        self.clock, self._late = clock, late
+        self.device_step.fill_(clock.step)
 
     def count(self, target: Target, populations: list[torch.Tensor], *parameters: Any) -> None:
         """Count populations into histograms; may be traced.
@@ -179,21 +230,24 @@ class Buffers:
         Returns:
             Whether this completed a window, which is then in the outbox.
         """
-        if self._changes:
-            self.finish()
-        clock, slots = self.clock, len(self.scalar_series.series)
-        _, _, first, filed, times, rows, passed, windows, copies = clock
-        completes = passed + 1 == self.sync_every
-        files = self._per_step or completes
-        after = _make_clock((step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies))
-        if not files:
-            self.finish([(self._begin, (after, 0))])
-        elif not completes:
-            self.finish([(self._file_and_begin, (clock, after, slots))])
-        else:
-            changes: list[_Change] = [(self._file, (clock, slots))]
-            after = self._swap(after, changes, unfinished=None)
-            self.finish([*changes, (self._begin, (after, slots))])
+        with self._lock:
+            if self._changes:
+                self._finish()
+            clock, slots = self.clock, len(self.scalar_series.series)
+            _, _, first, filed, times, rows, passed, windows, copies = clock
+            completes = passed + 1 == self.sync_every
+            files = self._per_step or completes
+            after = _make_clock((step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies))
+            if not files:
+                self._finish([(self._begin, (after, 0))])
+            elif not completes:
+                self._finish([(self._file_and_begin, (clock, after, slots))])
+            else:
+                changes: list[_Change] = [(self._file, (clock, slots))]
+                after = self._swap(after, changes, unfinished=None)
+                self._finish([*changes, (self._begin, (after, slots))])
+            if self._deferred:
+                self._make_deferred()
         return completes
 
     def close_window(self, is_last: bool = False) -> None:
@@ -202,14 +256,16 @@ class Buffers:
         Args:
             is_last: Whether nothing follows in this run.
         """
-        self.finish()
-        clock, slots = self.clock, len(self.scalar_series.series)
-        changes: list[_Change] = [(self._file, (clock, slots))]
-        after = clock._replace(rows=clock.rows + 1)
-        after = self._swap(after, changes, unfinished=None if is_last else after.step, is_last=is_last)
-        self.finish([*changes, (self._begin, (after, slots))])
+        with self._lock:
+            self._finish()
+            clock, slots = self.clock, len(self.scalar_series.series)
+            changes: list[_Change] = [(self._file, (clock, slots))]
+            after = clock._replace(rows=clock.rows + 1)
+            after = self._swap(after, changes, unfinished=None if is_last else after.step, is_last=is_last)
+            self._finish([*changes, (self._begin, (after, slots))])
+            self._make_deferred()
 
-    def finish(self, changes: Sequence[_Change] = ()) -> None:
+    def _finish(self, changes: Sequence[_Change] = ()) -> None:
         """Make changes, after those still due. An exception from a signal handler finds none or all of them made.
 
         SIGINT and SIGTERM may raise between any two lines of ``advance``, and what is then sent on the way out must
@@ -227,25 +283,31 @@ class Buffers:
             self._make_changes()
             raise
 
-    def snapshot(self, timeout: float) -> HostWindow:
-        """Copy what has not left the device to the host: the filed rows and, as the last row, the current step.
+    def snapshot(self, timeout: float) -> tuple[Clock, HostWindow, Late]:
+        """Copy what has not left the device to the host.
 
         Args:
             timeout: Seconds to wait for the device, at most.
 
+        Returns:
+            Where the run stands; the filed rows and, as the last row, the current step; and what came finished.
+
         Raises:
             RuntimeError: If the device does not answer, or has failed.
         """
-        self.finish()
-        clock, scalars, histograms = self.clock, self.scalar_series.series[:], self.histogram_series.series[:]
-        host, ready = self.staging.copy(
-            (
-                self.scalars.window[: clock.rows, :, : len(scalars)],
-                self.scalars.current[:, : len(scalars)],
-                self.histograms.moments[: len(histograms)],
-                self.histograms.counts[: len(histograms)].view(torch.float64),
+        with self._lock:
+            self._finish()
+            clock, scalars, histograms = self.clock, self.scalar_series.series[:], self.histogram_series.series[:]
+            late = Late(self._late.records[:], dict(self._late.hparams))
+            host, ready = self.staging.copy(
+                (
+                    self.scalars.window[: clock.rows, :, : len(scalars)],
+                    self.scalars.current[:, : len(scalars)],
+                    self.histograms.moments[: len(histograms)],
+                    self.histograms.counts[: len(histograms)].view(torch.float64),
+                )
             )
-        )
+            self._make_deferred()
         deadline = time.monotonic() + timeout
         while ready is not None and not ready.query():
             if time.monotonic() > deadline:
@@ -255,12 +317,15 @@ class Buffers:
         views = Window(0, steps, times, host, None, None, scalars, histograms).wait()
         copied = replace(views, lanes=views.lanes.copy(), counts=views.counts.copy(), moments=views.moments.copy())
         self.staging.give_back(host)
-        return copied
+        return clock, copied, late
 
-    def take_index(self) -> int:
-        """Take the index of the next window."""
-        self.clock = self.clock._replace(windows=self.clock.windows + 1)
-        return self.clock.windows - 1
+    def _add_late(self, records: Sequence[Record], hparams: dict[str, Any]) -> None:
+        self._late.add(records, hparams)
+
+    def _make_deferred(self) -> None:
+        while self._deferred:
+            change, arguments = self._deferred.popleft()
+            change(*arguments)
 
     def _make_changes(self) -> None:
         while self._changes:
@@ -302,6 +367,8 @@ class Buffers:
         histograms: list[HistogramSeries],
     ) -> None:
         if self.outbox and self.outbox[-1].index == clock.windows:
+            if self.outbox[-1].late is self._late:
+                self._late = Late()
             return
         host, ready, error = None, None, None
         try:
@@ -316,9 +383,20 @@ class Buffers:
         steps, times = list(clock.filed[: clock.rows]), list(clock.times[: clock.rows])
         self.outbox.append(
             Window(
-                clock.windows, steps, times, host, ready, unfinished, scalars, histograms, is_last=is_last, error=error
+                clock.windows,
+                steps,
+                times,
+                host,
+                ready,
+                unfinished,
+                scalars,
+                histograms,
+                late=self._late,
+                is_last=is_last,
+                error=error,
             )
         )
+        self._late = Late()
 
 
 def copy_to_host(

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, TypeAdapter
 
+from d9d_tracker.points import Points
 from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS
 
 from .buffers import Buffers, Clock
 from .host_window import HostWindow, Tail, contradictions, empty_window, merge_windows
+from .late import Late
 from .registry import HistogramSeries, ScalarSeries
 
 logger = logging.getLogger("d9d_tracker")
@@ -67,6 +69,8 @@ class _Table(_Steps):
     passed: NonNegativeInt
     windows: NonNegativeInt
     tail: _Steps | None = None
+    late: str = ""
+    tail_late: str = ""
 
 
 _BACKEND = TypeAdapter(BackendState)
@@ -84,6 +88,7 @@ class Snapshot:
         windows: Index of the next window.
         window: The filed rows and, last, the current step; the histograms of the window.
         tail: What was written for the current step already, if anything.
+        late: What came finished while the window was open.
         backend: What belongs to the backend.
     """
 
@@ -93,6 +98,7 @@ class Snapshot:
     windows: int
     window: HostWindow
     tail: Tail | None
+    late: Late
     backend: BackendState
 
     @property
@@ -113,7 +119,7 @@ class Snapshot:
 
 def save(snapshot: Snapshot) -> dict[str, Any]:
     """Return a state: plain values that load with ``torch.load(..., weights_only=True)``."""
-    window, tail = snapshot.window, None if snapshot.tail is None else snapshot.tail.as_window(0)
+    window, tail = snapshot.window, None if snapshot.tail is None else snapshot.tail.as_window()
     table = _Table(
         window.scalars,
         window.histograms,
@@ -124,6 +130,8 @@ def save(snapshot: Snapshot) -> dict[str, Any]:
         snapshot.passed,
         snapshot.windows,
         None if tail is None else _Steps(tail.scalars, tail.histograms, tail.steps, tail.times),
+        _to_text(snapshot.late),
+        "" if snapshot.tail is None else _to_text(Late(snapshot.tail.late)),
     )
     arrays = _arrays_of(window, "") | ({} if tail is None else _arrays_of(tail, "tail_"))
     file = io.BytesIO()
@@ -158,6 +166,8 @@ def read(state: Any) -> Snapshot:
         backend, table, arrays = _parse(state) if version == VERSION else _parse_first(state)
         _check(table)
         tail = None if table.tail is None else Tail.of(_window(table.tail, arrays, "tail_"), None)
+        if tail is not None:
+            tail.late = _from_text(table.tail_late).records
         return Snapshot(
             table.resolution,
             table.first,
@@ -165,6 +175,7 @@ def read(state: Any) -> Snapshot:
             table.windows,
             _window(table, arrays, ""),
             tail,
+            _from_text(table.late),
             backend,
         )
     except (TypeError, ValueError, KeyError, AttributeError, OSError, zlib.error) as error:
@@ -212,8 +223,7 @@ def apply(snapshot: Snapshot, buffers: Buffers) -> None:
     for saved, slot in enumerate(histograms):
         buffers.histograms.counts[slot] = counts[saved]
         buffers.histograms.moments[slot] = moments[saved]
-    buffers.clock = snapshot.clock
-    buffers.device_step.fill_(buffers.clock.step)
+    buffers.restore(snapshot.clock, Late(snapshot.late.records[:], dict(snapshot.late.hparams)))
 
 
 def wrap(state: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
@@ -290,6 +300,7 @@ def _merged(snapshots: list[Snapshot]) -> Snapshot:
     return replace(
         first,
         window=merged,
+        late=Late([record for snapshot in reversed(snapshots) for record in snapshot.late.records], first.late.hparams),
         first=min(snapshot.first for snapshot in snapshots),
         passed=max(len(merged.steps) - 1, *(snapshot.passed for snapshot in snapshots)),
         windows=max(snapshot.windows for snapshot in snapshots),
@@ -300,7 +311,15 @@ def _emptied(snapshot: Snapshot) -> Snapshot:
     """Return a snapshot at the same point of the run, without values."""
     window = snapshot.window
     nothing = empty_window(0, window.steps, window.times, window.scalars, window.histograms)
-    return replace(snapshot, window=nothing, tail=None, backend=replace(snapshot.backend, kept={}))
+    return replace(snapshot, window=nothing, tail=None, late=Late(), backend=replace(snapshot.backend, kept={}))
+
+
+def _to_text(late: Late) -> str:
+    return base64.b64encode(late.points().dump()).decode() if late else ""
+
+
+def _from_text(text: str) -> Late:
+    return Late.of(Points.load(base64.b64decode(text, validate=True))) if text else Late()
 
 
 def _arrays_of(window: HostWindow, prefix: str) -> dict[str, np.ndarray]:

@@ -120,9 +120,7 @@ class HistogramCalls(Calls):
             return
         table = self._table(held)
         if not torch.compiler.is_compiling():
-            with buffers.lock:
-                buffers.follow()
-                buffers.add_counts(vector, at, cadence, table)
+            buffers.change(buffers.add_counts, vector, at, cadence, table)
         elif is_backward_traced():
             add_counts_with_effect(self._token, vector, at, cadence)
         else:
@@ -175,9 +173,7 @@ class HistogramCalls(Calls):
             raise TrackerValueError(f"{label(name, items)}: {error}; bin it by {chosen!r}") from None
         row = self.buffers.histogram_series.slot(series)
         if row >= 0:
-            with self.buffers.lock:
-                self.buffers.follow()
-                self.buffers.merge_histogram(row, counts, moments)
+            self.buffers.change(self.buffers.merge_histogram, row, counts, moments)
 
     @override
     def bins_series(
@@ -254,9 +250,7 @@ class HistogramCalls(Calls):
     def _write_bins(self, target: Target, populations: list[torch.Tensor], parameters: Sequence[Any]) -> None:
         buffers = self.buffers
         if not torch.compiler.is_compiling():
-            with buffers.lock:
-                buffers.follow()
-                buffers.count(target, populations, *parameters)
+            buffers.change(buffers.count, target, populations, *parameters)
         elif is_backward_traced() or has_effect_here(target.is_handle):
             table = target.table if target.is_handle else None
             histogram_with_effect(self._token, table, populations, target.at, *parameters)

@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 
+from d9d_tracker.record import Record
 from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, LAST_STEP, MAX, MOMENTS, NEGATED_MIN, Moment
 
 from .reductions import merge_lanes
@@ -106,6 +107,7 @@ class Tail:
         lanes: Lanes of each scalar series that was written, float64 of shape ``[LANES]``.
         counts: Header and cells of each histogram series that was written, int64 of shape ``[HEADER + CELLS]``.
         moments: Moments of each histogram series that was written, float64 of shape ``[4]``.
+        late: Points of ``log_at``, which replace those of the same series.
     """
 
     step: int
@@ -113,6 +115,7 @@ class Tail:
     lanes: dict[ScalarSeries, np.ndarray] = field(default_factory=dict)
     counts: dict[HistogramSeries, np.ndarray] = field(default_factory=dict)
     moments: dict[HistogramSeries, np.ndarray] = field(default_factory=dict)
+    late: list[Record] = field(default_factory=list)
 
     def merge_into(self, window: HostWindow) -> None:
         """Merge what was written into the points of the same step of a later window, in place.
@@ -132,15 +135,11 @@ class Tail:
                 counts[LAST_STEP] = self.step
                 window.moments[slot] = merge_moments(self.moments[series], window.moments[slot])
 
-    def as_window(self, index: int) -> HostWindow:
-        """Return what was written as a window of its own, to write it again.
-
-        Args:
-            index: Index of that window.
-        """
+    def as_window(self) -> HostWindow:
+        """Return what was written as a window of its own, to write it again."""
         lanes, histograms = list(self.lanes.values()), list(self.counts)
         return HostWindow(
-            index=index,
+            index=0,
             steps=[self.step],
             times=[self.time],
             lanes=np.array(lanes).reshape(1, len(lanes), LANES).transpose(0, 2, 1),

@@ -40,25 +40,39 @@ class NonFiniteWatch:
         self._found: set[tuple[str, frozenset[tuple[str, str]]]] = set()
         self._told: set[tuple[str, frozenset[tuple[str, str]]]] = set()
         self._calls: list[threading.Thread] = []
+        self._own: list[NonFinite] = []
+        self._heard: list[NonFinite] = []
 
-    def look(self, window: HostWindow) -> list[NonFinite]:
-        """Return the series that are not finite in a window and were in all before.
+    def look(self, window: HostWindow) -> None:
+        """Find the series that are not finite in a window and were in all before.
 
         Args:
             window: This rank's values.
         """
         found = [*self._scalars(window), *self._histograms(window)]
-        new = [one for one in found if _key(one.name, one.context) not in self._found]
-        self._found |= {_key(one.name, one.context) for one in new}
-        return new
+        self._own = [one for one in found if _key(one.name, one.context) not in self._found]
+        self._found |= {_key(one.name, one.context) for one in self._own}
 
-    def tell(self, found: Iterable[NonFinite], level: int) -> None:
-        """Tell what was found, each series once.
+    def take_note(self) -> bytes:
+        """Return what was found as JSON, to travel to rank 0; empty if there is nothing to tell."""
+        return _NOTE.dump_json(self._own) if self._own else b""
+
+    def hear(self, note: bytes) -> None:
+        """Take what a rank has found.
 
         Args:
-            found: What this rank has found, or all of them.
-            level: Of the log message.
+            note: What its ``take_note`` returned.
         """
+        self._heard += _NOTE.validate_json(note) if note else []
+
+    def tell(self, is_told_elsewhere: bool = False) -> None:
+        """Tell what was found, each series once: what was heard from all ranks, or else what this one has found.
+
+        Args:
+            is_told_elsewhere: Whether rank 0 tells it too.
+        """
+        found, level = self._heard or self._own, logging.INFO if is_told_elsewhere else logging.WARNING
+        self._heard, self._own = [], []
         joined: dict[tuple[str, frozenset[tuple[str, str]]], NonFinite] = {}
         for one in found:
             key = _key(one.name, one.context)
@@ -125,24 +139,6 @@ class NonFiniteWatch:
             callback(found)
         except Exception:
             logger.exception("on_nonfinite raised; training goes on")
-
-
-def to_note(found: list[NonFinite]) -> bytes:
-    """Return what was found as JSON, to travel to rank 0.
-
-    Args:
-        found: What was found.
-    """
-    return _NOTE.dump_json(found) if found else b""
-
-
-def from_note(note: bytes) -> list[NonFinite]:
-    """Return what ``to_note`` was given.
-
-    Args:
-        note: Its JSON.
-    """
-    return _NOTE.validate_json(note)
 
 
 def in_words(found: list[NonFinite]) -> str:

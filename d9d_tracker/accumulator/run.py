@@ -1,7 +1,6 @@
 """The run a training loop logs to: values merge into device buffers, also under torch.compile and CUDA graphs."""
 
 import contextlib
-import functools
 import logging
 import operator
 import time
@@ -14,17 +13,18 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from d9d_tracker.base import BaseTrackerRun
+from d9d_tracker.bare_run import BareRun
 from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.context import as_context
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
+from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.record import Record
 
 from .arguments import check_mapping, check_names, check_number
 from .buffers import Buffers
 from .histogram_calls import HistogramCalls
+from .pipeline import Pipeline
 from .scalar_calls import ScalarCalls
-from .session import Session
 from .watch.promises import Promises
 from .watch.watch import Watch
 
@@ -51,11 +51,10 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
 
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
         super().__init__(buffers, config)
-        self._session: Session | None = None
+        self._pipeline: Pipeline | None = None
         self._stepped = False
         self.watches: list[Watch] = []
         self.promises = Promises()
-        self._refusing: set[str] = set()  # backends that have not taken what was logged at a step of its own
 
     def set_step(self, step: int) -> None:
         """Begin a step, on the host, between steps. Never waits for the device or the backend.
@@ -71,8 +70,8 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
                 being captured.
         """
         self._refuse_inside_graphs("set_step")
-        session = self._open_session("set_step")
-        step = step if type(step) is int else _as_index(step)
+        pipeline = self._open_pipeline("set_step")
+        step = step if type(step) is int else _as_index("set_step", step)
         if not 0 <= step < 2**63:
             raise TrackerValueError(f"set_step({step}): a step is between 0 and 2**63 - 1; count steps from the start")
         self._stepped = True
@@ -82,11 +81,8 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
                 f"set_step({step}): the run is at step {current} and steps never go back; to repeat steps, "
                 "resume from a checkpoint of that step or open another run"
             )
-        if step > current:
-            with self.buffers.lock:
-                completed = self.buffers.advance(step)
-            if completed:
-                session.send()
+        if step > current and self.buffers.advance(step):
+            pipeline.send()
 
     def set_context(self, context: dict[str, str]) -> None:
         """Replace the persistent context, on the host; also for compiled code and CUDA graphs, which stay as they are.
@@ -130,32 +126,43 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
-        for future in self.backend(lambda run: run.add_hparams(hparams)).values():
-            future.add_done_callback(_report_hparams)
+        """Add hyperparameters to those that the run was opened with: what rank 0 adds, as far as the backend can.
 
-    def backend(self, action: Callable[[BaseTrackerRun], Any], name: str | None = None) -> dict[str, Future[Any]]:
-        """Have the backend do what is not wrapped here: a table or an image, for example. Does not wait.
+        They travel with the window that is open, as what ``log_at`` is given.
 
         Args:
-            action: Gets the backend's run, between two windows, on the thread that owns it.
-            name: Which of several backends; all of them if None.
-
-        Returns:
-            What it returned or raised, as a future, by the name of the backend; empty on ranks that do not write.
+            hparams: Hyperparameters, nested as deep as you like.
 
         Raises:
             TrackerValueError: If the run is closed.
         """
-        return self._open_session("backend").call(name, action)
+        self._open_pipeline("add_hparams")
+        self.buffers.add_late([], plain_hparams(dict(hparams)))
+
+    def backend(self, action: Callable[[BareRun], Any], name: str | None = None) -> dict[str, Future[Any]]:
+        """Have the backend do what is not wrapped here: a table or an image, for example. Does not wait.
+
+        Args:
+            action: Gets the backend's run, behind the windows that were complete before, on the thread that owns it.
+            name: Which of several backends; all of them if None.
+
+        Returns:
+            What it returned or raised, as a future, by the name of the backend; empty on ranks that do not write.
+            ``flush`` waits for it, and a state holds nothing of it. A future may be cancelled.
+
+        Raises:
+            TrackerValueError: If the run is closed.
+        """
+        return self._open_pipeline("backend").call(name, action)
 
     def log_at(
         self, step: int, values: Mapping[str, float | torch.Tensor], context: Mapping[str, Any] | None = None
     ) -> None:
-        """Write numbers at a step that is over: at an epoch, or when an evaluation comes late.
+        """Log numbers that are finished, of a step that may be over: at an epoch, or when an evaluation comes late.
 
-        They go to the backends at once, as they are: what rank 0 logs, not merged with anything. They are in no window
-        and no state, so that a job that is killed and goes on may write them twice. A backend that takes nothing for
-        such a step (W&B) says so, once.
+        They travel with the window that is open, and are in its state. At one step the last of them stands, also in
+        place of what ``scalar`` has accumulated there for the same series; of several ranks, what the lowest logs. A
+        backend that takes nothing for a step that it was given before (W&B) refuses them, which is counted.
 
         Args:
             step: The step; not one after the current one.
@@ -168,7 +175,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
                 called in compiled code.
         """
         self._refuse_inside_graphs("log_at")
-        step = step if type(step) is int else _as_index(step)
+        step = step if type(step) is int else _as_index("log_at", step)
         current = self.buffers.clock.step
         if not 0 <= step <= current:
             raise TrackerValueError(f"log_at({step}): the run is at step {current}; pass one that has begun")
@@ -179,15 +186,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         tags = {**dict(self._context), **as_context("log_at", {} if context is None else dict(context))}
         numbers = {name: check_number(name, (), value, self.buffers.device) for name, value in values.items()}
         now = time.time()
-        records = [Record(name, step, tags, float(number), now) for name, number in numbers.items()]
-        for name, future in self.backend(lambda run: run.write(records)).items():
-            future.add_done_callback(functools.partial(self._say_refused, name))
-
-    def _say_refused(self, name: str, future: Future[Any]) -> None:
-        if name not in self._refusing and (future.cancelled() or future.exception() is not None):
-            self._refusing.add(name)
-            cause = "the run closed before" if future.cancelled() else repr(future.exception())
-            logger.warning("log_at: %s has not taken values, now and perhaps later: %s", name or "the backend", cause)
+        self.buffers.add_late([Record(name, step, tags, float(number), now) for name, number in numbers.items()], {})
 
     def watch(
         self,
@@ -224,7 +223,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
                 too few slots, or one of the series is watched already, of other tensors. A watch of the same ones,
                 or of a model that is gone, ends instead.
         """
-        self._open_session("watch")
+        self._open_pipeline("watch")
         return Watch(
             self,
             module,
@@ -247,25 +246,29 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
             TrackerValueError: If the run is closed or a CUDA graph is being captured.
         """
         self._refuse_inside_graphs("flush")
-        self._open_session("flush").flush()
+        self._open_pipeline("flush").flush()
 
-    def attach(self, session: Session, end: Callable[[BaseException | None], None]) -> None:
-        """Open the run: what is logged goes to a session from now on.
+    def attach(self, pipeline: Pipeline, end: Callable[[BaseException | None], None]) -> None:
+        """Open the run: what is logged goes to a pipeline from now on.
 
         Args:
-            session: Takes the windows.
+            pipeline: Takes the windows.
             end: Closes the run.
         """
-        self._session, self._rank, self.promises = session, str(session.rank), session.promises
+        self._pipeline, self._rank, self.promises = pipeline, str(pipeline.rank), pipeline.promises
         self._context, self._tags = (), {}
         self.buffers.places.refill(())
         self._stepped = self.buffers.clock.step > 0
         self._leave = lambda kind, error, traceback: end(error)
         self.is_open = True
 
+    def stop_taking(self) -> None:
+        """Take nothing more: what other threads log from now on goes nowhere."""
+        self.is_open = False
+
     def detach(self) -> None:
-        """Take nothing more: the run is closed."""
-        self.is_open, self._session, self._leave = False, None, None
+        """Forget the session: the run is closed."""
+        self.is_open, self._pipeline, self._leave = False, None, None
 
     def end_watches(self) -> None:
         """Remove the hooks of everything that is watched."""
@@ -281,24 +284,18 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         if has_merged and not self._stepped:
             logger.warning("set_step was never called, so all of the run is at step 0; call it at every step")
 
-    def _open_session(self, method: str) -> Session:
-        if not self.is_open or self._session is None:
+    def _open_pipeline(self, method: str) -> Pipeline:
+        if not self.is_open or self._pipeline is None:
             raise TrackerValueError(
                 f"{method}: the run is closed; call it inside `with tracker.open(...) as run`, and not in a forked "
                 "process"
             )
-        return self._session
+        return self._pipeline
 
 
-def _report_hparams(future: Future[Any]) -> None:
-    if future.cancelled() or future.exception() is not None:
-        cause = "the run closed before" if future.cancelled() else repr(future.exception())
-        logger.warning("hyperparameters that were added later did not reach the backend: %s", cause)
-
-
-def _as_index(step: Any) -> int:
+def _as_index(method: str, step: Any) -> int:
     # A tensor could be asked too, and a GPU would be waited for.
     if not isinstance(step, bool | torch.Tensor):
         with contextlib.suppress(TypeError):
             return operator.index(step)
-    raise TrackerTypeError(f"set_step({step!r}): a step is an int, not {type(step).__name__}; pass int(step)")
+    raise TrackerTypeError(f"{method}({step!r}): a step is an int, not {type(step).__name__}; pass int(step)")

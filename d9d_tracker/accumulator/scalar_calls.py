@@ -172,8 +172,7 @@ class ScalarCalls(Calls):
         numbers = [number for number in map(as_number, values) if number is not None]
         if len(numbers) < len(slots):
             return False
-        with self.buffers.lock:
-            host.merge(slots, numbers, reduce, factor)
+        self.buffers.change(host.merge, slots, numbers, reduce, factor)
         return True
 
     def _merge_handle_on_host(self, handle: AccumulatingScalarHandle, value: Any, weight: Number | None) -> bool:
@@ -184,8 +183,7 @@ class ScalarCalls(Calls):
             return False
         if weight is not None and handle.reduce != "mean":
             return False
-        with self.buffers.lock:
-            host.merge((self.buffers.places.slot(handle.place),), (number,), handle.reduce, factor)
+        self.buffers.change(host.merge, (self.buffers.places.slot(handle.place),), (number,), handle.reduce, factor)
         return True
 
     def _merge(
@@ -228,9 +226,7 @@ class ScalarCalls(Calls):
     def _write(self, target: Target, numbers: list[Number], reduce: Reduction, weight: Number | None) -> None:
         buffers, scalars = self.buffers, self.buffers.scalars
         if not torch.compiler.is_compiling():
-            with buffers.lock:
-                buffers.follow()
-                scalars.write(target, numbers, reduce, weight)
+            buffers.change(scalars.write, target, numbers, reduce, weight)
         elif is_backward_traced() or has_effect_here(target.is_handle):
             arguments = scalars.effect_arguments(target.at, numbers, reduce, weight)
             merge_scalars_with_effect(self._token, target.table if target.is_handle else None, *arguments)

@@ -16,17 +16,22 @@ from typing_extensions import override
 from d9d_tracker import at_exit
 from d9d_tracker.base import BaseTracker, RunConfig, check_properties
 from d9d_tracker.config import AccumulatorConfig, TrackerConfig
+from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.errors import TrackerValueError
 from d9d_tracker.ranks.job import Job, is_silenced, warn_of_a_job_unknown
+from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
 
 from . import checkpoint
 from .buffers import Buffers
 from .checkpoint import BackendState, Snapshot
-from .nonfinite import Callback
+from .host_window import Tail
+from .late import Late
+from .nonfinite import Callback, NonFiniteWatch
+from .opening import close_at_once, open_deliveries
+from .pipeline import Pipeline
 from .run import AccumulatingRun
-from .session import Beginning, Session, open_deliveries
 from .summary import print_summary, words_of_end
 
 logger = logging.getLogger("d9d_tracker")
@@ -56,16 +61,14 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         self.report = RunReport()
         self.config = tracker.config
         self._tracker = tracker
-        for backend in tracker.backends().values():
-            backend.is_accumulated = True
         self._config = config
         self._group = group
         self._on_nonfinite = on_nonfinite
         self._name = ""
         self._latest: Sequence[Record] = ()
         self._job: Job | None = None
-        self._session: Session | None = None
-        self._beginning: Beginning | None = None  # of the current run, or of the one that a loaded state goes on with
+        self._pipeline: Pipeline | None = None
+        self._backlog: str | None = None  # of the current run, or of the one that a loaded state goes on with
         self._loaded: Snapshot | None = None  # until the run that it goes on with has begun
         self._left: Snapshot | None = None  # as the last run was left
 
@@ -127,7 +130,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         Args:
             properties: Name, description and hyperparameters of the run.
         """
-        if self._session is not None and self._session.process == os.getpid():
+        if self._pipeline is not None and self._pipeline.process == os.getpid():
             raise TrackerValueError(
                 f"open({properties.name!r}): a run of this tracker is open; leave its `with` block, or call "
                 "run.finish(), first"
@@ -137,19 +140,18 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             warn_of_a_job_unknown(self._config)
         if self._loaded is None:
             run.buffers.start()
-            name = f"{type(self._tracker).__name__}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
-            self._beginning = Beginning(name)
+            self._backlog = f"{type(self._tracker).__name__}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
         try:
-            self._session = self._open_session(properties, job)
+            self._pipeline = self._open_pipeline(properties, job)
         except BaseException:
             if self._loaded is not None:  # what went wrong may be mended, and the state opened again
                 self._tracker.load_state_dict(self._loaded.backend.state)
             raise
-        self.run_id, self.resume_id = self._tracker.run_id or self._beginning_name(), None
-        self.report = self._session.report
+        self.run_id, self.resume_id = self._tracker.run_id or self._backlog, None
+        self.report = self._pipeline.report
         self._loaded = self._left = None
         self._name = properties.name
-        run.attach(self._session, self.end)
+        run.attach(self._pipeline, self.end)
         at_exit.add(self, self.end)
         return run
 
@@ -159,34 +161,33 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         Args:
             error: What ended the run, if it failed.
         """
-        session, run = self._session, self._run
-        if session is None:
+        pipeline, run = self._pipeline, self._run
+        if pipeline is None:
             return
         at_exit.remove(self)
         error = error or at_exit.uncaught()
-        if session.process != os.getpid():  # a forked child has none of the threads to wait for
-            self._session = None
+        if pipeline.process != os.getpid():  # a forked child has none of the threads to wait for
+            self._pipeline = None
             return
         deadline = time.monotonic() + self._config.flush_timeout
         try:
             run.end_watches()
-            snapshot = self._snapshot_to_leave(session, isinstance(error, Exception))
-            windows = run.buffers.clock.windows
-            session.close(deadline, error)
-            run.warn_of_no_steps(session.has_merged)
-            self._latest = session.latest
-            self._tell_the_end(session.rank, error)
+            run.stop_taking()
+            snapshot = self._snapshot_to_leave(pipeline, isinstance(error, Exception))
+            pipeline.close(deadline, error)
+            run.warn_of_no_steps(pipeline.has_merged)
+            self._latest = pipeline.latest
+            self._tell_the_end(pipeline.rank, error)
             if snapshot is not None:
-                for name, kept in session.kept().items():
-                    snapshot.backend.kept[name] = [window for window in kept if window < windows]
+                snapshot.backend.kept.update(pipeline.kept(before=snapshot.first))
                 self._left = snapshot
         except BaseException:  # a second interruption: keep what is in memory, and leave
-            session.abandon()
+            pipeline.abandon()
             raise
         finally:
-            self.run_id = self._tracker.run_id or self._beginning_name()
+            self.run_id = self._tracker.run_id or self._backlog
             run.detach()
-            self._session = None
+            self._pipeline = None
 
     def _tell_the_end(self, rank: int, error: BaseException | None) -> None:
         try:
@@ -254,7 +255,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             TrackerValueError: If a run is open.
             ValueError: If the state is foreign, of another version, damaged, or does not fit; nothing has changed then.
         """
-        if self._session is not None:
+        if self._pipeline is not None:
             raise TrackerValueError("load_state_dict: a run of this tracker is open; load before `open`")
         buffers = self._run.buffers
         snapshot = checkpoint.read_own(state_dict, self.rank, self.world_size)
@@ -269,13 +270,10 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         checkpoint.apply(snapshot, buffers)
         run_id = self._tracker.run_id
         # In version 0.1.0 the backlog was called after the backend and its run.
-        backlog = backend.backlog or (None if run_id is None else f"{backend.type}-{run_id}")
-        self.run_id = self.resume_id = run_id or backlog
-        if backlog is None:  # taken before any run was opened: there is nothing to go on with
-            self._loaded = self._left = self._beginning = None
-            return
-        self._beginning = Beginning(backlog, snapshot.first, snapshot.tail, backend.kept)
-        self._loaded, self._left = snapshot, None
+        self._backlog = backend.backlog or (None if run_id is None else f"{backend.type}-{run_id}")
+        self.run_id = self.resume_id = run_id or self._backlog
+        # One that was taken before any run was opened has nothing to go on with.
+        self._loaded, self._left = None if self._backlog is None else snapshot, None
 
     @functools.cached_property
     def _run(self) -> AccumulatingRun:
@@ -286,74 +284,70 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         return {
             "accumulator.sync_every": self._config.sync_every,
             "accumulator.scalar_resolution": self._config.scalar_resolution,
-            "the run of the loaded state": None if self._loaded is None else self._beginning_name(),
+            "the run of the loaded state": None if self._loaded is None else self._backlog,
         }
 
-    def _beginning_name(self) -> str | None:
-        return None if self._beginning is None else self._beginning.backlog
-
-    def _open_session(self, properties: RunConfig, job: Job | None) -> Session:
-        beginning = self._beginning
-        assert beginning is not None  # `begin` has set it, or `load_state_dict`
-        buffers = self._run.buffers
+    def _open_pipeline(self, properties: RunConfig, job: Job | None) -> Pipeline:
+        run = self._backlog
+        assert run is not None  # `begin` has set it, or `load_state_dict`
         if is_silenced(self._config):
-            return Session({}, buffers, self._config, None, None, 1)
-        if job is None:
-            deliveries = open_deliveries(self._tracker, properties, self._config, beginning)
-            return Session(deliveries, buffers, self._config, beginning.tail, None, 0, self._on_nonfinite)
-        deliveries = {}
+            return self._make_pipeline({}, None, 1)
+        deliveries: dict[str, Delivery] = {}
 
         def open_here() -> dict[str, str | None]:
-            deliveries.update(open_deliveries(self._tracker, properties, self._config, beginning))
-            return {"run_id": self._tracker.run_id, "backlog": beginning.backlog}
+            deliveries.update(open_deliveries(self._tracker, properties, self._config, run, self._loaded))
+            return {"run_id": self._tracker.run_id, "backlog": run}
 
         try:
+            if job is None:
+                open_here()
+                return self._make_pipeline(deliveries, None, 0)
             opened = job.open(self._shared_settings(), open_here)
             if job.rank > 0:
                 self._tracker.run_id, self._tracker.resume_id = opened["run_id"], None
-                beginning.backlog = opened["backlog"]
-            ranks = job.connect()
-            return Session(deliveries, buffers, self._config, beginning.tail, ranks, job.rank, self._on_nonfinite)
+                self._backlog = opened["backlog"]
+            return self._make_pipeline(deliveries, job.connect(), job.rank)
         except BaseException as error:
-            for delivery in deliveries.values():
-                delivery.close(0, error)
+            close_at_once(deliveries, error)
             raise
 
+    def _make_pipeline(self, deliveries: dict[str, Delivery], ranks: Ranks | None, rank: int) -> Pipeline:
+        report = RunReport({name: delivery.report for name, delivery in deliveries.items()})
+        nonfinite = NonFiniteWatch(rank, ranks is not None, report, self._on_nonfinite)
+        tail = None if self._loaded is None else self._loaded.tail
+        timeout = self._config.flush_timeout
+        return Pipeline(self._run.buffers, deliveries, report, ranks, rank, nonfinite, tail, timeout)
+
     def _snapshot(self) -> Snapshot:
-        session = self._session
-        if session is None:
-            if self._left is not None:
-                return self._left
-            tail = None if self._beginning is None else self._beginning.tail
-            return self._make_snapshot(tail, {} if self._beginning is None else self._beginning.kept)
-        if session.process != os.getpid():
+        pipeline = self._pipeline
+        if pipeline is None:
+            return self._left or self._loaded or self._make_snapshot(None, Late(), {})
+        if pipeline.process != os.getpid():
             raise TrackerValueError(
                 "state_dict: the run was opened by the parent of this forked process, which has no part in it; take "
                 "the state there"
             )
-        session.settle()
-        return self._make_snapshot(session.tail, session.kept())
+        pipeline.settle()
+        return self._make_snapshot(pipeline.tail, pipeline.late, pipeline.kept())
 
-    def _snapshot_to_leave(self, session: Session, failed: bool) -> Snapshot | None:
-        if not session.drain(failed):
+    def _snapshot_to_leave(self, pipeline: Pipeline, failed: bool) -> Snapshot | None:
+        if not pipeline.drain(failed):
             return None
         try:
-            return self._make_snapshot(session.tail, {})
+            return self._make_snapshot(pipeline.tail, pipeline.late, {})
         except Exception as error:
             logger.error("the state cannot be taken as the run is left: %r", error)
             return None
 
-    def _make_snapshot(self, tail: Any, kept: dict[str, list[int]]) -> Snapshot:
+    def _make_snapshot(self, tail: Tail | None, waiting: Late, kept: dict[str, list[int]]) -> Snapshot:
         buffers = self._run.buffers
-        window = buffers.snapshot(self._config.flush_timeout)
-        backend = BackendState(
-            type(self._tracker).__name__, self._tracker.state_dict(), self._beginning_name(), dict(kept)
-        )
-        clock = buffers.clock
-        return Snapshot(buffers.resolution, clock.first, clock.passed, clock.windows, window, tail, backend)
+        clock, window, late = buffers.snapshot(self._config.flush_timeout)
+        late.records = [*waiting.records, *late.records]
+        backend = BackendState(type(self._tracker).__name__, self._tracker.state_dict(), self._backlog, dict(kept))
+        return Snapshot(buffers.resolution, clock.first, clock.passed, clock.windows, window, tail, late, backend)
 
     def _find_job(self) -> Job | None:
-        if self._session is None and (self._job is None or self._job.is_stale):
+        if self._pipeline is None and (self._job is None or self._job.is_stale):
             self._job = Job.of(self._config, self._group)
         return self._job
 

@@ -3,7 +3,7 @@
 import contextlib
 import queue
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,6 +11,7 @@ from d9d_tracker_kernels.device import GPU, gpu
 
 from .event_wait import relaxed, wait_for
 from .host_window import HostWindow, empty_window
+from .late import Late
 from .registry import HistogramSeries, ScalarSeries
 
 _HOST_BUFFERS = 2
@@ -135,6 +136,7 @@ class Window:
         ready: Recorded behind the copy, or None when the bank is on the CPU.
         unfinished: The last step, if more may be logged for it in this run.
         is_last: Whether nothing follows in this run.
+        late: What came finished while it was open.
         scalars: The scalar series at the time of the swap.
         histograms: The histogram series at the time of the swap.
         error: Why the copy could not be started.
@@ -148,6 +150,7 @@ class Window:
     unfinished: int | None
     scalars: list[ScalarSeries]
     histograms: list[HistogramSeries]
+    late: Late = field(default_factory=Late)
     is_last: bool = False
     error: Exception | None = None
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
+from d9d_tracker.backend import open_sink
 from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.delivery import Delivery
@@ -70,9 +71,14 @@ def _deliver_one(backlog: Backlog, description: dict[str, Any], last: int, timeo
             tracker.load_state_dict(description["state"])
         properties = RunConfig(**{key: description[key] for key in ("name", "description", "hparams")})
         # Nothing is forgotten, and what a kill left both here and with the backend is taken back there.
-        delivery = Delivery(description["name"], lambda: tracker.open(properties), backlog, timeout, rewind_to=last + 1)
+        delivery = Delivery(
+            description["name"], lambda: open_sink(tracker, properties), backlog, timeout, rewind_to=last + 1
+        )
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     delivery.flush(timeout)
     delivery.close(timeout)
-    return _DELIVERED if not delivery.report.undelivered else f"{delivery.report.undelivered} records still wait"
+    if not delivery.report.undelivered:
+        return _DELIVERED
+    cause = "" if delivery.cause is None else f": {type(delivery.cause).__name__}: {delivery.cause}"
+    return f"{delivery.report.undelivered} records still wait{cause}"

@@ -22,7 +22,7 @@ logger = logging.getLogger("d9d_tracker")
 
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS windows (
-    window INTEGER PRIMARY KEY, first INTEGER, last INTEGER, records INTEGER, names TEXT, bytes INTEGER, payload TEXT
+    window INTEGER PRIMARY KEY, first INTEGER, last INTEGER, records INTEGER, names TEXT, bytes INTEGER, payload BLOB
 )""",
     "CREATE TABLE IF NOT EXISTS run (id INTEGER PRIMARY KEY, description TEXT)",
 )
@@ -46,10 +46,9 @@ class Contents:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, records: Sequence[Record], first: int) -> Self:
-        """Describe records, in the order of their steps, at least one."""
-        points = Points.of(records)
-        return cls(first, points.last, len(points), points.names)
+    def of(cls, points: Points, first: int) -> Self:
+        """Describe what a window has."""
+        return cls(first, points.last if points else first, len(points), points.names)
 
 
 class Backlog:
@@ -88,44 +87,45 @@ class Backlog:
             if self._database is not None:
                 _write_description(self._database, self._description)
 
-    def put(self, index: int, records: Sequence[Record], contents: Contents) -> list[int]:
-        """Keep a window, or replace it.
+    def put(self, windows: Sequence[tuple[int, Points, Contents]]) -> list[int]:
+        """Keep windows, or replace them, all of them or none.
 
         Args:
-            index: Index of the window; windows are delivered in this order.
-            records: Its records, in the order of their steps.
-            contents: What they are.
+            windows: The number of each, in whose order they are delivered; its points; and what they are.
 
         Returns:
-            Indices of the windows that had to be dropped, oldest first, to stay within ``max_bytes``; this one too if
-            it is larger than that by itself.
+            Numbers of the windows that had to be dropped, oldest first, to stay within ``max_bytes``; also one of these
+            if it is larger than that by itself.
 
         Raises:
             OSError: If the folder cannot be created.
             sqlite3.Error: If the file cannot be written.
         """
-        payload = json.dumps([_encode(record) for record in records])
-        row = (index, contents.first, contents.last, contents.records, json.dumps(contents.names), len(payload))
+        rows = []
+        for number, points, contents in windows:
+            payload = points.dump()
+            names = json.dumps(contents.names)
+            rows.append((number, contents.first, contents.last, contents.records, names, len(payload), payload))
         with self._lock, self._open() as database:
-            database.execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, payload))
+            database.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             return self._drop_excess(database)
 
-    def get(self, index: int) -> list[Record]:
-        """Return the records of a kept window.
+    def get(self, number: int) -> Points:
+        """Return the points of a kept window.
 
         Raises:
             KeyError: If it is not kept.
         """
         with self._lock:
-            row = self._open().execute("SELECT payload FROM windows WHERE window = ?", (index,)).fetchone()
+            row = self._open().execute("SELECT payload FROM windows WHERE window = ?", (number,)).fetchone()
         if row is None:
-            raise KeyError(f"window {index} is not in the backlog {self.path}")
-        return [_decode(item) for item in json.loads(row[0])]
+            raise KeyError(f"window {number} is not in the backlog {self.path}")
+        return _points_of_text(row[0]) if isinstance(row[0], str) else Points.load(row[0])
 
-    def remove(self, index: int) -> None:
+    def remove(self, number: int) -> None:
         """Forget a window that was delivered."""
         with self._lock, self._open() as database:
-            database.execute("DELETE FROM windows WHERE window = ?", (index,))
+            database.execute("DELETE FROM windows WHERE window = ?", (number,))
 
     def forget_from(self, step: int) -> None:
         """Forget the windows that start at ``step`` or later: they will be logged again."""
@@ -135,7 +135,7 @@ class Backlog:
                     database.execute("DELETE FROM windows WHERE first >= ?", (step,))
 
     def contents(self) -> dict[int, Contents]:
-        """Return what is kept, by the index of the window, in order.
+        """Return what is kept, by the number of the window, in order.
 
         Raises:
             RuntimeError: If another process has the file open.
@@ -144,7 +144,9 @@ class Backlog:
             if not self._exists():
                 return {}
             rows = self._open().execute("SELECT window, first, last, records, names FROM windows ORDER BY window")
-            return {index: Contents(first, last, n, tuple(json.loads(names))) for index, first, last, n, names in rows}
+            return {
+                number: Contents(first, last, n, tuple(json.loads(names))) for number, first, last, n, names in rows
+            }
 
     @property
     def description(self) -> dict[str, Any]:
@@ -216,6 +218,9 @@ class Backlog:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    # For its owner alone: a configuration may hold a password, as part of an address. SQLite's other files follow.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    path.chmod(0o600)
     database = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
     try:
         # Held from the first access on, so that a second job finds the file locked.
@@ -252,19 +257,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
 
 
-def _encode(record: Record) -> dict[str, Any]:
-    value: Any = record.value
-    if isinstance(value, Histogram):
-        value = {field: getattr(value, field) for field in Histogram.__slots__}
-        value |= {"edges": value["edges"].tolist(), "counts": value["counts"].tolist()}
-    fields = {"name": record.name, "step": record.step, "context": dict(record.context), "value": value}
-    return fields if record.time is None else fields | {"time": record.time}
-
-
-def _decode(item: dict[str, Any]) -> Record:
-    value = item["value"]
-    if isinstance(value, dict):
-        edges = np.array(value.pop("edges"), dtype=np.float64)
-        counts = np.array(value.pop("counts"), dtype=np.int64)
-        value = Histogram(edges=edges, counts=counts, **value)
-    return Record(item["name"], item["step"], item["context"], value, item.get("time"))
+def _points_of_text(text: str) -> Points:
+    """Return what version 0.2.0 and older kept of a window: its records, as JSON."""
+    records = []
+    for item in json.loads(text):
+        value = item["value"]
+        if isinstance(value, dict):
+            edges, counts = (
+                np.array(value.pop("edges"), dtype=np.float64),
+                np.array(value.pop("counts"), dtype=np.int64),
+            )
+            value = Histogram(edges=edges, counts=counts, **value)
+        records.append(Record(item["name"], item["step"], item["context"], value, item.get("time")))
+    return Points.of(records)

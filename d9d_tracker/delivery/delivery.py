@@ -1,21 +1,21 @@
-"""One backend's thread: it owns the backend from open to close, and hands it records in order, whatever it does."""
+"""One backend's thread: it owns the backend from open to close, and hands it points in order, whatever it does."""
 
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager
 
-from d9d_tracker.base import BaseTrackerRun
-from d9d_tracker.record import Record
+from d9d_tracker.bare_run import BareRun
+from d9d_tracker.points import Points
+from d9d_tracker.sink import Refusal, Sink, SinkLostError
 
 from .backlog import Backlog
 from .held_step import HeldStep
+from .outbound import MEMORY_BYTES, Call, Outbound, Queued, in_words
 from .report import DeliveryReport
-from .window_queue import MEMORY_BYTES, Queued, WindowQueue, in_words
-from .write_window import write_window
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -25,6 +25,10 @@ _LAST_RETRY_SECONDS = 30.0
 _CLOSING_RETRY_SECONDS = 1.0
 # What a wrong configuration or another writer raises on opening; anything else means that the backend is down.
 FINAL_ERRORS = (ImportError, RuntimeError, TypeError, ValueError)
+
+
+class _StoppedError(Exception):
+    """The thread is to leave: the points behind are the backlog's."""
 
 
 class Delivery:
@@ -46,12 +50,13 @@ class Delivery:
     Attributes:
         report: What became of the records.
         opened: Done when the backend was opened; has the exception if the first attempt failed.
+        cause: What the backend raised last; None if it never did.
     """
 
     def __init__(
         self,
         name: str,
-        open_backend: Callable[[], AbstractContextManager[BaseTrackerRun]],
+        open_backend: Callable[[], AbstractContextManager[Sink]],
         backlog: Backlog,
         patience: float,
         *,
@@ -61,25 +66,29 @@ class Delivery:
         self.name = name
         self.report = DeliveryReport()
         self.opened: Future[None] = Future()
+        self.cause: BaseException | None = None
         self.backlog = backlog
         self._open_backend = open_backend
-        self._context: AbstractContextManager[BaseTrackerRun] | None = None
-        self._entered: BaseTrackerRun | None = None
-        self._run: BaseTrackerRun | None = None  # once it is rewound as well
+        self._context: AbstractContextManager[Sink] | None = None
+        self._entered: Sink | None = None
+        self._sink: Sink | None = None  # once it is rewound as well
         self._patience = patience
         self._rewind_to = rewind_to
         self._changed = threading.Condition()
         if rewind_to is not None:
             backlog.forget_from(rewind_to)
-        self._queue = WindowQueue(backlog, self.report)
-        if self._queue and rewind_to is not None:
+        self._queue = Outbound(backlog, self.report)
+        if self._queue.windows and rewind_to is not None:
             # A kill may have come between the delivery of a kept window and its removal from the backlog.
-            self._rewind_to = self._queue.head.contents.first
+            self._rewind_to = self._queue.windows[0].contents.first
         self._held = None if amends else HeldStep()
-        self._calls: deque[tuple[Future[object], Callable[[BaseTrackerRun], object]]] = deque()
         self._is_slow = False
+        self._said_refused: set[str] = set()
+        self._has_said_hparams = False
         self._down_since: float | None = None
         self._called_at: float | None = time.monotonic()  # since when the thread has been inside the backend
+        self._goes_without = False  # the training has stopped to wait for the opening
+        self._is_over = False  # the backend refused to be opened, or was closed: nothing is delivered any more
         self._closing = False
         self._stop = False
         self._leaving = False
@@ -87,41 +96,70 @@ class Delivery:
         self._thread = threading.Thread(target=self._work, name=f"d9d_tracker delivery {name}", daemon=True)
         self._thread.start()
 
-    def put(self, window: int, records: Sequence[Record], first: int, unfinished: int | None = None) -> None:
-        """Queue the records of a window. Never waits for the backend.
+    def put(self, points: Points, first: int, unfinished: int | None = None) -> None:
+        """Queue the points of a window. Never waits for the backend.
 
         Args:
-            window: Index of the window.
-            records: Its records, in the order of their steps.
+            points: Its points.
             first: The first step that this window writes and no earlier one does.
             unfinished: The last step, if more may be logged for it.
         """
         with self._changed:
             if self._held is not None:
-                records = self._held.pass_on(records, unfinished)
-            if not records:
+                points, first = self._held.pass_on(points, first, unfinished)
+            if not points and not points.hparams:
                 return
-            self._queue.append(window, records, first)
+            self._queue.append(points, first)
             if self._down_since is None and self._hangs():
                 self.report.failures += 1
                 self._go_down(f"it has not returned from a call for {self._patience:g} s")
-            if self._down_since is not None:
+            if self._down_since is not None or self._is_over:
                 self._queue.keep()
             elif self._queue.memory > MEMORY_BYTES:
                 self._spill()
             self._changed.notify_all()
 
-    def call(self, action: Callable[[BaseTrackerRun], object]) -> Future[object]:
-        """Have the backend's thread do something with the backend's run, between two windows.
+    def call(self, action: Callable[[BareRun], object]) -> Future[object]:
+        """Have the backend's thread do something with the backend's run, behind the windows that were put before.
 
         Args:
             action: Gets the backend's run. What it raises is the future's.
+
+        Returns:
+            The future, which may be cancelled before its turn comes; cancelled if the run is closed first.
         """
-        future: Future[object] = Future()
+        call = Call(action)
         with self._changed:
-            self._calls.append((future, action))
-            self._changed.notify_all()
-        return future
+            if self._is_over:
+                self._end_call(call)
+            else:
+                self._queue.append_call(call)
+                self._changed.notify_all()
+        return call
+
+    def wait_until_open(self, timeout: float) -> None:
+        """Wait for the first attempt to open the backend, and say so if it takes longer.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Raises:
+            Exception: What the backend raised that trying again does not mend.
+        """
+        try:
+            self.opened.result(timeout)
+        except FutureTimeoutError:
+            with self._changed:
+                self._goes_without = not self.opened.done()
+            logger.error(
+                "%s has not opened the run for %g s: training goes on, what is logged is kept for it",
+                self.name,
+                OPEN_SECONDS,
+            )
+        except FINAL_ERRORS:
+            raise
+        except Exception:
+            pass  # it is down, which was said
 
     def flush(self, timeout: float) -> bool:
         """Wait until the backend has accepted everything that was put, and say what it has not.
@@ -133,9 +171,11 @@ class Delivery:
             Whether it has.
         """
         with self._changed:
-            done = self._changed.wait_for(lambda: not self._queue, timeout)
-            if not done:
-                logger.error("flush: not with the backend after %g s, still queued: %s", timeout, in_words(self._queue))
+            self._changed.wait_for(lambda: not self._queue or self._is_over, timeout)
+            if self._queue and self._is_over:
+                logger.error("flush: not with the backend, %r; kept: %s", self.cause, self._words())
+            elif self._queue:
+                logger.error("flush: not with the backend after %g s, still queued: %s", timeout, self._words())
             if self._held:
                 logger.info(
                     "flush: %d values of step %d wait for its end, because %s cannot amend a step",
@@ -143,7 +183,7 @@ class Delivery:
                     self._held.step,
                     self.name,
                 )
-            return done
+            return not self._queue
 
     def settle(self, timeout: float) -> list[int]:
         """Wait until everything that was put is safe: accepted by the backend, or else in the backlog on disk.
@@ -157,15 +197,20 @@ class Delivery:
         with self._changed:
             if not self._changed.wait_for(self._is_safe, timeout):
                 self._queue.keep()
-            unsafe = [queued for queued in self._queue if not queued.kept]
-            if unsafe:
-                logger.error("neither with the backend nor on disk: %s; a kill would lose them", in_words(unsafe))
+            unsafe = [queued for queued in self._queue.windows if not queued.kept]
+            if unsafe or self._queue.calls:
+                words = in_words(unsafe, len(self._queue.calls))
+                logger.error("neither with the backend nor on disk: %s; a kill would lose them", words)
             return self.kept()
 
-    def kept(self) -> list[int]:
-        """Return the windows that are in the backlog, oldest first."""
+    def kept(self, before: float = float("inf")) -> list[int]:
+        """Return the windows that are in the backlog, oldest first.
+
+        Args:
+            before: Only those that begin before this step.
+        """
         with self._changed:
-            return [queued.index for queued in self._queue if queued.kept]
+            return [one.number for one in self._queue.windows if one.kept and one.contents.first < before]
 
     def begin_close(self, error: BaseException | None = None) -> None:
         """Have the backend closed once everything is delivered. Does not wait.
@@ -191,32 +236,39 @@ class Delivery:
         self.begin_close(error or self._error)
         deadline = time.monotonic() + timeout
         with self._changed:
-            self._changed.wait_for(lambda: not self._queue and not self._calls, timeout)
+            self._changed.wait_for(lambda: not self._queue or self._is_over, timeout)
             self._stop = True
             self._changed.notify_all()
         self._thread.join(max(0.1, deadline - time.monotonic()))
         with self._changed:
             self._queue.keep()
-            self.report.undelivered = sum(queued.contents.records for queued in self._queue)
+            windows = self._queue.windows
+            self.report.undelivered = sum(queued.contents.records for queued in windows)
             if self.report.dropped:
                 logger.error("%s: %d records in all no longer fitted into the backlog", self.name, self.report.dropped)
-            if self._queue:
-                kept = all(queued.kept for queued in self._queue)
+            if windows:
+                kept = all(queued.kept for queued in windows)
                 fate = f"kept in {self.backlog.path} for the next process that resumes this run" if kept else "LOST"
-                logger.error("not delivered: %s; %s", in_words(self._queue), fate)
+                logger.error("not delivered: %s; %s", in_words(windows), fate)
         if self._leaving:
             self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            return False
+        self.backlog.close()  # which what came after the thread had left has opened once more
+        return True
 
     def join(self) -> None:
         """Wait until the thread has ended, however long the backend hangs."""
         self._thread.join()
 
     def _is_safe(self) -> bool:
-        return all(queued.kept for queued in self._queue)
+        return not self._queue.calls and all(queued.kept for queued in self._queue.windows)
+
+    def _words(self) -> str:
+        return in_words(self._queue.windows, len(self._queue.calls))
 
     def _hangs(self) -> bool:
-        patience = self._patience if self._run is not None else max(self._patience, OPEN_SECONDS)
+        patience = self._patience if self._sink is not None else max(self._patience, OPEN_SECONDS)
         return self._called_at is not None and time.monotonic() - self._called_at > patience
 
     def _work(self) -> None:
@@ -224,10 +276,10 @@ class Delivery:
         try:
             while self._wait(pause):
                 try:
-                    if self._run is None:
-                        self._open()
-                    self._answer_calls()
-                    self._deliver()
+                    sink = self._sink or self._open()
+                    self._do_next(sink)
+                except _StoppedError:
+                    self._called_at = None
                 except BaseException as error:  # a backend may raise anything, and the thread must live on
                     if self._fails_to_open(error):
                         return
@@ -239,101 +291,142 @@ class Delivery:
 
     def _fails_to_open(self, error: BaseException) -> bool:
         """Note a failure; return whether it is one of opening for the first time that trying again does not mend."""
+        if isinstance(error, SinkLostError):
+            self._lose_sink()
         first_opening = not self.opened.done()
         is_final = first_opening and isinstance(error, FINAL_ERRORS)
         with self._changed:
-            self._called_at = None
+            self.cause, self._called_at = error, None
             self.report.failures += 1
             if is_final:
                 self._error = self._error or error
+                if self._goes_without:
+                    logger.error(
+                        "%s refuses to open the run: %r; training goes on, what is logged is kept in %s: mend the "
+                        "cause, then `python -m d9d_tracker deliver`",
+                        self.name,
+                        error,
+                        self.backlog.path,
+                    )
             else:
                 self._go_down(repr(error))
         if first_opening:
             self.opened.set_exception(error)
         return is_final
 
-    def _open(self) -> None:
+    def _lose_sink(self) -> None:
+        """Have the backend opened again, and given the window that it lost from its beginning."""
+        self._leave_backend()
+        self._sink = None
+        with self._changed:
+            if self._queue and isinstance(head := self._queue.head, Queued):
+                head.begin_again()
+                self._rewind_to = head.contents.first
+
+    def _open(self) -> Sink:
         """Open the backend and take back what the loaded state does not hold; after a failure, go on where it was."""
         self._called_at = time.monotonic()
-        if self._context is None:
+        if self._context is None or self._entered is None:
             context = self._open_backend()
             self._entered = context.__enter__()
+            self._entered.on_progress = self._note_progress
             self._context = context
-        assert self._entered is not None
         if self._rewind_to is not None:
             self._entered.rewind(self._rewind_to)
-        self._run, self._called_at = self._entered, None
+        self._sink, self._called_at, self._rewind_to = self._entered, None, None
         if not self.opened.done():
             self.opened.set_result(None)
-        if self._down_since is not None:
-            self._come_back()
+        return self._sink
 
     def _wait(self, pause: float) -> bool:
         with self._changed:
-            if self._run is None and not self.opened.done():
+            if self._sink is None and not self.opened.done():
                 return not self._stop
             if self._down_since is None:
-                self._changed.wait_for(lambda: self._queue or self._calls or self._stop)
+                self._changed.wait_for(lambda: self._queue or self._stop)
             elif self._closing:
                 self._changed.wait_for(lambda: self._stop, min(pause, _CLOSING_RETRY_SECONDS))
             else:
-                self._changed.wait_for(lambda: self._closing, pause)
+                self._changed.wait_for(lambda: self._closing or self._stop, pause)
             return not self._stop
 
-    def _answer_calls(self) -> None:
-        while self._calls and not self._stop:
-            future, action = self._calls[0]
-            try:
-                result = self.call_backend(action, self._run)
-            except Exception as error:
-                self._called_at = None
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-            with self._changed:
-                self._calls.popleft()
-                self._changed.notify_all()
-
-    def _deliver(self) -> None:
-        """Deliver the first window: all its records, then the flush that makes them durable."""
+    def _do_next(self, sink: Sink) -> None:
         with self._changed:
-            if not self._queue:
-                if self._down_since is not None:
-                    self._come_back()
-                return
-            head = self._queue.head
-        assert self._run is not None
-        if head.records is None:
-            head.records = self.backlog.get(head.index)
-        write_window(self._run, head, self, self.report)
-        if self.stops:
-            return
-        self.call_backend(self._run.flush)
-        self._forget(head)
-
-    @property
-    def stops(self) -> bool:
-        """Whether the thread is to leave."""
-        return self._stop
-
-    def enter(self) -> None:
-        """Note that the thread is inside the backend from now on."""
-        self._called_at = time.monotonic()
-
-    def call_backend(self, method: Callable[..., object], *arguments: object) -> object:
-        """Call the backend, on its thread."""
-        self.enter()
-        result = method(*arguments)
-        self._called_at = None
-        return result
-
-    def _forget(self, head: Queued) -> None:
+            item = self._queue.head if self._queue else None
+        if isinstance(item, Queued):
+            self._deliver(sink, item)
+        elif item is not None:
+            self._make_call(sink, item)
         with self._changed:
-            self._queue.remove(head)
+            if item is not None:
+                self._queue.remove(item)
+                self._is_slow = self._is_slow and bool(self._queue)
             if self._down_since is not None:
                 self._come_back()
-            self._is_slow = self._is_slow and bool(self._queue)
             self._changed.notify_all()
+
+    def _make_call(self, sink: Sink, call: Call) -> None:
+        if not call.set_running_or_notify_cancel():
+            return
+        self._called_at = time.monotonic()
+        try:
+            result = call.action(BareRun([sink]))
+        except BaseException as error:  # SystemExit too: what the action does is its own
+            call.set_exception(error)
+        else:
+            call.set_result(result)
+        self._called_at = None
+
+    def _deliver(self, sink: Sink, window: Queued) -> None:
+        """Deliver a window: all its points, then the flush that makes them durable."""
+        points = window.points
+        if points is None:
+            points = window.points = self.backlog.get(window.number)
+        self._called_at = time.monotonic()
+        if points.hparams and not window.has_sent_hparams:
+            self._add_hparams(sink, points)
+            window.has_sent_hparams = True
+        if window.accepted < len(points):
+            taken = sink.write_points(Points.of(points[window.accepted :]) if window.accepted else points)
+            window.accepted += taken.accepted
+            window.refused.update(refusal.name for refusal in taken.refused)
+            self._say_refused(taken.refused)
+            if taken.error is not None:
+                self.report.failures += taken.failures - 1
+                raise taken.error
+            self.report.failures += taken.failures
+            if window.accepted < len(points):
+                raise RuntimeError(
+                    f"write_points has taken {window.accepted} of {len(points)} points and says no error"
+                )
+        self._called_at = time.monotonic()
+        sink.flush()
+        self._called_at = None
+
+    def _add_hparams(self, sink: Sink, points: Points) -> None:
+        try:
+            sink.add_hparams(points.hparams)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            if not self._has_said_hparams:
+                self._has_said_hparams = True
+                logger.warning("hyperparameters that were added later did not reach %s: %r", self.name, error)
+
+    def _say_refused(self, refused: list[Refusal]) -> None:
+        for refusal in refused:
+            if refusal.name not in self._said_refused:
+                self._said_refused.add(refusal.name)
+                logger.error(
+                    "the backend refused %s at step %d: %r; if it refuses more of this series, the report counts them",
+                    refusal.name,
+                    refusal.step,
+                    refusal.error,
+                )
+
+    def _note_progress(self, has_done_something: bool) -> None:
+        if self._stop:
+            raise _StoppedError
+        if has_done_something:
+            self._called_at = time.monotonic()
 
     def _go_down(self, cause: str) -> None:
         if self._down_since is None:
@@ -344,7 +437,7 @@ class Delivery:
                 cause,
                 self.name,
                 self.backlog.path,
-                in_words(self._queue),
+                self._words(),
             )
         self._queue.keep()
         self._changed.notify_all()
@@ -352,9 +445,7 @@ class Delivery:
     def _come_back(self) -> None:
         assert self._down_since is not None
         seconds, self._down_since = time.monotonic() - self._down_since, None
-        logger.warning(
-            "the backend is back after %.1f s (%s); still queued: %s", seconds, self.name, in_words(self._queue)
-        )
+        logger.warning("the backend is back after %.1f s (%s); still queued: %s", seconds, self.name, self._words())
 
     def _spill(self) -> None:
         if not self._is_slow:
@@ -363,30 +454,40 @@ class Delivery:
                 "%s is slower than the training: what it has not taken waits in %s, now %s",
                 self.name,
                 self.backlog.path,
-                in_words(self._queue),
+                self._words(),
             )
         self._queue.keep()
 
     def _leave(self) -> None:
         """Close the backend, as the last thing that the thread does."""
         with self._changed:
-            self._leaving = True
+            self._leaving = self._is_over = True
             self._queue.keep()
+            for call in self._queue.calls:
+                self._queue.remove(call)
+                self._end_call(call)
+            self._changed.notify_all()
         if not self.opened.done():
             self.opened.set_exception(RuntimeError(f"{self.name} was closed before it was open"))
-        for future, _ in self._calls:
-            future.cancel()
-        self._called_at = time.monotonic()
         self._leave_backend()
-        self._called_at = None
         self.backlog.close()
 
+    def _end_call(self, call: Call) -> None:
+        """End a call that will not be made: with the cause, if the backend refused to be opened."""
+        if self._sink is None and self.cause is not None:
+            if call.set_running_or_notify_cancel():
+                call.set_exception(self.cause)
+        else:
+            call.cancel()
+
     def _leave_backend(self) -> None:
-        context, error, self._context = self._context, self._error, None
+        context, error, self._context, self._entered = self._context, self._error, None, None
         if context is None:
             return
+        self._called_at = time.monotonic()
         try:
             context.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
         except BaseException as closing_error:
             if closing_error is not error:
                 logger.error("the backend failed to close: %r (%s)", closing_error, self.name)
+        self._called_at = None

@@ -1,39 +1,50 @@
 """The step that has not ended, for backends that take a step once: held back until it is whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from operator import attrgetter
 
+from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
 
 class HeldStep:
-    """The points of the unfinished step, the newest of each series."""
+    """The points of the unfinished step, the newest of each series.
+
+    Attributes:
+        step: Which step is held back; None if none is.
+    """
 
     def __init__(self):
-        self._held: dict[tuple[int, str, str], Record] = {}
+        self.step: int | None = None
+        self._held: dict[tuple[str, frozenset[tuple[str, str]]], Record] = {}
 
     def __len__(self) -> int:
         return len(self._held)
 
-    @property
-    def step(self) -> int | None:
-        """Which step is held back; None if none is."""
-        return next(iter(self._held.values())).step if self._held else None
-
-    def pass_on(self, records: Sequence[Record], unfinished: int | None) -> list[Record]:
+    def pass_on(self, points: Points, first: int, unfinished: int | None) -> tuple[Points, int]:
         """Return the points of steps that have ended, those held back before included.
 
         Args:
-            records: The points of a window.
+            points: The points of a window.
+            first: The first step that it writes and no earlier window does.
             unfinished: The step that has not ended, if any.
+
+        Returns:
+            The points; and the first step that they write and no earlier ones did.
         """
-        ended = [record for record in records if record.step != unfinished]
-        open_steps = {unfinished, *(record.step for record in self._held.values())}
+        if self.step is None and unfinished is None:
+            return points, first
+        passed = [record for record in points if record.step not in (self.step, unfinished)]
+        if self.step is not None:
+            self._hold(record for record in points if record.step == self.step)
+            if self.step != unfinished:
+                passed = sorted([*passed, *self._held.values()], key=attrgetter("step"))
+                first, self.step, self._held = min(first, self.step), None, {}
+        if self.step is None and unfinished is not None:
+            self._hold(record for record in points if record.step == unfinished)
+            self.step = unfinished if self._held else None
+        return Points.of(passed).with_hparams(points.hparams), first
+
+    def _hold(self, records: Iterable[Record]) -> None:
         for record in records:
-            if record.step in open_steps:
-                self._held[record.step, record.name, repr(sorted(record.context.items()))] = record
-        held_step = self.step
-        if held_step is None or held_step == unfinished:
-            return ended
-        released = [*self._held.values(), *(record for record in ended if record.step != held_step)]
-        self._held = {key: record for key, record in self._held.items() if record.step == unfinished}
-        return sorted((record for record in released if record.step != unfinished), key=lambda record: record.step)
+            self._held[record.name, frozenset(record.context.items())] = record

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from d9d_tracker.backend import RecordRun
+from d9d_tracker.bare_run import BareRun
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.factory import tracker_from_config
@@ -89,8 +89,8 @@ class FrameworkRun:
                 self.tracker.load_state_dict(self.tracker.state_dict())
             is_new = self.tracker.resume_id is None
             self._run = self.tracker.start(self.properties)
-            if self._has_ended and isinstance(self._run, RecordRun):
-                self._run.resume(False)  # it is the same life: nothing that was logged is logged again
+            if self._has_ended and isinstance(self._run, BareRun):
+                self._run.go_on()  # it is the same life: nothing that was logged is logged again
             if self._is_step_due and (self.step > 0 or is_new):
                 self._run.set_step(self.step)
             self._run.set_context(self._context)

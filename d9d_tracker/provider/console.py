@@ -188,20 +188,6 @@ class ConsoleRun(RecordRun):
             Text(drawing),
         )
 
-    def set_step(self, step: int) -> None:
-        """Set the step that the following values belong to; log the values of the steps before when it is time.
-
-        Args:
-            step: Index of the training step; never smaller than the one before.
-
-        Raises:
-            TypeError: If it is not an int.
-            ValueError: If it is smaller than the one before, or the run is closed.
-        """
-        super().set_step(step)
-        if self._live is None and time.monotonic() - self._logged_at >= self._log_every:
-            self._log()
-
     @override
     def sync(self) -> None:
         if self._live is None:
@@ -215,6 +201,8 @@ class ConsoleRun(RecordRun):
 
     @override
     def write_record(self, record: Record) -> None:
+        if record.step > self.step and self._live is None and time.monotonic() - self._logged_at >= self._log_every:
+            self._log()
         key = (record.name, tuple(sorted(record.context.items())))
         with self._lock:
             series = self._series.setdefault(key, _Series(record))

@@ -85,10 +85,9 @@ class JsonlRun(RecordRun):
     def write_record(self, record: Record) -> None:
         self._pending.append(record_line(record))
 
-    def write_points(self, points: Points) -> None:
-        """Take the points of a window."""
+    @override
+    def write_columns(self, points: Points) -> None:
         self._pending.append(points_lines(points))
-        self._step = max(self._step, points.last)
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
@@ -147,14 +146,14 @@ class JsonlRun(RecordRun):
 
     def _cut_before(self, step: float) -> None:
         data = self._path.read_bytes()
-        begin = self._size = self._step = 0
+        begin = self._size = self.step = 0
         is_cut = False
         for end, fields in whole_lines(data, self._path):
             of = fields.get("step", -1)
             is_end = fields["type"] == "end"  # which it is no longer
             is_cut = is_cut or is_end or of >= step
             if not is_cut:
-                self._size, self._step = end, max(of, self._step)
+                self._size, self.step = end, max(of, self.step)
             elif of < step and not is_end:  # hyperparameters, or a point of a step that was over
                 self._pending.append(data[begin:end])
             begin = end

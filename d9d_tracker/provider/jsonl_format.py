@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from d9d_tracker.base import RunConfig
+from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.points import Points
 from d9d_tracker.record import STATISTICS, Histogram, Record
-
-from .hparams import plain_hparams
 
 
 def _strict(value: Any) -> Any:

@@ -1,17 +1,17 @@
 """Several backends at once: behind an accumulator each has a thread, a queue and a backlog of its own."""
 
 import secrets
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from d9d_tracker.backend import RecordRun, RecordTracker
-from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
+from d9d_tracker.backend import open_sink
+from d9d_tracker.bare_run import BareRun
+from d9d_tracker.base import BaseTracker, RunConfig, check_properties
 from d9d_tracker.config import TrackerConfig
-from d9d_tracker.record import Histogram, Record
 
 if TYPE_CHECKING:
     from d9d_tracker.factory import AnyTrackerConfig
@@ -48,57 +48,7 @@ class MultiConfig(TrackerConfig):
         }
 
 
-class MultiRun(RecordRun):
-    """A bare run in several backends: every call goes to one after the other, and the first error surfaces after all.
-
-    Args:
-        run_id: Identity of this run.
-        runs: The backends' runs by name.
-        stack: Closes them.
-    """
-
-    def __init__(self, run_id: str, runs: dict[str, BaseTrackerRun], stack: ExitStack):
-        super().__init__(run_id)
-        self._runs = runs
-        self._stack = stack
-
-    @override
-    def rewind(self, step: int) -> None:
-        super().rewind(step)
-        self._each(lambda run: run.rewind(step))
-
-    @override
-    def write_record(self, record: Record) -> None:
-        def write(run: BaseTrackerRun) -> None:
-            run.set_step(record.step)
-            if isinstance(record.value, Histogram):
-                run.histogram(record.name, record.value, dict(record.context))
-            else:
-                run.scalar(record.name, record.value, dict(record.context))
-
-        self._each(write)
-
-    @override
-    def sync(self) -> None:
-        self._each(lambda run: run.flush())
-
-    @override
-    def release(self) -> None:
-        error = self._error
-        self._stack.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
-
-    def _each(self, method: Callable[[BaseTrackerRun], None]) -> None:
-        errors: list[Exception] = []
-        for run in self._runs.values():
-            try:
-                method(run)
-            except Exception as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-
-
-class MultiTracker(RecordTracker[MultiConfig]):
+class MultiTracker(BaseTracker[MultiConfig]):
     """Stands for the trackers of several backends; its state carries theirs.
 
     Args:
@@ -128,8 +78,10 @@ class MultiTracker(RecordTracker[MultiConfig]):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "run_id" not in state_dict:
+            raise ValueError("the state of a MultiTracker has a 'run_id' and 'trackers'; this one is another's")
         states = state_dict.get("trackers", {})
-        if state_dict.get("run_id", "") != "" and list(states) != list(self._trackers):
+        if list(states) != list(self._trackers):
             raise ValueError(
                 f"the state belongs to the trackers {', '.join(states) or 'none'} and these are "
                 f"{', '.join(self._trackers)}; resume with the trackers that the run was started with"
@@ -145,8 +97,12 @@ class MultiTracker(RecordTracker[MultiConfig]):
                 tracker.load_state_dict(before["trackers"][name])
             raise
 
+    @contextmanager
     @override
-    def open_run(self, properties: RunConfig, run_id: str | None) -> MultiRun:
+    def open(self, properties: RunConfig) -> Iterator[BareRun]:
+        check_properties(properties)
+        resumed = self.resume_id is not None
+        self.run_id, self.resume_id = self.resume_id or secrets.token_hex(16), None
         with ExitStack() as stack:
-            runs = {name: stack.enter_context(tracker.open(properties)) for name, tracker in self._trackers.items()}
-            return MultiRun(run_id or secrets.token_hex(16), runs, stack.pop_all())
+            sinks = [stack.enter_context(open_sink(tracker, properties)) for tracker in self._trackers.values()]
+            yield BareRun(sinks, resumed)

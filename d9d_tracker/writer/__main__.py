@@ -5,18 +5,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from operator import attrgetter
 from typing import Any
 
+from d9d_tracker.backend import open_sink
 from d9d_tracker.base import RunConfig
-from d9d_tracker.delivery.backlog import Contents
-from d9d_tracker.delivery.report import DeliveryReport
-from d9d_tracker.delivery.window_queue import Queued
-from d9d_tracker.delivery.write_window import takes_points, write_window
 from d9d_tracker.points import Points
 from d9d_tracker.provider.lock import let_go
 
@@ -30,14 +26,13 @@ _SIGN_SECONDS = 0.2
 class Writer:
     """A backend's run, and the pipe to the training.
 
-    Once the training is gone, what had arrived is still written and the backend closed, within 20 seconds.
+    Once the training is gone, what had arrived is still written and the backend closed, within 20 seconds. While it is
+    there, the backend may take as long as the training waits for it.
 
     Args:
         connection: The pipe.
         parent: The training's process.
     """
-
-    stops = False  # a `Caller` for write_window: what was begun is ended
 
     def __init__(self, connection: Connection, parent: int):
         self._connection = connection
@@ -65,16 +60,11 @@ class Writer:
         with self._sending, suppress(OSError):
             send(self._connection, answer)
 
-    def enter(self) -> None:
-        """Give a sign, at times, that the backend is at work."""
+    def _give_a_sign(self, _: bool) -> None:
+        """Say, at times, that the backend is at work."""
         if time.monotonic() - self._said_at > _SIGN_SECONDS:
             self._said_at = time.monotonic()
             self.say(alive=True)
-
-    def call_backend(self, method: Callable[..., object], *arguments: object) -> object:
-        """Call a method of the backend's run."""
-        self.enter()
-        return method(*arguments)
 
     def _answer(self, request: dict[str, Any], points: Points | None) -> None:
         try:
@@ -88,27 +78,20 @@ class Writer:
         self._stack.callback(let_go, lock_in_time(lock))
         tracker_type, config_type = map(_load, types)
         tracker = tracker_type.from_config(config_type.model_validate(config))
-        tracker.is_accumulated = True
         if state is not None:
             tracker.load_state_dict(state)
-        self._run = self._stack.enter_context(tracker.open(RunConfig(**properties)))
+        self._run = self._stack.enter_context(open_sink(tracker, RunConfig(**properties)))
+        self._run.on_progress = self._give_a_sign
         return {"state": tracker.state_dict()}
 
-    def _write_window(self, points: Points) -> None:
-        sent, report = [] if takes_points(self._run) else list(points), DeliveryReport()
-        head = Queued(0, Contents.of(points, 0), list(sent) or points)
-        try:
-            write_window(self._run, head, self, report)
-        finally:
-            answer: dict[str, Any] = {"accepted": head.accepted, "failures": report.failures}
-            if report.failures:
-                places = {id(record): place for place, record in enumerate(sent)}
-                answer["order"] = [places[id(record)] for record in head.records or ()]
-                answer["refused"] = sorted(set(places.values()) - set(answer["order"]))
-            self.say(**answer)
-
-    def _write(self, points: Points) -> None:
-        self._run.write(points)
+    def _write_points(self, points: Points) -> dict[str, Any]:
+        taken = self._run.write_points(points)
+        return {
+            "accepted": taken.accepted,
+            "failures": taken.failures,
+            "refused": [[one.name, one.step, from_error(one.error)] for one in taken.refused],
+            "stopped": None if taken.error is None else from_error(taken.error),
+        }
 
     def _rewind(self, _: Any, step: int) -> None:
         self._run.rewind(step)
@@ -130,7 +113,7 @@ class Writer:
         return os.getppid() != self._parent
 
     def _end_in_time(self) -> None:
-        while not (self._is_over or self._is_orphan()):
+        while not self._is_orphan():
             time.sleep(_GLANCE_SECONDS)
         time.sleep(ORPHAN_SECONDS)
         os._exit(1)

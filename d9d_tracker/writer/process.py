@@ -12,14 +12,10 @@ from typing import Any
 
 from typing_extensions import override
 
-from d9d_tracker.backend import RecordRun
 from d9d_tracker.base import BaseTracker, RunConfig
-from d9d_tracker.delivery.report import DeliveryReport
-from d9d_tracker.delivery.window_queue import Queued
-from d9d_tracker.delivery.write_window import Caller
+from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.points import Points
-from d9d_tracker.provider.hparams import plain_hparams
-from d9d_tracker.record import Record
+from d9d_tracker.sink import Refusal, Sink, SinkLostError, Taken
 
 from .wire import from_error, receive, send, to_error
 
@@ -46,7 +42,7 @@ def is_portable(backend: BaseTracker[Any]) -> bool:
 
 
 @contextmanager
-def open_in_process(backend: BaseTracker[Any], properties: RunConfig, lock: str) -> Iterator["ProcessRun"]:
+def open_in_process(backend: BaseTracker[Any], properties: RunConfig, lock: str) -> Iterator["ProcessSink"]:
     """Open a backend's run in a process of its own, and close it on leaving.
 
     Args:
@@ -61,37 +57,49 @@ def open_in_process(backend: BaseTracker[Any], properties: RunConfig, lock: str)
     Raises:
         Exception: What the backend raised on opening, or its nearest built-in type.
     """
-    run = ProcessRun(backend, properties, lock)
-    run.begin()
+    sink = ProcessSink(backend, properties, lock)
     try:
-        yield run
+        yield sink
     except BaseException as error:
-        run.close(error)
+        sink.close(error)
         raise
     else:
-        run.close()
+        sink.close()
 
 
-class ProcessRun(RecordRun):
-    """A run of a backend that lives in a writer's process, which is started again when it dies.
+class ProcessSink(Sink):
+    """A run of a backend that lives in a writer's process. Once that has died, the run is opened anew.
 
     Args:
-        backend: The backend's tracker.
+        backend: The backend's tracker. One that has opened its run before goes on with that.
         properties: Name, description and hyperparameters of the run.
         lock: What the run is called on this machine.
     """
 
     def __init__(self, backend: BaseTracker[Any], properties: RunConfig, lock: str):
-        super().__init__(backend.run_id)
         self._backend = backend
-        self._order = {
+        ours, theirs = Pipe()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        command = [sys.executable, "-P", "-m", "d9d_tracker.writer", str(theirs.fileno()), str(os.getpid())]
+        with theirs:
+            self._writer = subprocess.Popen(  # a Ctrl-C of the training's terminal is not for the writer
+                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment, start_new_session=True
+            )
+        self._connection: Connection | None = ours
+        order = {
             "types": [f"{kind.__module__}:{kind.__qualname__}" for kind in (type(backend), type(backend.config))],
             "config": json.loads(backend.config.model_dump_json()),
             "properties": {**properties.model_dump(exclude={"hparams"}), "hparams": plain_hparams(properties.hparams)},
             "lock": lock,
+            "state": None if backend.resume_id is None else backend.state_dict(),
         }
-        self._writer: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        try:
+            opened = self._ask({"call": "open", **order})
+        except BaseException:
+            self._hang_up()
+            raise
+        backend.load_state_dict(opened["state"])
+        backend.resume_id = None
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -99,66 +107,23 @@ class ProcessRun(RecordRun):
             "here; set accumulator.writer to 'thread' for that"
         )
 
-    def begin(self) -> None:
-        """Start the writer's process and have it open the backend's run."""
-        ours, theirs = Pipe()
-        goes_on = self._writer is not None or self._backend.resume_id is not None
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        command = [sys.executable, "-P", "-m", "d9d_tracker.writer", str(theirs.fileno()), str(os.getpid())]
-        with theirs:
-            self._writer = subprocess.Popen(  # a Ctrl-C of the training's terminal is not for the writer
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment, start_new_session=True
-            )
-        self._connection = ours
-        state = self._backend.state_dict() if goes_on and self._backend.run_id is not None else None
-        try:
-            opened = self._ask({"call": "open", **self._order, "state": state})
-        except BaseException:
-            self._hang_up()
-            raise
-        self._backend.load_state_dict(opened["state"])
-        self._backend.resume_id = None
-        self.id = self._backend.run_id or self.id
-
-    def write_window(self, head: Queued, caller: Caller, report: DeliveryReport) -> None:
-        """Have the writer write what its backend has not accepted of a window.
-
-        Args:
-            head: The window; a writer that was started again gets all of it. What is refused is taken out.
-            caller: Knows since when the backend is at work.
-            report: Counts what is refused.
-
-        Raises:
-            Exception: What the backend raised, if it is down; ``OSError`` if the writer has died.
-        """
-        if self._connection is None:
-            self.begin()
-            self.rewind(head.contents.first)
-            head.accepted = 0
-        assert head.records is not None
-        before = head.accepted
-        rest = Points.of(head.records[before:] if before else head.records)
-        for answer in self._answers({"call": "write_window"}, rest) if rest else ():
-            if caller.stops:
-                self._leave_early()
-                return
-            if answer:
-                caller.enter()
-            if "accepted" in answer:
-                head.accepted = before + answer["accepted"]
-                report.failures += answer["failures"]
-            if "order" in answer:
-                sent = list(rest)
-                report.refused.update(sent[place].name for place in answer["refused"])
-                head.records = [*head.records[:before], *(sent[place] for place in answer["order"])]
-
     @override
-    def write_record(self, record: Record) -> None:
-        self._ask({"call": "write"}, Points.of([record]))
+    def write_points(self, points: Points) -> Taken:
+        answer: dict[str, Any] = {}
+        try:
+            for answer in self._answers({"call": "write_points"}, points):
+                self.on_progress(bool(answer))
+        except SinkLostError:
+            raise
+        except BaseException:
+            self._leave_early()
+            raise
+        refused = [Refusal(name, step, to_error(error)) for name, step, error in answer["refused"]]
+        stopped = answer["stopped"]
+        return Taken(answer["accepted"], refused, answer["failures"], None if stopped is None else to_error(stopped))
 
     @override
     def rewind(self, step: int) -> None:
-        super().rewind(step)
         self._ask({"call": "rewind", "step": step})
 
     @override
@@ -166,14 +131,18 @@ class ProcessRun(RecordRun):
         self._ask({"call": "add_hparams", "hparams": plain_hparams(hparams)})
 
     @override
-    def sync(self) -> None:
+    def flush(self) -> None:
         self._ask({"call": "flush"})
 
-    @override
-    def release(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
+        """Have the writer close the backend's run and end, if it is still there.
+
+        Args:
+            error: What ended the run, if it failed.
+        """
         if self._connection is not None:
             try:
-                self._ask({"call": "close", "failure": None if self._error is None else from_error(self._error)})
+                self._ask({"call": "close", "failure": None if error is None else from_error(error)})
             finally:
                 self._hang_up(_EXIT_SECONDS)
 
@@ -208,18 +177,16 @@ class ProcessRun(RecordRun):
     def _alive(self) -> Iterator[Connection]:
         name = type(self._backend).__name__
         if self._connection is None:
-            raise ConnectionError(f"the writer of {name} has died")
+            raise SinkLostError(f"the writer of {name} has died")
         try:
             yield self._connection
         except (EOFError, OSError) as error:
             self._hang_up(_EXIT_SECONDS)
-            code = None if self._writer is None else self._writer.returncode
-            raise ConnectionError(f"the writer of {name} has died ({code=})") from error
+            raise SinkLostError(f"the writer of {name} has died (code={self._writer.returncode})") from error
 
     def _hang_up(self, timeout: float = 0) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if self._writer is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self._writer.wait(timeout)
+        with suppress(subprocess.TimeoutExpired):
+            self._writer.wait(timeout)

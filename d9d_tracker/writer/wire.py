@@ -1,4 +1,4 @@
-"""What travels between the training and the writer: a header of JSON, and points as arrays. No pickles."""
+"""What travels between the training and the writer: a header of JSON, and points as bytes. No pickles."""
 
 import builtins
 import json
@@ -6,10 +6,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
-
 from d9d_tracker.points import Points
-from d9d_tracker.record import STATISTICS, Histogram, Record
 
 _OF_PYTHON: dict[str, type[BaseException]] = {
     name: kind for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, BaseException)
@@ -27,12 +24,9 @@ def send(connection: Connection, header: dict[str, Any], points: Points | None =
     Raises:
         OSError: If nobody is there any more.
     """
-    if points is None:
-        connection.send_bytes(json.dumps(header).encode())
-        return
-    about, payload = _packed(points)
-    connection.send_bytes(json.dumps({**header, "points": about}).encode())
-    connection.send_bytes(payload)
+    connection.send_bytes(json.dumps({**header, "points": points is not None}).encode())
+    if points is not None:
+        connection.send_bytes(points.dump())
 
 
 def receive(connection: Connection) -> tuple[dict[str, Any], Points | None]:
@@ -48,39 +42,7 @@ def receive(connection: Connection) -> tuple[dict[str, Any], Points | None]:
         OSError: If nobody is there any more; ``EOFError`` says the same.
     """
     header = json.loads(connection.recv_bytes())
-    about = header.pop("points", None)
-    return header, None if about is None else _unpacked(about, connection.recv_bytes())
-
-
-def _packed(points: Points) -> tuple[dict[str, Any], bytes]:
-    histograms: list[Any] = []
-    arrays = [points.places, points.steps, points.times, points.values]
-    for name, step, context, value, time in points.histograms:
-        assert isinstance(value, Histogram)
-        numbers = [getattr(value, number) for number in STATISTICS]
-        histograms.append([name, step, dict(context), time, len(value.counts), *numbers])
-        arrays += [value.edges, value.counts]
-    about = {"numbers": len(points.values), "series": points.series, "histograms": histograms}
-    return about, b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-
-
-def _unpacked(about: dict[str, Any], payload: bytes) -> Points:
-    offset = 0
-
-    def take(count: int, dtype: type) -> np.ndarray:
-        nonlocal offset
-        array = np.frombuffer(payload, dtype=dtype, count=count, offset=offset)
-        offset += array.nbytes
-        return array
-
-    kinds = (np.int64, np.int64, np.float64, np.float64)
-    places, steps, times, values = (take(about["numbers"], kind) for kind in kinds)
-    histograms = []
-    for name, step, context, time, bins, *numbers in about["histograms"]:
-        edges, counts = take(bins + 1, np.float64), take(bins, np.int64)
-        histogram = Histogram(edges=edges, counts=counts, **dict(zip(STATISTICS, numbers, strict=True)))
-        histograms.append(Record(name, step, context, histogram, time))
-    return Points([tuple(series) for series in about["series"]], places, steps, times, values, histograms)
+    return header, Points.load(connection.recv_bytes()) if header.pop("points") else None
 
 
 def from_error(error: BaseException) -> dict[str, Any]:

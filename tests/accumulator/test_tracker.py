@@ -17,10 +17,9 @@ from lives import Files, Recordings, content, program
 from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig, TrackerValueError
 from d9d_tracker import testing as testing_module
 from d9d_tracker.accumulator import buffers as buffers_module
-from d9d_tracker.accumulator import collector as collector_module
+from d9d_tracker.accumulator import pipeline as pipeline_module
 from d9d_tracker.accumulator import run as run_module
-from d9d_tracker.accumulator.collector import Collector
-from d9d_tracker.accumulator.session import Session
+from d9d_tracker.accumulator.pipeline import Pipeline
 from d9d_tracker.accumulator.window import Window
 from d9d_tracker.testing import RecordingRun, RecordingTracker
 
@@ -173,7 +172,7 @@ def test_a_hanging_backend_is_closed_when_it_stops_hanging(backend, config):
 def test_a_second_interruption_while_leaving_keeps_what_is_in_memory(backend, config, monkeypatch):
     tracker = over(backend, config)
     backend.holds["scalar"] = threading.Event()
-    monkeypatch.setattr(Session, "close", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(Pipeline, "close", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         play(tracker, [call for step in range(5) for call in logging("a", step)])
     monkeypatch.undo()
@@ -241,7 +240,7 @@ def test_a_backlog_that_did_not_come_along_is_missed_loudly(backend, config, cap
 def interrupt_at(line_number):
     """Raise KeyboardInterrupt before the n-th line of the code that ends a step, as a signal handler would."""
     seen = 0
-    files = {module.__file__ for module in (buffers_module, run_module, collector_module, queue, threading)}
+    files = {module.__file__ for module in (buffers_module, run_module, pipeline_module, queue, threading)}
 
     def trace(frame, event, _):
         nonlocal seen
@@ -429,7 +428,7 @@ def test_leaving_is_bounded_when_the_device_hangs(backend, config, monkeypatch, 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_leaving_is_bounded_when_the_collector_has_died(backend, config, monkeypatch, caplog):
-    monkeypatch.setattr(Collector, "_collect", lambda *_: sys.exit())
+    monkeypatch.setattr(Pipeline, "_collect", lambda *_: sys.exit())
     tracker = over(backend, config, flush_timeout=1000.0)
     with tracker.open(NAME) as run:
         for step in range(9):

@@ -1,6 +1,5 @@
 """The backlog is durable, ordered, bounded, and used by one process at a time."""
 
-import json
 import math
 import shutil
 import subprocess
@@ -12,12 +11,14 @@ from lives import content
 
 from d9d_tracker import Histogram
 from d9d_tracker.delivery.backlog import Backlog, Contents
+from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
 
 def window(index, size=3):
     records = [Record(f"s{number}", 10 * index + number, {"stage": "train"}, float(number)) for number in range(size)]
-    return index, records, Contents.of(records, 10 * index)
+    points = Points.of(records)
+    return index, points, Contents.of(points, 10 * index)
 
 
 def test_records_come_back_bit_for_bit(tmp_path):
@@ -28,7 +29,7 @@ def test_records_come_back_bit_for_bit(tmp_path):
         Record("empty", 7, {}, Histogram.from_values(values[:0])),
     ]
     backlog = Backlog(tmp_path, "run", 10**6)
-    backlog.put(4, records, Contents.of(records, 0))
+    backlog.put([(4, Points.of(records), Contents.of(Points.of(records), 0))])
     backlog.close()
     assert Backlog(tmp_path, "other", 10**6).contents() == {}
     reopened = Backlog(tmp_path, "run", 10**6)
@@ -46,7 +47,7 @@ def test_nothing_is_created_before_it_is_needed(tmp_path):
 
 def test_every_change_is_synced(tmp_path):
     backlog = Backlog(tmp_path, "run", 10**6)
-    backlog.put(*window(0))
+    backlog.put([window(0)])
     assert backlog._database is not None
     assert backlog._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert backlog._database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: synced at every commit
@@ -55,7 +56,7 @@ def test_every_change_is_synced(tmp_path):
 def test_windows_are_forgotten_by_index_and_by_step(tmp_path):
     backlog = Backlog(tmp_path, "run", 10**6)
     for index in (3, 1, 2):
-        backlog.put(*window(index))
+        backlog.put([window(index)])
     assert list(backlog.contents()) == [1, 2, 3]
     backlog.remove(1)
     backlog.forget_from(30)
@@ -71,16 +72,16 @@ def test_windows_are_forgotten_by_index_and_by_step(tmp_path):
 
 
 def test_the_bound_drops_the_oldest(tmp_path):
-    size = len(json.dumps([{"name": "s0", "step": 10, "context": {"stage": "train"}, "value": 0.0}])) * 3
+    size = len(window(1)[1].dump())
     backlog = Backlog(tmp_path, "run", 3 * size)
-    assert [backlog.put(*window(index)) for index in range(1, 6)] == [[], [], [], [1], [2]]
+    assert [backlog.put([window(index)]) for index in range(1, 6)] == [[], [], [], [1], [2]]
     assert list(backlog.contents()) == [3, 4, 5]
-    assert backlog.put(*window(6, size=30)) == [3, 4, 5, 6]  # larger than the bound by itself
+    assert backlog.put([window(6, size=30)]) == [3, 4, 5, 6]  # larger than the bound by itself
 
 
 def test_a_second_job_is_refused(tmp_path):
     backlog = Backlog(tmp_path, "run", 10**6)
-    backlog.put(*window(0))
+    backlog.put([window(0)])
     program = f"import sqlite3; sqlite3.connect({str(backlog.path)!r}, timeout=0).execute('SELECT * FROM windows')"
     second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "database is locked" in second.stderr
@@ -93,9 +94,9 @@ def test_a_second_job_is_refused(tmp_path):
 
 def test_a_vanished_folder_is_made_again_with_all_it_held(tmp_path):
     backlog = Backlog(tmp_path / "folder", "run", 10**6)
-    backlog.put(*window(0))
+    backlog.put([window(0)])
     shutil.rmtree(tmp_path / "folder")
-    backlog.put(*window(1))
+    backlog.put([window(1)])
     backlog.close()
     reopened = Backlog(tmp_path / "folder", "run", 10**6)
     assert list(reopened.contents()) == [0, 1]
@@ -106,7 +107,7 @@ def test_a_damaged_file_is_put_aside_and_said(tmp_path, caplog):
     (tmp_path / "run.sqlite3").write_bytes(b"not a database" * 100)
     backlog = Backlog(tmp_path, "run", 10**6)
     assert backlog.contents() == {}
-    backlog.put(*window(0))
+    backlog.put([window(0)])
     assert "is damaged" in caplog.text
     assert (tmp_path / "run.damaged").read_bytes().startswith(b"not a database")
 
@@ -117,11 +118,13 @@ def test_a_forked_child_has_no_part_in_it(ending, tmp_path):
 import os, signal, sys
 from pathlib import Path
 from d9d_tracker.delivery.backlog import Backlog, Contents
+from d9d_tracker.points import Points
+from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 backlog = Backlog(Path({str(tmp_path)!r}), "run", 10**8)
 def put(index):
-    records = [Record("a", index, {{}}, float(index))]
-    backlog.put(index, records, Contents.of(records, index))
+    points = Points.of([Record("a", index, {{}}, float(index))])
+    backlog.put([(index, points, Contents.of(points, index))])
 put(0)
 if os.fork() == 0:
     {ending}

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from d9d_tracker.base import RunConfig
 from d9d_tracker.provider.console import ConsoleRun, ConsoleTracker, ConsoleTrackerConfig, bars, sparkline
-from d9d_tracker.record import Histogram
+from d9d_tracker.record import Histogram, Record
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
@@ -167,9 +167,8 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
     with open("/dev/null", "w", encoding="ascii") as file:
         console = Console(file=file, width=100)
         run = ConsoleRun(RunConfig(name="digits"), "digits", ConsoleTrackerConfig(), console)
-        run.scalar("loss", 1)
-        run.scalar("loss", 2)
-        run.bins("grad", torch.randn(100))
+        for value in (1.0, 2.0, Histogram.from_values(torch.randn(100))):
+            run.write_record(Record("grad" if isinstance(value, Histogram) else "loss", 0, {}, value))
         plain = Console(width=100, file=file)
         with plain.capture() as capture:
             plain.print(run.table())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from d9d_tracker.accumulator import AccumulatingTracker
-from d9d_tracker.backend import RecordRun
+from d9d_tracker.bare_run import BareRun
 from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.provider.console import ConsoleTracker, ConsoleTrackerConfig
@@ -292,7 +292,7 @@ def test_a_closed_run_refuses_values(tracker: BaseTracker[Any]) -> None:
     with pytest.raises(ValueError, match=r"7.*closed"):
         run.set_step(7)
     run.flush()
-    assert isinstance(run, RecordRun)
+    assert isinstance(run, BareRun)
     run.close()
 
 

@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from d9d_tracker.accumulator import AccumulatingTracker
+from d9d_tracker.bare_run import BareRun
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import AccumulatorConfig, IntegerBinning
-from d9d_tracker.delivery import write_window
 from d9d_tracker.factory import tracker_from_config
 from d9d_tracker.points import Points
 from d9d_tracker.provider.jsonl import JsonlRun, JsonlTracker, JsonlTrackerConfig, read_run
@@ -426,7 +426,7 @@ def test_no_descriptor_is_left_open(tmp_path: Path, caplog: pytest.LogCaptureFix
     before = len(os.listdir("/proc/self/fd"))
     path = write_steps(tmp_path, range(1))
     with tracker_at(tmp_path, path.stem).open(PROPERTIES) as run:
-        assert isinstance(run, JsonlRun)
+        assert isinstance(run, BareRun)
         with pytest.raises(RuntimeError):
             write_steps(tmp_path, range(1), path.stem)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -486,10 +486,10 @@ def test_a_subclass_that_wants_every_record_gets_it():
             super().write_record(record)
 
     class Columns(Every):
-        def write_points(self, points):
-            super().write_points(points)
+        def write_columns(self, points):
+            super().write_columns(points)
 
-    assert [write_window.takes_points(kind.__new__(kind)) for kind in (JsonlRun, Every, Columns)] == [True, False, True]
+    assert [kind.__new__(kind)._takes_columns() for kind in (JsonlRun, Every, Columns)] == [True, False, True]
 
 
 def test_a_window_is_written_as_columns_and_by_points_alike(tmp_path, monkeypatch):
@@ -510,5 +510,5 @@ def test_a_window_is_written_as_columns_and_by_points_alike(tmp_path, monkeypatc
     columns = write(tmp_path / "columns")
     assert len(columns) == 10 * 2 + 3 + 1
     assert '"name":"own","step":9,' in columns[-1]
-    monkeypatch.setattr(write_window, "takes_points", lambda run: False)
+    monkeypatch.setattr(JsonlRun, "_takes_columns", lambda run: False)
     assert write(tmp_path / "points") == columns

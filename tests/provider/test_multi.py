@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from d9d_tracker import AnyTrackerConfig, RunConfig, factory, tracker_from_config
 from d9d_tracker.accumulator import AccumulatingTracker
+from d9d_tracker.bare_run import BareRun
 from d9d_tracker.config import AccumulatorConfig, TrackerConfig
-from d9d_tracker.provider import multi
 from d9d_tracker.provider.jsonl import JsonlRun, JsonlTrackerConfig, read_run
 from d9d_tracker.provider.multi import MultiConfig, MultiTracker
 from d9d_tracker.record import Histogram, Record
@@ -260,7 +260,7 @@ def test_bare_all_have_their_turn_before_an_error_surfaces(
         with pytest.raises(OSError, match="down"):
             run.flush()
         assert lines(tmp_path) == EXPECTED
-    assert multi.MultiRun is type(run)
+    assert type(run) is BareRun
 
 
 def test_a_healthy_backend_misses_nothing_when_another_was_down(

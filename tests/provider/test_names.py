@@ -3,7 +3,7 @@
 import pytest
 from mlflow.utils.validation import _validate_metric
 
-from d9d_tracker.provider.hparams import flat_hparams
+from d9d_tracker.hparams import flat_hparams
 from d9d_tracker.provider.mlflow.keys import chunks, valid_key
 from d9d_tracker.provider.names import flat_name
 

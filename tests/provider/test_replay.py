@@ -14,9 +14,18 @@ from typing import ClassVar, Literal
 import pytest
 from rich.console import Console
 
-from d9d_tracker import BaseTracker, BaseTrackerRun, JsonlTrackerConfig, Record, RunConfig, TrackerConfig, factory
+from d9d_tracker import (
+    BaseTracker,
+    BaseTrackerRun,
+    JsonlTrackerConfig,
+    Record,
+    RunConfig,
+    TrackerConfig,
+    bare_run,
+    factory,
+)
 from d9d_tracker.__main__ import main
-from d9d_tracker.backend import RecordRun
+from d9d_tracker.bare_run import BareRun
 from d9d_tracker.commands import replay as replay_module
 from d9d_tracker.commands.replay import config_from, replay
 from d9d_tracker.provider.jsonl import JsonlTracker
@@ -80,8 +89,9 @@ def test_it_is_there_as_if_it_had_been_logged_there(storage, tmp_path):
 @pytest.mark.parametrize("stop_after", [1, 16, *(pytest.param(point, marks=pytest.mark.slow) for point in (9, 27))])
 def test_what_is_stopped_and_run_again_doubles_nothing(storage, tmp_path, monkeypatch, stop_after):
     monkeypatch.setattr(replay_module, "_FLUSH_EVERY", 5)
+    monkeypatch.setattr(bare_run, "_AT_ONCE", 1)
     path = source(tmp_path / "source")
-    write = RecordRun.write
+    write = BareRun.write
     written = 0
 
     def stopping(run, records):
@@ -96,7 +106,7 @@ def test_what_is_stopped_and_run_again_doubles_nothing(storage, tmp_path, monkey
         write(run, counted())
 
     with monkeypatch.context() as patch:
-        patch.setattr(RecordRun, "write", stopping)
+        patch.setattr(BareRun, "write", stopping)
         with pytest.raises(KeyboardInterrupt):
             replay(path, storage.config, Console(quiet=True))
     replay(path, storage.config, Console(quiet=True))

@@ -56,7 +56,7 @@ class TroubledRun(JsonlRun):
             raise ConnectionResetError("the server's, not the writer's")
         super().sync()
         dies = self._path.parent / "dies stored"
-        if dies.exists() and self._step >= 9:
+        if dies.exists() and self.step >= 9:
             dies.unlink()
             os._exit(3)
 

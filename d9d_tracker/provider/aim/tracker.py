@@ -19,9 +19,9 @@ from typing_extensions import override
 
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
+from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.hparams import plain_hparams
 from d9d_tracker.provider.lock import hold, let_go
 from d9d_tracker.provider.rebin import rebin
 from d9d_tracker.record import Histogram, Record

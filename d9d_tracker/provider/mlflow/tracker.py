@@ -22,9 +22,9 @@ from typing_extensions import override
 
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
+from d9d_tracker.hparams import flat_hparams, plain_hparams
 from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.hparams import flat_hparams, plain_hparams
 from d9d_tracker.provider.lock import let_go, lock_on_this_machine
 from d9d_tracker.provider.names import encodable, flat_name
 from d9d_tracker.record import Histogram, Record

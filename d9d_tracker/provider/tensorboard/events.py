@@ -13,7 +13,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from d9d_tracker.base import RunConfig
-from d9d_tracker.provider.hparams import flat_hparams, plain_hparams
+from d9d_tracker.hparams import flat_hparams, plain_hparams
 from d9d_tracker.provider.names import encodable
 from d9d_tracker.record import Histogram
 

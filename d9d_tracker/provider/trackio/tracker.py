@@ -18,9 +18,9 @@ from typing_extensions import override
 
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
+from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.hparams import plain_hparams
 from d9d_tracker.provider.lock import let_go, lock_on_this_machine
 from d9d_tracker.provider.names import encodable, flat_name
 from d9d_tracker.provider.rebin import coarsen
@@ -108,7 +108,7 @@ class TrackioRun(RecordRun):
             run=self._name,
             run_id=self.id,
             metrics_list=list(self._rows.values()) or [{}],
-            steps=list(self._rows) or [self._step],
+            steps=list(self._rows) or [self.step],
             timestamps=[datetime.fromtimestamp(time, UTC).isoformat() for time in times or [now]],
             config=self._config,
             log_ids=[self._row_id(step, row) for step, row in self._rows.items()] or [f"{self.id}-config"],

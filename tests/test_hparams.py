@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from d9d_tracker.provider.hparams import flat_hparams, plain_hparams
+from d9d_tracker.hparams import flat_hparams, plain_hparams
 
 
 class Colour(enum.Enum):

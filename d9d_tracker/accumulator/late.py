@@ -1,0 +1,44 @@
+"""What comes finished, for a step that may be over: it travels with the window that is open when it is logged."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from d9d_tracker.points import Points
+from d9d_tracker.record import Record
+
+
+@dataclass
+class Late:
+    """Numbers of ``log_at`` and hyperparameters of ``add_hparams``.
+
+    Attributes:
+        records: The numbers, in the order in which they were logged; of one series and step, the last one counts.
+        hparams: The hyperparameters, plain JSON values.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    hparams: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, points: Points) -> Self:
+        """Return what ``points`` returned."""
+        return cls(list(points), dict(points.hparams))
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.hparams)
+
+    def add(self, records: Iterable[Record], hparams: dict[str, Any]) -> None:
+        """Add what came later."""
+        self.records += records
+        self.hparams |= hparams
+
+    def take_until(self, step: float) -> "Late":
+        """Take out the numbers up to a step, and all hyperparameters."""
+        taken = Late([one for one in self.records if one.step <= step], self.hparams)
+        self.records, self.hparams = [one for one in self.records if one.step > step], {}
+        return taken
+
+    def points(self) -> Points:
+        """Return all of it as points."""
+        return Points.of([]).replaced(self.records).with_hparams(dict(self.hparams))

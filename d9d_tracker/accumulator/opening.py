@@ -1,0 +1,133 @@
+"""How a run is opened with each of its backends, on a thread or in a process of its own."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from d9d_tracker.backend import open_sink
+from d9d_tracker.base import BaseTracker, RunConfig
+from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.delivery.backlog import Backlog
+from d9d_tracker.delivery.delivery import OPEN_SECONDS, Delivery
+from d9d_tracker.sink import Sink
+from d9d_tracker.writer.predecessor import wait_for_predecessor
+from d9d_tracker.writer.process import is_portable, open_in_process
+
+from .checkpoint import Snapshot
+
+logger = logging.getLogger("d9d_tracker")
+
+
+def open_deliveries(
+    tracker: BaseTracker[Any], properties: RunConfig, config: AccumulatorConfig, run: str, loaded: Snapshot | None
+) -> dict[str, Delivery]:
+    """Open every backend of a tracker on a thread of its own.
+
+    A backend that is down, or has not opened within half a minute, is tried again while the run goes on.
+
+    Args:
+        tracker: The tracker.
+        properties: Name, description and hyperparameters of the run.
+        config: How long to wait, and where the backlogs lie.
+        run: What the run's backlogs are called, unique among all runs.
+        loaded: The state that the run goes on from, if any.
+
+    Returns:
+        The deliveries by the name of their backend.
+
+    Raises:
+        Exception: What a backend raised that trying again does not mend: a wrong configuration, or another writer.
+    """
+    deliveries: dict[str, Delivery] = {}
+    try:
+        for name, backend in tracker.backends().items():
+            deliveries[name] = _deliver(name, backend, properties, config, run, loaded)
+        deadline = time.monotonic() + OPEN_SECONDS
+        for delivery in deliveries.values():
+            delivery.wait_until_open(max(0.0, deadline - time.monotonic()))
+    except BaseException as error:
+        close_at_once(deliveries, error)
+        raise
+    return deliveries
+
+
+def close_at_once(deliveries: dict[str, Delivery], error: BaseException) -> None:
+    """Close what was opened for a run that does not begin.
+
+    Args:
+        deliveries: The deliveries.
+        error: Why it does not.
+    """
+    for delivery in deliveries.values():
+        delivery.begin_close(error)
+    for delivery in deliveries.values():
+        delivery.close(0, error)
+
+
+def _deliver(
+    name: str,
+    backend: BaseTracker[Any],
+    properties: RunConfig,
+    config: AccumulatorConfig,
+    run: str,
+    loaded: Snapshot | None,
+) -> Delivery:
+    file = f"{run}-{name}" if name else run
+    backlog = Backlog(config.backlog_dir, file, config.backlog_bytes, _description(backend, properties))
+    kept = [] if loaded is None else loaded.backend.kept.get(name, [])
+    if kept and not backlog.path.exists():
+        logger.error(
+            "run %r: %d windows were not with the backend when the state was saved, and their backlog %s is not "
+            "here; they are missing unless a later process has delivered them",
+            backend.run_id,
+            len(kept),
+            backlog.path,
+        )
+    elsewhere = config.writer == "process" and is_portable(backend)
+    if config.writer == "process" and not elsewhere:
+        logger.warning(
+            "%s is not made from a configuration that another process could import, or read as JSON (a SecretStr it "
+            "could not; have the SDK read it from the environment): it stays on a thread of this one",
+            type(backend).__name__,
+        )
+    was_open = False
+
+    @contextmanager
+    def open_backend() -> Iterator[Sink]:
+        nonlocal was_open
+        if was_open:  # its sink was lost: go on with the same run
+            backend.load_state_dict(backend.state_dict())
+        if not elsewhere and loaded is not None:
+            wait_for_predecessor(file)  # the last life may have had a writer in a process of its own
+        with open_in_process(backend, properties, file) if elsewhere else open_sink(backend, properties) as sink:
+            was_open = True
+            backlog.describe(state=backend.state_dict())
+            yield sink
+
+    try:
+        return Delivery(
+            name or type(backend).__name__,
+            open_backend,
+            backlog,
+            config.flush_timeout,
+            rewind_to=None if loaded is None else loaded.first,
+            amends=backend.amends,
+        )
+    except BaseException:
+        backlog.close()
+        raise
+
+
+def _description(backend: BaseTracker[Any], properties: RunConfig) -> dict[str, Any]:
+    """Return what ``python -m d9d_tracker deliver`` needs to open the backend again."""
+    config = backend.config
+    return {
+        "config": None if config is None else json.loads(config.model_dump_json(exclude={"accumulator"})),
+        "state": backend.state_dict(),
+        "name": properties.name,
+        "description": properties.description,
+        "hparams": properties.hparams,
+    }

@@ -1,0 +1,190 @@
+"""What is on its way to a backend, in order: windows, in memory or in the backlog on disk, and calls between them."""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from d9d_tracker.bare_run import BareRun
+from d9d_tracker.points import Points
+
+from .backlog import Backlog, Contents
+from .report import DeliveryReport
+
+logger = logging.getLogger("d9d_tracker")
+
+MEMORY_BYTES = 16 * 2**20
+
+
+@dataclass(eq=False)
+class Queued:
+    """A window on its way to the backend.
+
+    ``points`` are all of it, because what is kept on disk must be whole: a later process takes back what the backend
+    has of a window before it delivers it. None while they are on disk only.
+    """
+
+    number: int
+    contents: Contents
+    points: Points | None
+    bytes: int = 0
+    kept: bool = False
+    accepted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    has_sent_hparams: bool = False
+
+    def begin_again(self) -> None:
+        """Forget what the backend has taken of it."""
+        self.accepted, self.refused, self.has_sent_hparams = 0, Counter(), False
+
+
+class Call(Future[object]):
+    """Something to be done with a backend's run, between two windows.
+
+    Args:
+        action: Gets the run.
+    """
+
+    def __init__(self, action: Callable[[BareRun], object]):
+        super().__init__()
+        self.action = action
+
+
+class Outbound:
+    """What a backend has not accepted, oldest first. Whoever calls it holds the delivery's lock.
+
+    Args:
+        backlog: Where windows are kept on disk.
+        report: Counts what no longer fits there.
+
+    Attributes:
+        memory: Bytes that its points take in memory, about.
+    """
+
+    def __init__(self, backlog: Backlog, report: DeliveryReport):
+        self.memory = 0
+        self._backlog = backlog
+        self._report = report
+        kept = backlog.contents()
+        self._items: deque[Queued | Call] = deque(
+            Queued(number, contents, None, kept=True) for number, contents in kept.items()
+        )
+        self._next = max(kept, default=-1) + 1
+        self._keeping_failed = False
+        self._said_dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def head(self) -> Queued | Call:
+        """What is next."""
+        return self._items[0]
+
+    @property
+    def windows(self) -> list[Queued]:
+        """The windows, oldest first."""
+        return [item for item in self._items if isinstance(item, Queued)]
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls, oldest first."""
+        return [item for item in self._items if isinstance(item, Call)]
+
+    def append(self, points: Points, first: int) -> None:
+        """Add a window.
+
+        Args:
+            points: Its points.
+            first: The first step that it writes and no earlier window does.
+        """
+        contents = Contents.of(points, first)
+        before = self.windows[-1:]
+        if before and before[0].contents.names == contents.names:  # most windows have the same: they are kept once
+            contents = Contents(contents.first, contents.last, contents.records, before[0].contents.names)
+        queued = Queued(self._next, contents, points, points.nbytes)
+        self._next += 1
+        self._items.append(queued)
+        self.memory += queued.bytes
+
+    def append_call(self, call: Call) -> None:
+        """Add a call.
+
+        Args:
+            call: The call.
+        """
+        self._items.append(call)
+
+    def remove(self, item: Queued | Call) -> None:
+        """Forget a window that the backend has accepted, or a call that was made.
+
+        Args:
+            item: Which; a window may have been dropped meanwhile.
+        """
+        if item not in self._items:
+            return
+        self._items.remove(item)
+        if isinstance(item, Queued):
+            if item.kept:
+                self._backlog.remove(item.number)
+            self.memory -= item.bytes
+            self._report.delivered += item.accepted - item.refused.total()
+            self._report.refused.update(item.refused)
+
+    def keep(self) -> None:
+        """Put all windows on disk, and out of memory but for the one that is being delivered."""
+        windows = self.windows
+        new = [queued for queued in windows if not queued.kept]
+        if new:
+            try:
+                dropped = self._backlog.put([_row(queued) for queued in new])
+            except Exception as error:  # a full disk must not end the thread; memory still holds it
+                if not self._keeping_failed:
+                    logger.error("the backlog cannot be written, its windows stay in memory: %r", error)
+                self._keeping_failed = True
+                return
+            self._keeping_failed = False
+            for queued in new:
+                queued.kept = True
+            self._drop([queued for queued in windows if queued.number in set(dropped)])
+        head = self._items[0] if self._items else None
+        for queued in windows:
+            if queued is not head and queued.points is not None:
+                queued.points = None
+                self.memory -= queued.bytes
+                queued.bytes = 0
+
+    def _drop(self, lost: Sequence[Queued]) -> None:
+        for queued in lost:
+            self._items.remove(queued)
+            self.memory -= queued.bytes
+            queued.bytes = 0
+            self._report.dropped += queued.contents.records
+        if lost and self._report.dropped >= self._said_dropped:
+            self._said_dropped = 2 * self._report.dropped  # said again when as many more are lost
+            logger.error("the backlog is full, dropped: %s; raise accumulator.backlog_bytes", in_words(lost))
+
+
+def _row(queued: Queued) -> tuple[int, Points, Contents]:
+    assert queued.points is not None, "what is not on disk is in memory"
+    return queued.number, queued.points, queued.contents
+
+
+def in_words(windows: Iterable[Queued], calls: int = 0) -> str:
+    """Return what waits, for messages.
+
+    Args:
+        windows: Windows, oldest first.
+        calls: How many calls wait.
+    """
+    contents = [queued.contents for queued in windows]
+    words = []
+    if contents:
+        names = sorted({name for window in contents for name in window.names})
+        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more series" if len(names) > 10 else "")
+        count = sum(window.records for window in contents)
+        words.append(f"{count} records of steps {contents[0].first} to {contents[-1].last} ({shown})")
+    if calls:
+        words.append(f"{calls} call{'s' * (calls > 1)} of run.backend")
+    return " and ".join(words) or "nothing"
