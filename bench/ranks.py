@@ -215,7 +215,8 @@ def main() -> None:
             table.add_row(str(load), f"{size:,}", "", "", "", f"{1e3 * model(load, size):.0f} (modelled)", "", "")
     Console(width=170).print(table)
     with tempfile.TemporaryDirectory() as folder:
-        each = store_operations(dist.FileStore(f"{folder}/store", 1))
+        store: Any = dist.FileStore(f"{folder}/store", 1)  # pyright: ignore[reportPrivateImportUsage] as documented
+        each = store_operations(store)
     for size in (8, 512, 4096):
         print(f"{size:,} ranks: {each * (size - 1) / period(size):,.0f} operations of the store a second")
     name = f"{date.today()}-ranks"

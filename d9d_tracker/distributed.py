@@ -48,7 +48,8 @@ def load(
         states = {str(rank): _read_below(storage_reader, saved, f"{key}.ranks.{rank}.") for rank in ranks}
         tracker.load_state_dict({"world_size": size, "ranks": states})
     elif f"{key}.table" in saved:
-        tracker.load_state_dict(_read_below(storage_reader, saved, f"{key}."))
+        state = _read_below(storage_reader, saved, f"{key}.")
+        tracker.load_state_dict({"world_size": 1, "ranks": {"0": state}})
     else:
         raise ValueError(f"load: the checkpoint has no tracker under {key!r}; pass the key it was saved under")
 

@@ -20,12 +20,13 @@ import torch
 from pydantic import NonNegativeInt, TypeAdapter
 
 from d9d_tracker.points import Points
-from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS
+from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, MOMENTS
 
 from .buffers import Buffers, Clock
 from .host_window import HostWindow, Tail, contradictions, empty_window, merge_windows
 from .late import Late
 from .registry import HistogramSeries, ScalarSeries
+from .spread import completed, expand, merge_expanded, of_spread
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -71,6 +72,7 @@ class _Table(_Steps):
     tail: _Steps | None = None
     late: str = ""
     tail_late: str = ""
+    expanded: _Steps | None = None
 
 
 _BACKEND = TypeAdapter(BackendState)
@@ -89,6 +91,7 @@ class Snapshot:
         window: The filed rows and, last, the current step; the histograms of the window.
         tail: What was written for the current step already, if anything.
         late: What came finished while the window was open.
+        expanded: What other ranks of an earlier life logged to series of ``scope="spread"``, if anything.
         backend: What belongs to the backend.
     """
 
@@ -100,6 +103,12 @@ class Snapshot:
     tail: Tail | None
     late: Late
     backend: BackendState
+    expanded: HostWindow | None = None
+
+    @property
+    def holds_values(self) -> bool:
+        """Whether something was logged that is not written."""
+        return bool((self.window.lanes[:, COUNT] > 0).any() or (self.window.counts[:, CALLS] > 0).any())
 
     @property
     def clock(self) -> Clock:
@@ -120,6 +129,7 @@ class Snapshot:
 def save(snapshot: Snapshot) -> dict[str, Any]:
     """Return a state: plain values that load with ``torch.load(..., weights_only=True)``."""
     window, tail = snapshot.window, None if snapshot.tail is None else snapshot.tail.as_window()
+    expanded = snapshot.expanded
     table = _Table(
         window.scalars,
         window.histograms,
@@ -132,8 +142,10 @@ def save(snapshot: Snapshot) -> dict[str, Any]:
         None if tail is None else _Steps(tail.scalars, tail.histograms, tail.steps, tail.times),
         _to_text(snapshot.late),
         "" if snapshot.tail is None else _to_text(Late(snapshot.tail.late)),
+        None if expanded is None else _Steps(expanded.scalars, [], expanded.steps, expanded.times),
     )
     arrays = _arrays_of(window, "") | ({} if tail is None else _arrays_of(tail, "tail_"))
+    arrays |= {} if expanded is None else _arrays_of(expanded, "expanded_")
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     return {
@@ -177,6 +189,7 @@ def read(state: Any) -> Snapshot:
             tail,
             _from_text(table.late),
             backend,
+            None if table.expanded is None else _window(table.expanded, arrays, "expanded_"),
         )
     except (TypeError, ValueError, KeyError, AttributeError, OSError, zlib.error) as error:
         raise ValueError(f"the state of the tracker is damaged: {error}") from error
@@ -265,13 +278,24 @@ def read_own(state: Any, rank: int, size: int) -> Snapshot:
         ValueError: If the states of the saved ranks that this one needs are not in it, or it is damaged.
     """
     if not isinstance(state, Mapping) or "ranks" not in state:
-        return read(state) if rank == 0 else _emptied(read(state))
+        snapshot = read(state)
+        if rank > 0 and snapshot.holds_values:
+            logger.warning(
+                "the state is that of a single process: rank 0 goes on with what was logged in its unfinished window, "
+                "rank %d with nothing. Of several ranks, each has a state with its number in it",
+                rank,
+            )
+        return _emptied(snapshot) if rank > 0 else snapshot
     ranks, saved_size = state["ranks"], state.get("world_size")
     if not isinstance(ranks, Mapping) or not isinstance(saved_size, int):
         raise ValueError("the state of the tracker is damaged: it names no ranks")
     wanted = [str(saved) for saved in saved_ranks(rank, size, saved_size)]
     if set(wanted) <= set(ranks) and (wanted or "0" in ranks):
-        return _merged([read(ranks[saved]) for saved in wanted]) if wanted else _emptied(read(ranks["0"]))
+        if not wanted:
+            return _emptied(read(ranks["0"]))
+        snapshots = {int(saved): read(ranks[saved]) for saved in wanted}
+        is_same = list(snapshots) == [rank]
+        return _merged(list(snapshots.values()) if is_same else [_divided(one, q) for q, one in snapshots.items()])
     if saved_size == size and set(ranks) == {"0"}:
         logger.warning(
             "the state holds the values of rank 0 alone: what rank %d logged in the unfinished window is not in it. "
@@ -297,9 +321,11 @@ def _merged(snapshots: list[Snapshot]) -> Snapshot:
         for contradiction in words + contradictions(windows[0].histograms, window.histograms):
             logger.error("%s", contradiction)
     merged = functools.reduce(merge_windows, windows)
+    expanded = [snapshot.expanded for snapshot in snapshots if snapshot.expanded is not None]
     return replace(
         first,
         window=merged,
+        expanded=functools.reduce(merge_expanded, expanded) if expanded else None,
         late=Late([record for snapshot in reversed(snapshots) for record in snapshot.late.records], first.late.hparams),
         first=min(snapshot.first for snapshot in snapshots),
         passed=max(len(merged.steps) - 1, *(snapshot.passed for snapshot in snapshots)),
@@ -307,11 +333,30 @@ def _merged(snapshots: list[Snapshot]) -> Snapshot:
     )
 
 
+def _divided(snapshot: Snapshot, rank: int) -> Snapshot:
+    """Expand what a saved rank has logged to series of ``scope="spread"``: its number is not that of who goes on.
+
+    Args:
+        snapshot: Its state.
+        rank: Its number.
+    """
+    window, tail = snapshot.window, snapshot.tail
+    expanded = expand(of_spread(completed(window, tail), True), rank)
+    if snapshot.expanded is not None:
+        expanded = merge_expanded(expanded, snapshot.expanded)
+    rest = of_spread(window, False)
+    if tail is not None:
+        tail = replace(tail, lanes={series: lanes for series, lanes in tail.lanes.items() if not series.spread})
+    return replace(snapshot, window=rest, tail=tail, expanded=expanded if expanded.scalars else None)
+
+
 def _emptied(snapshot: Snapshot) -> Snapshot:
     """Return a snapshot at the same point of the run, without values."""
     window = snapshot.window
     nothing = empty_window(0, window.steps, window.times, window.scalars, window.histograms)
-    return replace(snapshot, window=nothing, tail=None, late=Late(), backend=replace(snapshot.backend, kept={}))
+    return replace(
+        snapshot, window=nothing, tail=None, late=Late(), expanded=None, backend=replace(snapshot.backend, kept={})
+    )
 
 
 def _to_text(late: Late) -> str:

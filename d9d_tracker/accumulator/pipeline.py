@@ -22,7 +22,7 @@ from .buffers import Buffers
 from .host_window import HostWindow, Tail
 from .late import Late
 from .nonfinite import NonFiniteWatch
-from .spread import completed, expand, of_spread
+from .spread import completed, expand, merge_expanded, of_spread, since
 from .watch.promises import Promises
 from .window import Window
 from .window_points import points
@@ -44,6 +44,7 @@ class Pipeline:
         rank: This process among them.
         nonfinite: Finds and tells what is not finite.
         tail: What an earlier life of the run wrote for its last, unfinished step.
+        expanded: What other ranks of that life logged to series of ``scope="spread"``, if anything.
         timeout: Seconds that the backends are waited for.
 
     Attributes:
@@ -52,6 +53,7 @@ class Pipeline:
         report: What became of the records.
         promises: What watches have promised.
         tail: What was written for the last, unfinished step; steady after ``drain``.
+        expanded: The same, until it has been sent; steady after ``drain``.
         late: What waits for other ranks to reach its step; steady after ``drain``.
         has_merged: Whether some point of a scalar series is made of several values; steady after ``drain``.
         latest: The points of the last window, where this process writes.
@@ -66,6 +68,7 @@ class Pipeline:
         rank: int,
         nonfinite: NonFiniteWatch,
         tail: Tail | None,
+        expanded: HostWindow | None,
         timeout: float,
     ):
         self.rank = rank
@@ -73,6 +76,7 @@ class Pipeline:
         self.report = report
         self.promises = Promises()
         self.tail = tail
+        self.expanded = expanded
         self.late = Late()
         self.has_merged = False
         self.latest: Sequence[Record] = ()
@@ -248,6 +252,8 @@ class Pipeline:
         self.promises.look(host)
         logged = completed(host, self.tail)
         host = expand(logged, self.rank)
+        if self.expanded is not None:
+            host = self._with_expanded(host, self.expanded, window.unfinished)
         self._nonfinite.look(host)
         self.late.add(window.late.records, window.late.hparams)
         if self._ranks is None:
@@ -260,6 +266,13 @@ class Pipeline:
         else:
             late = self._deliver(host, window.unfinished)
         self.tail = None if window.unfinished is None else self._tail_of(host, logged, late)
+
+    def _with_expanded(self, host: HostWindow, expanded: HostWindow, unfinished: int | None) -> HostWindow:
+        """Add what ranks of an earlier life logged for this window, and keep it for a step that goes on."""
+        if self._buffers.resolution == "window":  # there is one row
+            expanded = replace(expanded, steps=host.steps)
+        self.expanded = since(expanded, unfinished)
+        return merge_expanded(host, expanded)
 
     def _meet(self, ranks: Ranks, host: HostWindow, window: Window) -> HostWindow | None:
         """Merge a window with those of the other ranks, and take what they say besides."""

@@ -26,7 +26,7 @@ from d9d_tracker.record import Record
 from . import checkpoint
 from .buffers import Buffers
 from .checkpoint import BackendState, Snapshot
-from .host_window import Tail
+from .host_window import HostWindow, Tail
 from .late import Late
 from .nonfinite import Callback, NonFiniteWatch
 from .opening import close_at_once, open_deliveries
@@ -240,7 +240,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             RuntimeError: If the device does not answer.
         """
         state = checkpoint.save(self._snapshot())
-        job = self._find_job()
+        job = self._find_job() if self._left is None else self._job  # which may have ended since
         return state if job is None else checkpoint.wrap(state, job.rank, job.size)
 
     @override
@@ -314,37 +314,41 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
     def _make_pipeline(self, deliveries: dict[str, Delivery], ranks: Ranks | None, rank: int) -> Pipeline:
         report = RunReport({name: delivery.report for name, delivery in deliveries.items()})
         nonfinite = NonFiniteWatch(rank, ranks is not None, report, self._on_nonfinite)
-        tail = None if self._loaded is None else self._loaded.tail
+        tail, expanded = (None, None) if self._loaded is None else (self._loaded.tail, self._loaded.expanded)
         timeout = self._config.flush_timeout
-        return Pipeline(self._run.buffers, deliveries, report, ranks, rank, nonfinite, tail, timeout)
+        return Pipeline(self._run.buffers, deliveries, report, ranks, rank, nonfinite, tail, expanded, timeout)
 
     def _snapshot(self) -> Snapshot:
         pipeline = self._pipeline
         if pipeline is None:
-            return self._left or self._loaded or self._make_snapshot(None, Late(), {})
+            return self._left or self._loaded or self._make_snapshot(None, Late(), {}, None)
         if pipeline.process != os.getpid():
             raise TrackerValueError(
                 "state_dict: the run was opened by the parent of this forked process, which has no part in it; take "
                 "the state there"
             )
         pipeline.settle()
-        return self._make_snapshot(pipeline.tail, pipeline.late, pipeline.kept())
+        return self._make_snapshot(pipeline.tail, pipeline.late, pipeline.kept(), pipeline.expanded)
 
     def _snapshot_to_leave(self, pipeline: Pipeline, failed: bool) -> Snapshot | None:
         if not pipeline.drain(failed):
             return None
         try:
-            return self._make_snapshot(pipeline.tail, pipeline.late, {})
+            return self._make_snapshot(pipeline.tail, pipeline.late, {}, pipeline.expanded)
         except Exception as error:
             logger.error("the state cannot be taken as the run is left: %r", error)
             return None
 
-    def _make_snapshot(self, tail: Tail | None, waiting: Late, kept: dict[str, list[int]]) -> Snapshot:
+    def _make_snapshot(
+        self, tail: Tail | None, waiting: Late, kept: dict[str, list[int]], expanded: HostWindow | None
+    ) -> Snapshot:
         buffers = self._run.buffers
         clock, window, late = buffers.snapshot(self._config.flush_timeout)
         late.records = [*waiting.records, *late.records]
         backend = BackendState(type(self._tracker).__name__, self._tracker.state_dict(), self._backlog, dict(kept))
-        return Snapshot(buffers.resolution, clock.first, clock.passed, clock.windows, window, tail, late, backend)
+        return Snapshot(
+            buffers.resolution, clock.first, clock.passed, clock.windows, window, tail, late, backend, expanded
+        )
 
     def _find_job(self) -> Job | None:
         if self._pipeline is None and (self._job is None or self._job.is_stale):

@@ -77,7 +77,8 @@ class Job:
         self._world = dist.group.WORLD
         self._timeout = timeout
         self._origin = store  # which lives as long as somebody has it, on the host of a TCP store
-        digest = hashlib.blake2b(repr(ranks).encode(), digest_size=8).hexdigest()
+        life = os.environ.get("TORCHELASTIC_RESTART_COUNT")  # a restarted job may find the store of its last life
+        digest = hashlib.blake2b(repr((ranks, life)).encode(), digest_size=8).hexdigest()
         self._board = Board(store.clone(), f"d9d_tracker/{digest}")
         self._run: Board | None = None
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -391,7 +392,7 @@ def life(
     return None
 
 
-def jsonl_tracker(folder: Path) -> AccumulatingTracker:
+def jsonl_tracker(folder: Path, **more: Any) -> AccumulatingTracker:
     config = AccumulatorConfig(
         device="cpu",
         backlog_dir=folder / "backlog",
@@ -399,6 +400,7 @@ def jsonl_tracker(folder: Path) -> AccumulatingTracker:
         max_scalars=32,
         max_histograms=8,
         distributed_timeout=20.0,
+        **more,
     )
     return tracker_from_config(JsonlTrackerConfig(path=folder / "runs", accumulator=config))
 
@@ -449,6 +451,47 @@ def spread(rank: int, folder: Path, resolution: str) -> dict:
                 run.scalar("negative", -float(rank), {"part": "head"}, scope="spread")
             run.scalar("stage loss", float(step)) if rank == dist.get_world_size() - 1 else None
     return content(one)
+
+
+def spread_over_lives(rank: int, folder: Path, life: int, resolution: str, flushes: bool) -> dict | None:
+    """Four ranks save in the middle of a window, and perhaps of a step; then others go on."""
+    one = jsonl_tracker(folder, scalar_resolution=resolution)
+    if life:
+        distributed.load(one, folder / "checkpoint")
+    with one.open(NAME) as run:
+        for step in range(5, 12) if life else range(5):
+            run.set_step(step)
+            run.scalar("seconds", 10.0 * rank, scope="spread")
+            run.scalar("loss", float("nan") if (rank, step) == (1, 2) else float(rank), scope="spread")
+            if step == 4 and not life:
+                if flushes:
+                    run.flush()
+                run.scalar("seconds", 10.0 * rank, scope="spread")
+                dcp.save({"tracker": one}, checkpoint_id=folder / "checkpoint")
+                os._exit(0)
+    return None
+
+
+def keeps_its_number(rank: int, folder: Path) -> dict:
+    """The states are taken when the job is over, and the next one goes on with them."""
+    one = tracker(folder)
+    with one.open(NAME) as run:
+        for step in range(13):
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+    dist.barrier()
+    backend = dist.distributed_c10d._get_default_store()
+    dist.destroy_process_group()
+    state = one.state_dict()
+    dist.init_process_group("gloo", store=dist.distributed_c10d.PrefixStore("again", backend), rank=rank, world_size=2)
+    other = tracker(folder)
+    other._tracker = one._tracker
+    other.load_state_dict(state)
+    with other.open(NAME) as run:
+        for step in range(13, 20):
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+    return {"ranks": set(state["ranks"]), "size": state["world_size"], "found": content(one, rewritten=True)}
 
 
 def spread_in_pieces(rank: int, folder: Path, resumes: bool) -> dict:

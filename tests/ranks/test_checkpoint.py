@@ -3,7 +3,7 @@
 import pytest
 import torch
 from jobs import Job, content_of, run_job
-from programs import life, refuses_to_load, saves_alone
+from programs import keeps_its_number, life, refuses_to_load, saves_alone
 
 from d9d_tracker.accumulator.checkpoint import saved_ranks
 from d9d_tracker.provider.jsonl import read_run
@@ -82,6 +82,13 @@ def test_rank_0_saves_alone_while_the_others_train(tmp_path):
 def test_a_state_that_some_ranks_loaded_is_refused_on_all(tmp_path):
     for outcome in run_job(refuses_to_load, 2, tmp_path):
         assert "the run of the loaded state differs between ranks" in outcome.result
+
+
+def test_a_state_that_is_taken_when_the_job_is_over_keeps_its_rank_and_size(tmp_path):
+    outcomes = run_job(keeps_its_number, 2, tmp_path)
+    assert [outcome.result["ranks"] for outcome in outcomes] == [{"0"}, {"1"}]
+    assert [outcome.result["size"] for outcome in outcomes] == [2, 2]
+    assert outcomes[0].result["found"] == {("sum", (), step): 3.0 for step in range(20)}
 
 
 @pytest.mark.parametrize(("size", "saved"), [(1, 1), (1, 7), (2, 7), (3, 4), (4, 4), (5, 3), (8, 1), (6, 64)])

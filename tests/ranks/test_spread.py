@@ -3,8 +3,10 @@
 import math
 
 import pytest
-from jobs import NAME, content, run_job, tracker
-from programs import spread, spread_in_pieces
+from jobs import NAME, Job, content, content_of, run_job, tracker
+from programs import spread, spread_in_pieces, spread_over_lives
+
+from d9d_tracker.provider.jsonl import read_run
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -58,3 +60,26 @@ def test_a_step_that_is_flushed_in_the_middle_counts_as_a_whole(tmp_path, resume
         parts = {"min": least, "mean": (least + most) / 2, "max": most, "max_rank": whose}
         assert {part: found[f"seconds/{part}", (), step] for part in parts} == parts
     assert found["count", (), 1] == 1.0
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "resolution"), [((4, 2), "step"), ((4, 3), "step"), ((2, 4), "step"), ((4, 2), "window")]
+)
+def test_each_saved_rank_counts_with_its_own_number(tmp_path, sizes, resolution, flushes):
+    with Job(spread_over_lives, sizes[0], tmp_path, 0, resolution, flushes) as job:
+        assert [outcome.exit_code for outcome in job.outcomes()] == [0] * sizes[0]
+    run_job(spread_over_lives, sizes[1], tmp_path, 1, resolution, flushes)
+    (path,) = (tmp_path / "runs").glob("*.jsonl")
+    found = content_of(read_run(path)[1], rewritten=True)
+    if resolution == "window":
+        step = 11 if flushes else 9  # at the end of the window that was open
+        assert found["seconds/max", (), step] == 10.0 * (sizes[0] - 1)
+        assert found["seconds/min", (), step] == 0.0
+        assert found["seconds/max_rank", (), step] == sizes[0] - 1
+        return
+    for step in range(12):
+        size = sizes[step > 4]
+        parts = {"min": 0.0, "mean": 10.0 * (size - 1) / 2, "max": 10.0 * (size - 1), "max_rank": size - 1}
+        assert {part: found[f"seconds/{part}", (), step] for part in parts} == parts, step
+        assert found["loss/max_rank", (), step] == (1 if step == 2 else size - 1)
