@@ -10,10 +10,10 @@ from pydantic import TypeAdapter
 
 from d9d_tracker.delivery.report import NonFinite, RunReport
 from d9d_tracker.ranks.spelling import spell
-from d9d_tracker_kernels import CALLS, COUNT, HEADER, NAN, NEGINF, POSINF
+from d9d_tracker_kernels import CALLS, HEADER, NAN, NEGINF, POSINF
 
 from .host_window import HostWindow
-from .reductions import VALUE_LANE
+from .reductions import VALUE_LANE, has_value
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -114,7 +114,7 @@ class NonFiniteWatch:
         if all(np.isfinite(window.lanes[:, lane]).all() for lane in set(lanes)):
             return
         values = window.lanes[:, lanes, range(len(lanes))]
-        broken = ~np.isfinite(values) & (window.lanes[:, COUNT] > 0)
+        broken = ~np.isfinite(values) & has_value(window.lanes, window.scalars)
         for slot in np.flatnonzero(broken.any(axis=0)).tolist():
             row = int(broken[:, slot].argmax())
             series, value = window.scalars[slot], values[row, slot]

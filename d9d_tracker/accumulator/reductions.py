@@ -43,6 +43,20 @@ def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
     return merged
 
 
+def has_value(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
+    """Return which states make a point: those of some value, but for a mean of nothing, of no tokens for example.
+
+    Args:
+        lanes: Lanes, float64 of shape ``[rows, LANES, slots]``.
+        scalars: The series of each slot.
+
+    Returns:
+        Booleans of shape ``[rows, slots]``.
+    """
+    is_mean = np.array([series.reduce == "mean" for series in scalars], dtype=bool)
+    return (lanes[:, COUNT] > 0) & ~(is_mean & (lanes[:, WEIGHT] == 0))
+
+
 def finalize(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
     """Turn the states of slots into the values of their points.
 

@@ -11,7 +11,7 @@ import numpy as np
 from d9d_tracker_kernels import COUNT, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
 
 from .host_window import HostWindow, Tail, arranged, merge_windows
-from .reductions import Reduction, finalize, merge_lanes
+from .reductions import Reduction, finalize, has_value, merge_lanes
 from .registry import ScalarSeries
 
 # Suffix, reduction across ranks, and the lane that holds the value.
@@ -74,14 +74,14 @@ def expand(window: HostWindow, rank: int) -> HostWindow:
         return window
     others = [slot for slot, series in enumerate(window.scalars) if not series.spread]
     values = finalize(window.lanes, window.scalars)[:, spread]
-    has_value = window.lanes[:, COUNT][:, spread] > 0
+    has_point = has_value(window.lanes, window.scalars)[:, spread]
     lanes, series = [window.lanes[:, :, others]], [window.scalars[slot] for slot in others]
     for suffix, reduce, lane in _PARTS:
         part = np.zeros((len(window.steps), LANES, len(spread)))
         part[:, MAX : NEGATED_MIN + 1] = -np.inf
-        part[:, WEIGHT] = part[:, COUNT] = has_value
+        part[:, WEIGHT] = part[:, COUNT] = has_point
         value = {"min": -values, "max_rank": np.full_like(values, rank)}.get(suffix, values)
-        part[:, lane] = np.where(has_value, value, part[:, lane])
+        part[:, lane] = np.where(has_point, value, part[:, lane])
         lanes.append(part)
         series += [
             ScalarSeries(f"{window.scalars[slot].name}/{suffix}", window.scalars[slot].context, reduce, spread=True)

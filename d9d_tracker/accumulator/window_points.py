@@ -6,10 +6,10 @@ import numpy as np
 
 from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
-from d9d_tracker_kernels import CALLS, COUNT, LAST_STEP
+from d9d_tracker_kernels import CALLS, LAST_STEP
 
 from .host_window import HostWindow
-from .reductions import finalize
+from .reductions import finalize, has_value
 
 
 def points(window: HostWindow) -> Points:
@@ -22,7 +22,7 @@ def points(window: HostWindow) -> Points:
         A number for every scalar series and step with a value, a histogram for every histogram series with a call, at
         the last step that contributed.
     """
-    rows, slots = np.nonzero(window.lanes[:, COUNT] > 0)
+    rows, slots = np.nonzero(has_value(window.lanes, window.scalars))
     return Points(
         [(series.name, dict(series.context)) for series in window.scalars],
         slots,

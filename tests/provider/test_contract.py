@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -441,9 +442,11 @@ def test_a_value_at_a_step_that_is_over(storage: Storage, tmp_path: Path, caplog
             run.scalar("loss", float(step))
             run.flush()
             run.log_at(step // 10, {"val/acc": 0.5})
+    assert isinstance(tracker, AccumulatingTracker)
     expected = {key_of("loss", step): float(step) for step in range(0, 40, 10)}
     # W&B takes nothing for steps before its last row.
     taken = 2 if isinstance(storage, WandbStorage) else 4
     expected |= {key_of("val/acc", epoch): 0.5 for epoch in range(taken)}
     assert storage.scalars(str(tracker.run_id)) == expected
-    assert caplog.text.count("has not taken values") == (taken < 4)
+    assert tracker.report.refused == Counter({"val/acc": 4 - taken})
+    assert caplog.text.count("refused val/acc at step 2") == (taken < 4)

@@ -16,7 +16,9 @@ import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.base import RunConfig
+from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.provider.mlflow import tracker as mlflow_tracker
 from d9d_tracker.provider.mlflow.config import MLflowConfig
 from d9d_tracker.provider.mlflow.tracker import MLflowTracker
@@ -220,7 +222,27 @@ def test_a_rollback_is_warned_of(mlflow_storage: MLflowStorage, caplog: pytest.L
             run.set_step(step)
             run.scalar("loss", step + 10)
             run.flush()
+    mlflow_storage.amended = frozenset({3})  # the last step of the first life, which may have ended in its middle
     assert mlflow_storage.scalars(str(tracker.run_id)) == {
-        key_of("loss", step): value for step, value in enumerate([0, 1, 2, 3, 14])
+        key_of("loss", step): value for step, value in enumerate([0, 1, 2, 13, 14])
     }
     assert caplog.text.count("MLflow keeps what it was given of step 2 and later") == 1
+
+
+def test_a_step_that_was_left_in_its_middle_ends_with_its_whole_value(
+    mlflow_storage: MLflowStorage, tmp_path: Path
+) -> None:
+    accumulator = AccumulatorConfig(backlog_dir=tmp_path / "backlog", device="cpu")
+    first = AccumulatingTracker(mlflow_storage.tracker(), accumulator)
+    with first.open(PROPERTIES) as run:
+        for step in range(3):
+            run.set_step(step)
+            run.scalar("tokens", 1.0, reduce="sum")
+        state = first.state_dict()
+    second = AccumulatingTracker(mlflow_storage.tracker(), accumulator)
+    second.load_state_dict(state)
+    with second.open(PROPERTIES) as run:
+        run.scalar("tokens", 1.0, reduce="sum")
+    mlflow_storage.amended = frozenset({2})
+    found = mlflow_storage.scalars(str(second.run_id))
+    assert found == {key_of("tokens", step): value for step, value in enumerate([1.0, 1.0, 2.0])}

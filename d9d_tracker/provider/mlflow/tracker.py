@@ -46,7 +46,8 @@ class MLflowRun(RecordRun):
 
     ``flush`` sends what was logged in batches and waits for the answers; what was not answered is kept for the next
     flush, and MLflow knows it again by its time stamp. MLflow can neither replace nor delete a value: a step that holds
-    one keeps it, and what is logged for it later is left out.
+    one keeps it, and what is logged for it later is left out; but at the last step of an earlier life, which may have
+    ended in its middle, another value is added with a later time, and the last one holds.
 
     Args:
         client: Client of the server or store.
@@ -65,7 +66,7 @@ class MLflowRun(RecordRun):
         self._claims = Claims(run_id)
         self._rewound: int | None = None
         self._has_said_kept = False
-        self._kept: dict[str, set[int]] = {}  # steps of an earlier life, of the keys that were logged since
+        self._kept: dict[str, dict[int, float]] = {}  # values of an earlier life, of the keys that were logged since
 
     def rewind(self, step: int) -> None:
         """Leave out what an earlier life of this run wrote at ``step`` or later: MLflow keeps it, once.
@@ -123,8 +124,17 @@ class MLflowRun(RecordRun):
     def _leave_out_what_is_kept(self, first: int) -> None:
         for key in {key for key, _ in self._pending} - self._kept.keys():
             history = self._client.get_metric_history(self.id, key)
-            self._kept[key] = {metric.step for metric in history if metric.step >= first}
-        dropped = [place for place in self._pending if place[1] in self._kept[place[0]]]
+            in_time = sorted(history, key=lambda metric: metric.timestamp)
+            self._kept[key] = {metric.step: metric.value for metric in in_time if metric.step >= first}
+        dropped = []
+        for (key, step), metric in self._pending.items():
+            kept = self._kept[key]
+            if step not in kept:
+                continue
+            if step == max(kept) and metric.value != kept[step]:
+                self._pending[key, step] = Metric(key, metric.value, round(time.time() * 1000), step)
+            else:
+                dropped.append((key, step))
         for place in dropped:
             del self._pending[place]
         if dropped and not self._has_said_kept:

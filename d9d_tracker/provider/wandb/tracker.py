@@ -70,6 +70,7 @@ class WandbRun(RecordRun):
         self._rows: dict[int, dict[str, Any]] = {}
         self._first = run.starting_step if run.resumed else 0  # what an earlier life has stored ends before it
         self._stored = self._first - 1  # last step of which W&B takes nothing more
+        self._rewound: int | None = None
         self._unconfirmed: int | None = None
 
     def rewind(self, step: int) -> None:
@@ -84,6 +85,7 @@ class WandbRun(RecordRun):
         self._rows = {earlier: row for earlier, row in self._rows.items() if earlier < step}
         for log in self._earlier:
             log.cut_from(step)
+        self._rewound = step
         if self._stored >= step:
             _LOGGER.warning(
                 "run %r: W&B holds steps %d to %d of an earlier life already and keeps them; what is logged for them "
@@ -92,6 +94,7 @@ class WandbRun(RecordRun):
                 step,
                 self._stored,
             )
+        self._stored = max(self._stored, step - 1)  # offline, an earlier life's log holds it
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
@@ -100,8 +103,8 @@ class WandbRun(RecordRun):
     @override
     def write_record(self, record: Record) -> None:
         if record.step <= self._stored:
-            if record.step < self._first:
-                return
+            if self._rewound is not None and self._rewound <= record.step < self._first:
+                return  # an earlier life has stored it
             raise ValueError(
                 f"{record.name!r} at step {record.step}: W&B takes nothing more for a step that was flushed; flush "
                 "between steps"
