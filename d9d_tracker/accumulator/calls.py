@@ -34,12 +34,14 @@ class Calls(BaseTrackerRun):
 
     Attributes:
         is_open: Whether it takes values.
+        stepping_thread: Identity of the thread that called ``set_step`` last in this run, if any did.
         buffers: The device state.
         config: How to accumulate.
     """
 
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
         self.is_open = False
+        self.stepping_thread: int | None = None
         self.buffers = buffers
         self.config = config
         self._context: ContextItems = ()

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import operator
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -74,7 +75,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         step = step if type(step) is int else _as_index("set_step", step)
         if not 0 <= step < 2**63:
             raise TrackerValueError(f"set_step({step}): a step is between 0 and 2**63 - 1; count steps from the start")
-        self._stepped = True
+        self._stepped, self.stepping_thread = True, threading.get_ident()
         current = self.buffers.clock.step
         if step < current:
             raise TrackerValueError(
@@ -258,7 +259,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         self._pipeline, self._rank, self.promises = pipeline, str(pipeline.rank), pipeline.promises
         self._context, self._tags = (), {}
         self.buffers.places.refill(())
-        self._stepped = self.buffers.clock.step > 0
+        self._stepped, self.stepping_thread = self.buffers.clock.step > 0, None
         self._leave = lambda kind, error, traceback: end(error)
         self.is_open = True
 

@@ -15,6 +15,7 @@ class Run(Protocol):
     is_open: bool
     buffers: Buffers
     config: AccumulatorConfig
+    stepping_thread: int | None
 
 
 runs: WeakValueDictionary[str, Run] = WeakValueDictionary()

@@ -5,7 +5,9 @@ unguarded as the object of a method; the token of a run is guarded.
 """
 
 import logging
+import threading
 from typing import get_args
+from weakref import WeakSet
 
 from d9d_tracker.config import AccumulatorConfig, Binning, IntegerBinning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
@@ -16,11 +18,12 @@ from d9d_tracker_kernels import CELLS
 from .names import warn_of_names
 from .reductions import REDUCTIONS, Reduction
 from .registry import ContextItems, HistogramSeries, ScalarSeries, label
-from .runs import runs
+from .runs import Run, runs
 
 logger = logging.getLogger("d9d_tracker")
 
 _said_closed: set[str] = set()
+_said_threads: "WeakSet[Run]" = WeakSet()
 
 # Lets a binning be such an argument; guarded by equality.
 for _binning in get_args(Binning):
@@ -62,11 +65,12 @@ def scalar_at(
     Raises:
         TrackerValueError: If the reduction is unknown or not that of the series, or the series is one of histograms.
     """
-    series, buffers = scalar_series(name, items, reduce, root, spread), runs[token].buffers
+    series, run = scalar_series(name, items, reduce, root, spread), runs[token]
     if not held:
-        return buffers.scalar_series.slot(series)
+        return run.buffers.scalar_series.slot(series)
     warn_of_names(name)
-    return buffers.places.claim(series)
+    _warn_of_threads(run, name)
+    return run.buffers.places.claim(series)
 
 
 def scalar_series(name: str, items: ContextItems, reduce: Reduction, root: float, spread: bool) -> ScalarSeries:
@@ -74,6 +78,20 @@ def scalar_series(name: str, items: ContextItems, reduce: Reduction, root: float
     if reduce not in REDUCTIONS:
         raise TrackerValueError(f"{label(name, items)}: reduce={reduce!r} is not one of {', '.join(REDUCTIONS)}")
     return ScalarSeries(name, items, reduce, root, spread)
+
+
+def _warn_of_threads(run: Run, name: str) -> None:
+    """Warn, while code is compiled or captured, that it will log in another thread than the one that steps."""
+    stepping = run.stepping_thread
+    if stepping is not None and stepping != threading.get_ident() and run not in _said_threads:
+        _said_threads.add(run)
+        logger.warning(
+            "series %r: compiled code in thread %r logs to a run whose set_step is called in another thread. If both "
+            "run at the same time, values are lost: compiled code takes no lock. Log outside of the compiled function "
+            "there, or step in the same thread",
+            name,
+            threading.current_thread().name,
+        )
 
 
 @assume_constant_result
@@ -99,6 +117,7 @@ def histogram_at(
     series, cadence = histogram_series(run.config, name, items, binning, every)
     if held:
         warn_of_names(name)
+        _warn_of_threads(run, name)
     at = run.buffers.places.claim(series) if held else run.buffers.histogram_series.slot(series)
     return (at, cadence, *series.binning.parameters())
 
