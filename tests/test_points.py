@@ -1,5 +1,7 @@
 """Points as columns are the records they were made of."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,33 @@ def test_series_without_points_are_not_named():
     points = Points([("a", {}), ("b", {})], *(np.array([1], dtype=d) for d in ("i8", "i8", "f8", "f8")), [])
     assert points.names == ("b",)
     assert list(points) == [Record("b", 1, {}, 1.0, 1.0)]
+
+
+def test_bytes_give_back_what_they_were_made_of():
+    points = Points.of([*RECORDS, Record("ä", 2**60, {"tag": "\ud800"}, math.nan)]).with_hparams({"a": [1, None]})
+    data = points.dump()
+    again = Points.load(data)
+    assert (str(list(again)), again.hparams) == (str(list(points)), {"a": [1, None]})  # NaN equals NaN
+    assert again.dump() == data
+    assert len(Points.load(Points.of([]).dump())) == 0
+
+
+def test_columns_that_are_views_become_bytes_too():
+    whole = Points.of(RECORDS[:3])
+    every_second = Points(whole.series, *(c[::2] for c in (whole.places, whole.steps, whole.times, whole.values)), [])
+    assert list(Points.load(every_second.dump())) == [RECORDS[0], RECORDS[2]]
+
+
+def test_of_one_series_and_step_what_came_last_stands():
+    late = [
+        Record("loss", 1, {}, 7.0),
+        Record("lr", 0, {}, 3.0),
+        Record("loss", 1, {}, 8.0),
+        Record("weights", 2, {}, 1.0),
+    ]
+    points = Points.of(RECORDS).with_hparams({"a": 1}).replaced(late)
+    assert list(points) == [late[1], RECORDS[1], late[2], RECORDS[2], late[3], *RECORDS[3:]]
+    assert points.hparams == {"a": 1}
 
 
 def test_no_points_are_false():

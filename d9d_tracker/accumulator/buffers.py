@@ -231,7 +231,7 @@ class Buffers:
             Whether this completed a window, which is then in the outbox.
         """
         with self._lock:
-            if self._changes:
+            if self._changes or self._deferred:
                 self._finish()
             clock, slots = self.clock, len(self.scalar_series.series)
             _, _, first, filed, times, rows, passed, windows, copies = clock
@@ -246,8 +246,6 @@ class Buffers:
                 changes: list[_Change] = [(self._file, (clock, slots))]
                 after = self._swap(after, changes, unfinished=None)
                 self._finish([*changes, (self._begin, (after, slots))])
-            if self._deferred:
-                self._make_deferred()
         return completes
 
     def close_window(self, is_last: bool = False) -> None:
@@ -263,7 +261,6 @@ class Buffers:
             after = clock._replace(rows=clock.rows + 1)
             after = self._swap(after, changes, unfinished=None if is_last else after.step, is_last=is_last)
             self._finish([*changes, (self._begin, (after, slots))])
-            self._make_deferred()
 
     def _finish(self, changes: Sequence[_Change] = ()) -> None:
         """Make changes, after those still due. An exception from a signal handler finds none or all of them made.
@@ -282,6 +279,7 @@ class Buffers:
         except BaseException:
             self._make_changes()
             raise
+        self._make_deferred()
 
     def snapshot(self, timeout: float) -> tuple[Clock, HostWindow, Late]:
         """Copy what has not left the device to the host.

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from d9d_tracker.bare_run import BareRun
 from d9d_tracker.delivery.delivery import Delivery
+from d9d_tracker.delivery.outbound import Call
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.points import Points
 from d9d_tracker.ranks.ranks import Ranks
@@ -89,12 +90,13 @@ class Pipeline:
         if ranks is not None:
             report.missing = ranks.missing
         self._pending: deque[Window] = deque()  # put, and not yet turned into points
+        self._calls: deque[Call] = deque()  # put, and not yet with their backends
         self._abandoned = False
         if tail is not None and deliveries:  # taken back with the rewind, and written again
             written = points(of_spread(tail.as_window(), False)).replaced(tail.late)
             self._put(written, tail.step, tail.step)
         # SIGINT and SIGTERM may raise between any two lines of Python: of queue.Queue too, but not of this one, in C.
-        self._windows: queue.SimpleQueue[Window | threading.Event | None] = queue.SimpleQueue()
+        self._windows: queue.SimpleQueue[Window | dict[str, Call] | threading.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="d9d_tracker collector", daemon=True)
         self._thread.start()
 
@@ -160,14 +162,20 @@ class Pipeline:
         return {name: kept for name, delivery in self._deliveries.items() if (kept := delivery.kept(before))}
 
     def call(self, name: str | None, action: Callable[[BareRun], object]) -> dict[str, Future[object]]:
-        """Have backends' threads do something with the backends' runs; see ``Delivery.call``.
+        """Have backends' threads do something with the backends' runs, behind the windows that were swapped before.
 
         Args:
             name: The backend; all if None. One that this process does not write to gives nothing.
-            action: Gets the backend's run.
+            action: Gets the backend's run. What it raises is the future's.
+
+        Returns:
+            Futures by the name of the backend, which may be cancelled; cancelled if the run is closed first.
         """
-        chosen = {key: one for key, one in self._deliveries.items() if name in (None, key)}
-        return {key: delivery.call(action) for key, delivery in chosen.items()}
+        self.send()
+        calls = {key: Call(action) for key in self._deliveries if name in (None, key)}
+        self._calls += calls.values()
+        self._windows.put(calls)
+        return dict(calls)
 
     def close(self, deadline: float, error: BaseException | None = None) -> None:
         """Send what is left; deliver it and close the backends, each within ``flush_timeout`` seconds.
@@ -197,6 +205,8 @@ class Pipeline:
             timeout = self._ranks.leave(timeout, failed)
         self._windows.put(None)
         self._thread.join(timeout)
+        for call in list(self._calls):
+            call.cancel()
         if self._thread.is_alive():
             self._abandoned = True
             unread = {window.index for window in self._pending}
@@ -223,6 +233,11 @@ class Pipeline:
         while (item := self._windows.get()) is not None:
             if isinstance(item, threading.Event):
                 item.set()
+                continue
+            if isinstance(item, dict):
+                for name, call in item.items():
+                    self._deliveries[name].put_call(call)
+                    self._calls.popleft()
                 continue
             try:
                 self._collect(item)

@@ -119,23 +119,18 @@ class Delivery:
                 self._spill()
             self._changed.notify_all()
 
-    def call(self, action: Callable[[BareRun], object]) -> Future[object]:
+    def put_call(self, call: Call) -> None:
         """Have the backend's thread do something with the backend's run, behind the windows that were put before.
 
         Args:
-            action: Gets the backend's run. What it raises is the future's.
-
-        Returns:
-            The future, which may be cancelled before its turn comes; cancelled if the run is closed first.
+            call: What to do; cancelled if the run is closed first, failed if the backend refused to be opened.
         """
-        call = Call(action)
         with self._changed:
             if self._is_over:
                 self._end_call(call)
             else:
                 self._queue.append_call(call)
                 self._changed.notify_all()
-        return call
 
     def wait_until_open(self, timeout: float) -> None:
         """Wait for the first attempt to open the backend, and say so if it takes longer.
@@ -241,7 +236,9 @@ class Delivery:
             self._changed.notify_all()
         self._thread.join(max(0.1, deadline - time.monotonic()))
         with self._changed:
+            self._is_over = True
             self._queue.keep()
+            self._end_calls()
             windows = self._queue.windows
             self.report.undelivered = sum(queued.contents.records for queued in windows)
             if self.report.dropped:
@@ -321,7 +318,8 @@ class Delivery:
         with self._changed:
             if self._queue and isinstance(head := self._queue.head, Queued):
                 head.begin_again()
-                self._rewind_to = head.contents.first
+                first = head.contents.first
+                self._rewind_to = first if self._rewind_to is None else min(first, self._rewind_to)
 
     def _open(self) -> Sink:
         """Open the backend and take back what the loaded state does not hold; after a failure, go on where it was."""
@@ -463,14 +461,17 @@ class Delivery:
         with self._changed:
             self._leaving = self._is_over = True
             self._queue.keep()
-            for call in self._queue.calls:
-                self._queue.remove(call)
-                self._end_call(call)
+            self._end_calls()
             self._changed.notify_all()
         if not self.opened.done():
             self.opened.set_exception(RuntimeError(f"{self.name} was closed before it was open"))
         self._leave_backend()
         self.backlog.close()
+
+    def _end_calls(self) -> None:
+        for call in self._queue.calls:
+            self._queue.remove(call)
+            self._end_call(call)
 
     def _end_call(self, call: Call) -> None:
         """End a call that will not be made: with the cause, if the backend refused to be opened."""

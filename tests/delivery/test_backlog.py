@@ -1,6 +1,7 @@
 """The backlog is durable, ordered, bounded, and used by one process at a time."""
 
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,31 @@ def test_every_change_is_synced(tmp_path):
     assert backlog._database is not None
     assert backlog._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert backlog._database.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: synced at every commit
+
+
+def test_many_windows_are_one_change(tmp_path):
+    backlog = Backlog(tmp_path, "run", 10**6)
+    backlog.put([window(0)])
+    assert backlog._database is not None
+    statements = []
+    backlog._database.set_trace_callback(statements.append)
+    backlog.put([window(index) for index in range(1, 20)])
+    assert statements.count("COMMIT") == 1
+    assert list(backlog.contents()) == list(range(20))
+
+
+def test_it_is_for_its_owner_alone(tmp_path):
+    mask = os.umask(0)
+    try:
+        (tmp_path / "older.sqlite3").touch(0o644)
+        for name in ("run", "older"):
+            backlog = Backlog(tmp_path, name, 10**6, {"uri": "https://me:password@host"})
+            backlog.put([window(0)])
+        files = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(mask)
+    assert len(files) >= 4  # SQLite's own beside it
+    assert set(files.values()) == {0o600}
 
 
 def test_windows_are_forgotten_by_index_and_by_step(tmp_path):
@@ -118,7 +144,6 @@ def test_a_forked_child_has_no_part_in_it(ending, tmp_path):
 import os, signal, sys
 from pathlib import Path
 from d9d_tracker.delivery.backlog import Backlog, Contents
-from d9d_tracker.points import Points
 from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 backlog = Backlog(Path({str(tmp_path)!r}), "run", 10**8)

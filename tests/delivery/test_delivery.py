@@ -11,9 +11,10 @@ from d9d_tracker import RunConfig
 from d9d_tracker.delivery import delivery as delivery_module
 from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.delivery import Delivery
+from d9d_tracker.delivery.outbound import Call
 from d9d_tracker.points import Points
 from d9d_tracker.record import Record
-from d9d_tracker.sink import LoopSink
+from d9d_tracker.sink import LoopSink, Sink, SinkLostError, Taken
 from d9d_tracker.testing import RecordingRun
 
 
@@ -62,6 +63,12 @@ def window(index, names=("a", "b"), steps=2):
 
 def expected(*windows, names=("a", "b"), without=()):
     return [(r.name, r.step) for w in windows for r in window(w, names)[0] if r.name not in without]
+
+
+def call_of(delivery, action):
+    call = Call(action)
+    delivery.put_call(call)
+    return call
 
 
 def over(run, backlog, patience, **options):
@@ -341,7 +348,7 @@ def test_a_backend_is_called_by_one_thread_from_open_to_close(tmp_path):
 
     delivery = Delivery("noting", open_run, Backlog(tmp_path, "run", 10**6), 30.0, rewind_to=0)
     delivery.put(*window(0))
-    delivery.call(lambda run: threads.append(threading.current_thread())).result(10)
+    call_of(delivery, lambda run: threads.append(threading.current_thread())).result(10)
     assert delivery.close(10)
     assert len(threads) >= 9
     assert set(threads) == {delivery._thread}
@@ -385,4 +392,229 @@ def test_a_rewind_that_fails_is_tried_again_on_the_same_run(tmp_path):
     delivery.put(*window(1))
     assert delivery.flush(10)
     assert opened == ["open", *[("rewind", 5)] * 3]
+    assert delivery.close(10)
+
+
+class Partly(Sink):
+    """Takes as many points as it is told to and is down then; what was not flushed can be lost."""
+
+    def __init__(self, *takes):
+        self.takes = list(takes)
+        self.asked = []
+        self.stored, self.pending = [], []
+        self.rewound = []
+        self.lost_in: str | None = None
+
+    def write_points(self, points):
+        names = [record.name for record in points]
+        self.asked.append("".join(names))
+        taken = self.takes.pop(0) if self.takes else len(names)
+        self.pending += names[:taken]
+        return Taken(taken, failures=1, error=ConnectionError("down")) if taken < len(names) else Taken(taken)
+
+    def flush(self):
+        self._lose("flush")
+        self.stored, self.pending = [*self.stored, *self.pending], []
+
+    def rewind(self, step):
+        self._lose("rewind")
+        self.rewound.append(step)
+
+    def _lose(self, moment):
+        if self.lost_in == moment:
+            self.lost_in, self.pending = None, []
+            raise SinkLostError("gone")
+
+
+def over_sink(sink, tmp_path, **options):
+    return Delivery("partly", lambda: contextlib.nullcontext(sink), Backlog(tmp_path, "run", 10**6), 30.0, **options)
+
+
+def test_what_was_taken_before_a_failure_is_not_sent_again(tmp_path):
+    sink = Partly(2, 1)
+    delivery = over_sink(sink, tmp_path)
+    delivery.put(*window(0, "abcde", steps=1))
+    assert delivery.flush(10)
+    assert sink.asked == ["abcde", "cde", "de"]
+    assert sink.stored == list("abcde")
+    assert (delivery.report.delivered, delivery.report.failures) == (5, 2)
+    assert delivery.close(10)
+
+
+def test_a_sink_that_is_lost_is_opened_again_and_gets_its_window_whole(tmp_path):
+    sink = Partly()
+    delivery = over_sink(sink, tmp_path)
+    delivery.put(*window(0, "ab", steps=1))
+    assert delivery.flush(10)
+    sink.takes, sink.lost_in = [3], "flush"
+    delivery.put(*window(1, "abcde", steps=1))
+    assert delivery.flush(10)
+    assert sink.asked == ["ab", "abcde", "de", "abcde"]
+    assert sink.stored == list("ababcde")
+    assert sink.rewound == [10]
+    assert delivery.report.delivered == 7
+    assert delivery.close(10)
+
+
+def test_a_sink_that_is_lost_while_it_is_taken_back_is_taken_back_as_far(tmp_path):
+    sink = Partly()
+    sink.lost_in = "rewind"
+    released = threading.Event()
+
+    @contextlib.contextmanager
+    def open_run():
+        released.wait(10)
+        yield sink
+
+    delivery = Delivery("partly", open_run, Backlog(tmp_path, "run", 10**6), 30.0, rewind_to=5)
+    delivery.put(*window(1))  # nothing was logged at once: its first step is 10
+    released.set()
+    assert delivery.flush(10)
+    assert sink.rewound == [5]
+    assert delivery.close(10)
+
+
+@pytest.mark.parametrize("fails_again", [False, True])
+def test_a_backend_that_is_back_while_it_is_closed_is_tried(fails_again, backend, tmp_path, monkeypatch):
+    for pause in ("_FIRST_RETRY_SECONDS", "_LAST_RETRY_SECONDS"):
+        monkeypatch.setattr(delivery_module, pause, 1000.0)  # for which nobody waits who closes
+    delivery = over(backend, Backlog(tmp_path, "run", 10**6), patience=30.0)
+    backend.down = ConnectionError("gone")
+    delivery.put(*window(0))
+    delivery.settle(10)
+    if fails_again:
+        delivery.begin_close()
+        with delivery._changed:
+            assert delivery._changed.wait_for(lambda: delivery.report.failures > 1, 10)
+    backend.down = None
+    assert delivery.close(10)
+    assert delivery.report.undelivered == 0
+    assert backend.points_sorted() == expected(0)
+
+
+def test_a_call_waits_its_turn_and_flush_waits_for_it(delivery, backend, caplog, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+
+    def action(run):
+        begun.set()
+        go.wait(30)
+        return len(backend.records)
+
+    delivery.put(*window(0))
+    call = call_of(delivery, action)
+    assert begun.wait(10)
+    assert not delivery.flush(0)
+    assert "1 call of run.backend" in caplog.text
+    wait = delivery._changed.wait_for
+    monkeypatch.setattr(delivery._changed, "wait_for", lambda *arguments: go.set() or wait(*arguments))
+    assert delivery.flush(10)
+    assert call.result(10) == 4
+
+
+def test_a_call_that_is_cancelled_or_exits_is_skipped(delivery, backend):
+    made = []
+
+    def leave(run):
+        made.append("leave")
+        raise SystemExit(3)
+
+    backend.released.clear()
+    delivery.put(*window(0))
+    cancelled, exiting = call_of(delivery, lambda run: made.append("cancelled")), call_of(delivery, leave)
+    delivery.put(*window(1))
+    assert cancelled.cancel()
+    backend.released.set()
+    assert delivery.flush(10)
+    assert made == ["leave"]
+    assert isinstance(exiting.exception(10), SystemExit)
+    assert backend.points_in_order() == expected(0, 1)
+    assert (delivery.report.failures, delivery.cause) == (0, None)
+
+
+def test_calls_behind_a_window_are_made_before_the_backend_is_closed(delivery, backend):
+    turns = threading.Semaphore(0)
+    backend.released.clear()
+    delivery.put(*window(0))
+    calls = [call_of(delivery, lambda run: turns.acquire(timeout=10)) for _ in range(3)]
+    closing = threading.Thread(target=delivery.close, args=(10,))
+    closing.start()
+    backend.released.set()
+    for call in calls:
+        turns.release()
+        assert call.result(10)
+    closing.join()
+
+
+def test_calls_behind_a_hang_are_cancelled_at_the_end(delivery, backend):
+    backend.released.clear()
+    delivery.put(*window(0))
+    call = call_of(delivery, lambda run: None)
+    assert backend.inside.wait(10)
+    assert not delivery.close(0.05)
+    assert call.cancelled()
+    assert call_of(delivery, lambda run: None).cancelled()
+
+
+def test_a_backend_that_stays_slow_is_said_to_be_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(delivery_module, "MEMORY_BYTES", 10 * window(0)[0].nbytes)
+    turns = threading.Semaphore(0)
+
+    class Slow(Sink):
+        def write_points(self, points):
+            turns.acquire()
+            return Taken(len(points))
+
+    delivery = over_sink(Slow(), tmp_path)
+    for index in range(50):
+        delivery.put(*window(index))
+    turns.release(20)
+    with delivery._changed:
+        assert delivery._changed.wait_for(lambda: len(delivery._queue) <= 30, 10)
+    for index in range(50, 100):
+        delivery.put(*window(index))
+    assert caplog.text.count("is slower than the training") == 1
+    turns.release(80)
+    assert delivery.flush(10)
+    for index in range(100, 150):
+        delivery.put(*window(index))
+    assert caplog.text.count("is slower than the training") == 2
+    turns.release(50)
+    assert delivery.close(10)
+
+
+def test_what_opens_slowly_is_no_failure(tmp_path):
+    released = threading.Event()
+
+    @contextlib.contextmanager
+    def open_run():
+        released.wait(10)
+        yield LoopSink(Backend())
+
+    delivery = Delivery("late", open_run, Backlog(tmp_path, "run", 10**6), 0.0)
+    delivery.put(*window(0))
+    assert delivery.kept() == []
+    assert delivery.report.failures == 0
+    released.set()
+    assert delivery.flush(10)
+    assert delivery.close(10)
+
+
+def test_many_windows_are_put_on_disk_at_once_as_arrays(backend, tmp_path, monkeypatch):
+    backlog = Backlog(tmp_path, "run", 10**8)
+    delivery = over(backend, backlog, patience=30.0)
+    backend.released.clear()
+    delivery.put(*window(0))
+    assert backend.inside.wait(10)
+    for index in range(1, 50):
+        delivery.put(*window(index))
+    put, rows = backlog.put, []
+    with monkeypatch.context() as patched:
+        patched.setattr(Points, "__iter__", lambda points: pytest.fail("made of records"))
+        patched.setattr(backlog, "put", lambda windows: rows.append(len(windows)) or put(windows))
+        assert delivery.settle(0.01) == list(range(50))
+    assert rows == [50]
+    assert backlog._database is not None
+    assert backlog._database.execute("SELECT DISTINCT typeof(payload) FROM windows").fetchall() == [("blob",)]
+    backend.released.set()
+    assert delivery.flush(10)
     assert delivery.close(10)

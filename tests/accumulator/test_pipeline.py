@@ -1,0 +1,152 @@
+"""Windows become points in order, and what a backend takes back is what its window wrote."""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig
+from d9d_tracker.accumulator.window import Window
+from d9d_tracker.sink import SinkLostError
+from d9d_tracker.testing import RecordingRun, RecordingTracker
+
+NAME = RunConfig(name="run")
+
+
+class Forgetful(RecordingTracker):
+    """Loses once what came since the last flush, and is opened again."""
+
+    def __init__(self, amends):
+        super().__init__()
+        self.amends = amends
+        self.is_to_lose = False
+        self.rewound = []
+
+    @contextmanager
+    def open(self, properties):
+        with super().open(properties) as run:
+            again = ForgetfulRun(properties, self)
+            again.records = run.records
+            yield again
+
+
+class ForgetfulRun(RecordingRun):
+    def __init__(self, properties, tracker):
+        super().__init__(properties)
+        self.tracker = tracker
+        self.durable = None
+
+    def scalar(self, name, value, context=None):
+        if self.durable is None:
+            self.durable = len(self.records)
+        super().scalar(name, value, context)
+
+    def flush(self):
+        if self.tracker.is_to_lose:
+            self.tracker.is_to_lose = False
+            del self.records[self.durable :]
+            raise SinkLostError("gone")
+        self.durable = None
+
+    def rewind(self, step):
+        self.tracker.rewound.append(step)
+        super().rewind(step)
+
+
+@pytest.mark.parametrize(("amends", "first"), [(True, 6), (False, 5)], ids=["amends", "takes a step once"])
+def test_a_window_that_is_taken_back_leaves_what_an_earlier_one_wrote_of_its_first_step(amends, first, config):
+    backend = Forgetful(amends)
+    tracker = AccumulatingTracker(backend, AccumulatorConfig(**config | {"sync_every": 5}))
+    with tracker.open(NAME) as run:
+        for step in range(10):
+            run.set_step(step)
+            run.scalar("a", step)
+            if step == 5:
+                run.flush()
+                backend.is_to_lose = True
+            run.scalar("b", step)
+        run.flush()
+    assert not backend.is_to_lose
+    assert backend.rewound == [first]
+    for name in "ab":
+        assert backend.run.points(name) == {step: step for step in range(10)}
+
+
+@pytest.mark.parametrize("amends", [True, False])
+def test_what_was_kept_behind_a_flush_in_mid_step_takes_nothing_of_before_on_a_resume(amends, config, monkeypatch):
+    backend = Forgetful(amends)
+    first = AccumulatingTracker(backend, AccumulatorConfig(**config | {"sync_every": 5, "flush_timeout": 0.3}))
+
+    def down(*_):
+        raise ConnectionError("down")
+
+    with first.open(NAME) as run:
+        for step in range(10):
+            run.set_step(step)
+            run.scalar("a", step)
+            if step == 5:
+                run.flush()
+                monkeypatch.setattr(ForgetfulRun, "scalar", down)
+            run.scalar("b", step)
+    assert first.report.undelivered > 0
+    monkeypatch.undo()
+    second = AccumulatingTracker(backend, AccumulatorConfig(**config | {"sync_every": 5}))
+    second.load_state_dict(first.state_dict())
+    with second.open(NAME) as run:
+        run.set_step(10)
+        run.scalar("a", 10)
+    assert backend.run.points("a") == {step: step for step in range(11)}
+    assert backend.run.points("b") == {step: step for step in range(10)}
+
+
+def test_the_last_values_are_those_of_the_last_window_that_had_any(recorded, caplog):
+    run = recorded(sync_every=2).tracker.start(NAME)
+    run.scalar("loss", 0.5)
+    for step in range(1, 9):
+        run.set_step(step)
+    run.finish(RuntimeError("boom"))
+    assert "last values: loss 0.5 (step 0)" in caplog.text
+
+
+def test_a_step_that_goes_on_is_held_back_where_it_cannot_be_amended(config):
+    backend = Forgetful(amends=False)
+    with AccumulatingTracker(backend, AccumulatorConfig(**config)).open(NAME) as run:
+        run.set_step(1)
+        run.scalar("a", 1.0)
+        run.flush()
+        assert backend.run.records == []
+        run.scalar("a", 2.0)
+        run.flush()
+        assert backend.run.records == []
+        run.set_step(2)
+        run.flush()
+        assert [(record.step, record.value) for record in backend.run.records] == [(1, 1.5)]
+
+
+def test_a_call_of_the_backend_is_made_behind_the_windows_that_were_complete(recorded, monkeypatch):
+    tracker, go, wait = recorded(sync_every=2), threading.Event(), Window.wait
+
+    def wait_for_the_copy(window):
+        go.wait(10)
+        return wait(window)
+
+    monkeypatch.setattr(Window, "wait", wait_for_the_copy)
+    with tracker.open() as run:
+        for step in range(5):
+            run.set_step(step)
+            run.scalar("a", step)
+        (future,) = run.backend(lambda its: [record.step for record in its.records]).values()
+        go.set()
+        assert future.result(10) == [0, 1, 2, 3]
+
+
+def test_a_call_behind_a_device_that_hangs_is_cancelled_at_the_end(recorded, monkeypatch):
+    go, wait = threading.Event(), Window.wait
+    monkeypatch.setattr(Window, "wait", lambda window: go.wait(30) and wait(window))
+    with recorded(sync_every=2, flush_timeout=0.2).open() as run:
+        run.scalar("a", 1.0)
+        run.set_step(2)
+        run.set_step(4)
+        (future,) = run.backend(lambda its: None).values()
+    assert future.cancelled()
+    go.set()

@@ -1,0 +1,96 @@
+"""What is on its way to a backend: in order, counted in bytes, and out of memory once it is on disk."""
+
+import pytest
+
+from d9d_tracker.delivery.backlog import Backlog
+from d9d_tracker.delivery.outbound import Call, Outbound, Queued, in_words
+from d9d_tracker.delivery.report import DeliveryReport
+from d9d_tracker.points import Points
+from d9d_tracker.record import Record
+
+
+def window(first, names=("a", "b")):
+    return Points.of([Record(name, first, {}, 1.0) for name in names])
+
+
+@pytest.fixture
+def report():
+    return DeliveryReport()
+
+
+@pytest.fixture
+def outbound(tmp_path, report):
+    return Outbound(Backlog(tmp_path, "run", 10**6), report)
+
+
+def take(queued):
+    queued.accepted = queued.contents.records
+    return queued
+
+
+def test_memory_is_that_of_the_windows_that_are_in_it(outbound):
+    for first in range(3):
+        outbound.append(window(first), first)
+    outbound.append_call(Call(print))
+    assert outbound.memory == 3 * window(0).nbytes
+    outbound.keep()  # but for the one that is being delivered
+    assert outbound.memory == window(0).nbytes
+    assert [queued.points is None for queued in outbound.windows] == [False, True, True]
+    while outbound:
+        outbound.remove(outbound.head)
+    assert outbound.memory == 0
+
+
+def test_what_was_dropped_takes_no_memory_and_is_removed_once(tmp_path, report):
+    outbound = Outbound(Backlog(tmp_path, "run", len(window(0).dump())), report)
+    outbound.append(window(0), 0)
+    head = outbound.head
+    outbound.append(window(1), 1)
+    outbound.keep()
+    assert (report.dropped, [queued.number for queued in outbound.windows]) == (2, [1])
+    outbound.remove(take(head))  # the backend has taken it meanwhile
+    assert (report.delivered, outbound.memory) == (0, window(1).nbytes)
+
+
+def test_windows_and_calls_keep_their_order(outbound):
+    order = [window(0), Call(print), window(1), Call(print), Call(print)]
+    for item in order:
+        if isinstance(item, Call):
+            outbound.append_call(item)
+        else:
+            outbound.append(item, item.first)
+    found = []
+    while outbound:
+        head = outbound.head
+        found.append(head.points if isinstance(head, Queued) else head)
+        outbound.remove(head)
+    assert found == order
+
+
+def test_what_was_refused_is_not_delivered(outbound, report):
+    outbound.append(window(0), 0)
+    queued = take(outbound.head)
+    queued.refused["b"] += 1
+    outbound.remove(queued)
+    assert (report.delivered, report.refused) == (1, {"b": 1})
+
+
+def test_what_an_earlier_process_kept_comes_first(tmp_path, report):
+    before = Outbound(Backlog(tmp_path, "run", 10**6), report)
+    before.append(window(3), 3)
+    before.keep()
+    before._backlog.close()
+    outbound = Outbound(Backlog(tmp_path, "run", 10**6), report)
+    outbound.append(window(7), 7)
+    assert [(queued.number, queued.contents.first) for queued in outbound.windows] == [(0, 3), (1, 7)]
+    assert [queued.points is None for queued in outbound.windows] == [True, False]
+
+
+def test_in_words(outbound):
+    assert in_words([]) == "nothing"
+    outbound.append(window(3), 3)
+    outbound.append(window(5, tuple(f"s{number:02}" for number in range(12))), 5)
+    words = in_words(outbound.windows, calls=1)
+    assert words.startswith("14 records of steps 3 to 5 (a, b, s00, ")
+    assert words.endswith("and 4 more series) and 1 call of run.backend")
+    assert in_words([], calls=2) == "2 calls of run.backend"
