@@ -1,7 +1,9 @@
 """`check_step` finds what it is asked for, and the doctor shows it."""
 
 import sys
+import tomllib
 import warnings
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -9,6 +11,7 @@ from torch._dynamo.utils import counters
 
 from d9d_tracker.__main__ import main
 from d9d_tracker.check_step import StepReport
+from d9d_tracker.commands.doctor import EXTRAS
 from d9d_tracker.testing import check_step
 
 EXTRA = []
@@ -129,11 +132,19 @@ def test_captures_and_replays_are_counted_by_torchs_hooks_where_it_has_them(monk
     assert hooks == {"capture_start": [], "replay_start": []}
 
 
+def test_the_doctor_knows_every_extra():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert set(EXTRAS) == set(extras) - {"bench", "dev", "docs"}
+    for extra, names in EXTRAS.items():
+        assert any(name in requirement for name in names for requirement in extras[extra])
+
+
 def test_the_doctor_prints_its_table_and_passes(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    for row in ("torch", "graph breaks", "recompiles", "host syncs", "kernels added"):
+    for row in ("torch", "extra pandas", "graph breaks", "recompiles", "host syncs", "kernels added"):
         assert row in printed
     assert "pass" in printed
     assert "fail" not in printed

@@ -4,8 +4,10 @@ Under ``torchrun`` every rank trains on its share of the data, and all of them s
 """
 
 import importlib.util
+import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +96,9 @@ def main(provider: str, steps: int, out: Path) -> int:
         provider = "jsonl"
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     console = Console(quiet=rank > 0)
+    if provider == "console" and not console.is_terminal:  # then the values are log lines
+        logging.basicConfig(format="%(message)s", stream=sys.stdout)
+        logging.getLogger("d9d_tracker").setLevel(logging.INFO)
     torch.manual_seed(0)
     device = _device()
     if size > 1:

@@ -15,7 +15,19 @@ from d9d_tracker.check_step import StepReport, check_step
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.testing import RecordingTracker
 
-_PACKAGES = ("d9d_tracker", "torch", "triton", "pydantic", "aim", "tensorboard", "wandb", "mlflow")
+_NOT_INSTALLED = "not installed"
+_PACKAGES = ("d9d_tracker", "torch", "triton", "pydantic")
+# By extra: what it installs, the first that is there.
+EXTRAS = {
+    "aim": ("aim",),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "plot": ("matplotlib",),
+    "pandas": ("pandas",),
+    "demo": ("scikit-learn",),
+}
 
 
 def main() -> int:
@@ -29,6 +41,11 @@ def main() -> int:
     table.add_row("Python", platform.python_version())
     for name in _PACKAGES:
         table.add_row(name, _version(name))
+    table.add_section()
+    for extra, names in EXTRAS.items():
+        found = [f"{name} {version}" for name in names if (version := _version(name)) != _NOT_INSTALLED]
+        table.add_row(f"extra {extra}", found[0] if found else f"not installed: pip install 'd9d_tracker[{extra}]'")
+    table.add_section()
     has_cuda = torch.cuda.is_available()
     table.add_row("CUDA device", torch.cuda.get_device_name() if has_cuda else "none: buffers are on the CPU")
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
@@ -47,7 +64,7 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return _NOT_INSTALLED
 
 
 def _check() -> StepReport:

@@ -31,8 +31,8 @@ def hold(file: int, what: str, remove: Path | None = None) -> None:
         flock(file, LOCK_EX | LOCK_NB)
     except BlockingIOError:
         raise RuntimeError(
-            f"{what} is being written by another job: stop that job, or do not load the state of its run, to start a "
-            "new one"
+            f"{what} is being written by another job: stop that job, or close the run if it is one of this process; or "
+            "do not load the state of its run, to start a new one"
         ) from None
     except OSError as error:
         if error.errno not in _UNSUPPORTED:

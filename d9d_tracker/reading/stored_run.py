@@ -260,7 +260,10 @@ class StoredRun:
         Raises:
             ImportError: If pandas is not installed.
         """
-        import pandas  # optional: only for who asks for it
+        try:
+            import pandas  # optional: only for who asks for it
+        except ImportError as error:
+            raise ImportError("`to_pandas` needs pandas: pip install 'd9d_tracker[pandas]'") from error
 
         return pandas.DataFrame(self._columns(pattern))
 

@@ -1,5 +1,9 @@
 """The demo, from its command line to what its backend holds."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from d9d_tracker.__main__ import main
@@ -21,6 +25,13 @@ def test_the_demo_learns_and_tells_where_its_run_is(tmp_path, capsys):
     assert "".join(printed).endswith(f"-md9d_trackershow{path}")
     assert "loss" in printed
     assert " ".join(printed).count("in 2 copies to the host") == 1
+
+
+def test_the_values_of_the_console_are_lines_where_there_is_no_terminal(tmp_path):
+    command = [sys.executable, "-m", "d9d_tracker", "demo", "--provider", "console", "--steps", "20"]
+    environment = {**os.environ, "PATH": ""}  # without a compiler, which takes longer
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "digits stage=train loss@19=" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "0"], ["--provider", "abacus"]])

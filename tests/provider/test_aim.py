@@ -105,6 +105,41 @@ def test_a_live_writer_is_protected_and_a_killed_one_can_be_followed(aim_storage
     assert aim_storage.scalars(run_id) == {key_of("loss", step): value for step, value in expected.items()}
 
 
+def test_what_looks_like_a_secret_is_not_stored(tmp_path, monkeypatch, caplog):
+    from d9d_tracker.provider.aim import system_params
+
+    monkeypatch.setattr(system_params, "_has_said", False)
+    secrets = (
+        "WANDB_API_KEY",
+        "HF_TOKEN",
+        "AWS_SECRET_ACCESS",
+        "DB_PASSWORD",
+        "MYSQL_PWD",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+    )
+    for name in (*secrets, "SENTRY_DSN", "SSH_AUTH_SOCK"):
+        monkeypatch.setenv(name, "hush")
+    monkeypatch.setenv("DATABASE_URL", "postgres://me:hush@host/db")
+    monkeypatch.setenv("HARMLESS", "seen")
+    arguments = ["train.py", "--api-key", "hush", "--token=hush", "--keys", "--lr", "0.1", "https://me:hush@host/x"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    storage = AimStorage(tmp_path)
+    config = AimConfig(repo=str(tmp_path), system_tracking_interval=None, capture_terminal_logs=False)
+    for _ in range(2):
+        tracker = AimTracker.from_config(config)
+        with tracker.open(PROPERTIES) as run:
+            run.scalar("loss", 1)
+    stored = storage.run(tracker.run_id)["__system_params"]
+    assert "hush" not in str(stored)
+    assert stored["env_variables"]["HARMLESS"] == "seen"
+    assert stored["env_variables"]["DATABASE_URL"] == "postgres://host/db"
+    assert "PWD" not in os.environ or "PWD" in stored["env_variables"]
+    assert list(stored["arguments"])[-3:] == ["--lr", "0.1", "https://host/x"]
+    (said,) = [record.message for record in caplog.records if "secret" in record.message]
+    assert all(name in said for name in secrets)
+    assert b"hush" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
 def test_system_parameters_and_terminal_output_if_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     storage = AimStorage(tmp_path)
     tracker = AimTracker.from_config(AimConfig(repo=str(tmp_path), system_tracking_interval=0.1))

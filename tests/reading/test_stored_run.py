@@ -1,5 +1,7 @@
 """A run in a file gives its series as NumPy, also while it is written and after it was resumed."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,18 @@ def test_pandas_gets_a_row_a_point(run):
     assert frame.columns.tolist() == ["name", "step", "value", "time", "stage"]
     assert frame[frame.stage == "b"].value.tolist() == [0, 0.5, 1]
     assert len(frame) == 7
+
+
+def test_tags_that_are_called_like_a_column_keep_a_column_of_their_own(stored):
+    (run,) = d9d_tracker.read(stored([Record("loss", 3, {"step": "warm", "value": "x"}, 0.5)]))
+    (row,) = run.to_pandas().to_dict("records")
+    assert (row["step"], row["value"], row["context.step"], row["context.value"]) == (3, 0.5, "warm", "x")
+
+
+def test_without_pandas_the_extra_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'd9d_tracker\[pandas\]'"):
+        run.to_pandas()
 
 
 def test_hyperparameters_that_came_later_are_read(stored):

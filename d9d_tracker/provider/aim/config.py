@@ -13,8 +13,8 @@ class AimConfig(TrackerConfig):
     Attributes:
         provider: Discriminator, always ``"aim"``.
         repo: Folder of the repository, created if missing, or ``aim://host:port`` of an Aim server.
-        log_system_params: Store installed packages, git state, command line and all environment variables, secrets
-            among them, with the run.
+        log_system_params: Store installed packages, git state, command line and environment variables with the run,
+            except for those that look like secrets by their names.
         capture_terminal_logs: Store what the program prints with the run.
         system_tracking_interval: Seconds between two measurements of CPU, GPU and memory use, or None for none.
     """

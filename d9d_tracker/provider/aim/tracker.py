@@ -29,6 +29,7 @@ from d9d_tracker.record import Histogram, Record
 from .config import AimConfig
 from .rewind import rewind
 from .room import abandon, check_room, reopen
+from .system_params import system_params
 
 _LOGGER = logging.getLogger("d9d_tracker")
 _BINS = 64
@@ -81,6 +82,11 @@ class AimRun(RecordRun):
         self._open_again = open_again
         self._claims = Claims(self.id)
         self._torn = False
+
+    @property
+    def sdk(self) -> aim.Run:
+        """Aim's own run."""
+        return self._run
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
@@ -219,7 +225,7 @@ class AimTracker(RecordTracker[AimConfig]):
                 run = aim.Run(
                     run_id,
                     repo=repo,
-                    log_system_params=self.config.log_system_params,
+                    log_system_params=False,  # Aim would store secrets among them
                     capture_terminal_logs=self.config.capture_terminal_logs,
                     system_tracking_interval=self.config.system_tracking_interval,
                 )
@@ -228,6 +234,8 @@ class AimTracker(RecordTracker[AimConfig]):
                 f"Aim cannot open run {run_id!r} in {self.config.repo} for writing: if another program writes to it, "
                 f"close it there ({error})"
             ) from error
+        if self.config.log_system_params:
+            run["__system_params"] = system_params()
         # Aim's optional queue (AIM_ENABLE_TRACKING_THREAD) would lose what fails in it, and stop, without a word.
         run._tracker._non_blocking = False
         return run

@@ -68,6 +68,11 @@ class MLflowRun(RecordRun):
         self._has_said_kept = False
         self._kept: dict[str, dict[int, float]] = {}  # values of an earlier life, of the keys that were logged since
 
+    @property
+    def sdk(self) -> MlflowClient:
+        """MLflow's own client; the run is ``id`` there."""
+        return self._client
+
     def rewind(self, step: int) -> None:
         """Leave out what an earlier life of this run wrote at ``step`` or later: MLflow keeps it, once.
 

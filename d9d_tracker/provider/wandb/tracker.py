@@ -73,6 +73,11 @@ class WandbRun(RecordRun):
         self._rewound: int | None = None
         self._unconfirmed: int | None = None
 
+    @property
+    def sdk(self) -> wandb.Run:
+        """W&B's own run. What is logged there goes with ``commit=False``: its steps are those of the loop."""
+        return self._run
+
     def rewind(self, step: int) -> None:
         """Take back what an earlier life of this run wrote at ``step`` or later, offline.
 
