@@ -124,8 +124,13 @@ class Tail:
             window: The window that follows.
         """
         for row, step in enumerate(window.steps):
-            for slot, series in enumerate(window.scalars if step == self.step else ()):
-                if series in self.lanes and window.lanes[row, COUNT, slot] > 0:
+            if step != self.step:
+                continue
+            has_value = window.lanes[row, COUNT] > 0
+            # A sum is written anew from all its parts.
+            sums = {name for slot in np.flatnonzero(has_value) for name, _ in window.scalars[slot].sums}
+            for slot, series in enumerate(window.scalars):
+                if series in self.lanes and (has_value[slot] or any(name in sums for name, _ in series.sums)):
                     older, newer = self.lanes[series][:, None], window.lanes[row, :, slot, None]
                     window.lanes[row, :, slot] = merge_lanes(older, newer)[:, 0]
         for slot, series in enumerate(window.histograms):

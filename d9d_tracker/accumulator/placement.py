@@ -36,6 +36,21 @@ def is_partial(value: Any) -> bool:
     return is_distributed(value) and any(placement.is_partial() for placement in value.placements)
 
 
+def local_shard(value: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return what this rank holds of a tensor, and on how many ranks' shards it is spread: 1 for a plain tensor.
+
+    The mean over the ranks of so many times a sum over the shard is the sum over all of the tensor.
+
+    Args:
+        value: Any tensor, not partial.
+    """
+    if not is_distributed(value):
+        return value, 1
+    # What is neither is a shard, in one of several ways that do not all say so.
+    sizes = [value.device_mesh.size(index) for index, one in enumerate(value.placements) if not one.is_replicate()]
+    return value.to_local(), math.prod(sizes)
+
+
 def local_share(values: "DTensor") -> tuple[torch.Tensor, bool]:
     """Return the local shard of a distributed tensor, and whether this rank counts it.
 

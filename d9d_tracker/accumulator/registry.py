@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from d9d_tracker.config import Binning
@@ -20,7 +20,8 @@ class ScalarSeries:
     """A scalar series: name, context and how its values combine.
 
     ``root`` is the p of partial p-norms: the p-th root of what the lanes give is the value. ``spread`` is that of
-    ``scope="spread"``.
+    ``scope="spread"``. ``sums`` are the series that it goes into, in whose place it is not written itself: see sums.py;
+    with -1, it is what a ratio is divided by. They may change.
     """
 
     name: str
@@ -28,10 +29,12 @@ class ScalarSeries:
     reduce: Reduction
     root: float = 1.0
     spread: bool = False
+    sums: tuple[tuple[str, int], ...] = field(default=(), compare=False)
 
     def describe(self) -> str:
         """Return what must not change between two calls, as words."""
         norm = f", a partial {self.root:g}-norm" if self.root != 1.0 else ""
+        norm += ", as part of a sum" if self.sums else ""
         return f"reduce={self.reduce!r}{norm}{', scope=spread' if self.spread else ''}"
 
 
@@ -97,7 +100,9 @@ class Registry(Generic[AnySeries]):
             with self._lock:
                 known = self._slots.get(key)
                 known = self._add(key, series) if known is None else known
-        if known >= 0 and self.series[known] != series:
+        if known >= 0 and _is_part(series) and _is_part(self.series[known]):
+            self.series[known] = series if self.series[known] == series else self.series[known]
+        if known >= 0 and (self.series[known] != series or _is_part(self.series[known]) != _is_part(series)):
             raise TrackerValueError(
                 f"{label(series.name, series.context)} was logged with {self.series[known].describe()} before and now "
                 f"with {series.describe()}: a series has one; use another name or context for the other"
@@ -123,6 +128,10 @@ class Registry(Generic[AnySeries]):
         self.series.append(series)
         self._slots[key] = len(self.series) - 1
         return self._slots[key]
+
+
+def _is_part(series: AnySeries) -> bool:
+    return isinstance(series, ScalarSeries) and bool(series.sums)
 
 
 class Named(Protocol):

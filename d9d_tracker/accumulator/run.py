@@ -26,7 +26,9 @@ from .buffers import Buffers
 from .histogram_calls import HistogramCalls
 from .pipeline import Pipeline
 from .scalar_calls import ScalarCalls
+from .watch.norm_series import Group
 from .watch.promises import Promises
+from .watch.settings import Settings
 from .watch.watch import Watch
 
 logger = logging.getLogger("d9d_tracker")
@@ -197,19 +199,30 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         parameters: bool = False,
         activations: bool = False,
         evaluation: bool = False,
+        norms: bool = False,
+        updates: bool = False,
+        p: float = 2.0,
+        group: Group | None = None,
         prefix: str | None = None,
         every: int | None = None,
         binning: Binning | None = None,
     ) -> Watch:
-        """Log histograms of a module's gradients, parameters or activations from now on, until the run ends.
+        """Log a module's gradients, parameters or activations from now on, until the run ends: histograms, and norms.
 
         Args:
             module: What to watch.
-            gradients: Log ``gradients/<parameter>`` whenever an optimizer steps.
-            parameters: Log ``parameters/<parameter>`` whenever an optimizer steps, before it does.
-            activations: Log ``activations/<module>``, the output of every layer, whenever it runs in training mode.
-                All compiled code is compiled once more then, to know of it.
+            gradients: Log histograms ``gradients/<parameter>`` whenever an optimizer steps.
+            parameters: Log histograms ``parameters/<parameter>`` whenever an optimizer steps, before it does.
+            activations: Log histograms ``activations/<module>``, of the output of every layer, whenever it runs in
+                training mode. All compiled code is compiled once more then, to know of it.
             evaluation: Count activations in evaluation mode too, with the context ``mode=eval``.
+            norms: Log scalars ``norms/gradients/<parameter>`` and ``norms/parameters/<parameter>`` whenever an
+                optimizer steps, before it does, and those of all together, ``norms/gradients``, ``norms/parameters``.
+            updates: Log ``norms/updates/<parameter>``, what a step has added to it, and ``norms/ratios/<parameter>``,
+                that by the parameter's norm before; and those of all. Takes a copy of the parameters in such a step.
+            p: Which norm, a number above 0 or ``math.inf``.
+            group: Norms of groups in the place of those of parameters: ``"block"``, by the repeated blocks of a model;
+                a depth, by the first so many parts of a name; or a function from names of parameters to groups.
             prefix: Goes before all names, as in ``actor/gradients/...``: for a second model of the same shape.
             every: Count every so many steps of an optimizer, or forwards of a layer; in compiled and captured code, on
                 steps of the run that are divisible by it. By default the cadence of the configuration.
@@ -219,23 +232,16 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
             The watch, to end it with ``remove``.
 
         Raises:
-            TrackerTypeError: If the module or the binning is none.
+            TrackerTypeError: If the module, the prefix, the group or the binning is none.
             TrackerValueError: If the run is closed, the cadence is no positive int, there is nothing to log, there are
                 too few slots, or one of the series is watched already, of other tensors. A watch of the same ones,
                 or of a model that is gone, ends instead.
         """
         self._open_pipeline("watch")
-        return Watch(
-            self,
-            module,
-            gradients=gradients,
-            parameters=parameters,
-            activations=activations,
-            evaluation=evaluation,
-            prefix=prefix,
-            every=every,
-            binning=binning,
+        settings = Settings(
+            gradients, parameters, activations, evaluation, norms, updates, p, group, prefix, every, binning
         )
+        return Watch(self, module, settings)
 
     def flush(self) -> None:
         """Block until everything logged so far, the current step included, is with the backend.

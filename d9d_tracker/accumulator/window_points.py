@@ -10,6 +10,7 @@ from d9d_tracker_kernels import CALLS, LAST_STEP
 
 from .host_window import HostWindow
 from .reductions import finalize, has_value
+from .sums import summed
 
 
 def points(window: HostWindow) -> Points:
@@ -22,6 +23,7 @@ def points(window: HostWindow) -> Points:
         A number for every scalar series and step with a value, a histogram for every histogram series with a call, at
         the last step that contributed.
     """
+    window = summed(window)
     rows, slots = np.nonzero(has_value(window.lanes, window.scalars))
     return Points(
         [(series.name, dict(series.context)) for series in window.scalars],

@@ -1,10 +1,13 @@
 """What a model is made of, as its author sees it: names without wrappers, layers without their inner parts."""
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
+
+from d9d_tracker.errors import TrackerValueError
 
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -73,6 +76,25 @@ def at(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
             return None
         found = found._modules.get(key)
     return found
+
+
+def refuse_flat_shards(module: nn.Module) -> None:
+    """Refuse a model whose parameters are pieces of a flat tensor: a rank does not know who has the others.
+
+    Args:
+        module: The model.
+
+    Raises:
+        TrackerValueError: If it is one.
+    """
+    if "torch.distributed.fsdp" in sys.modules:
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        if any(isinstance(child, FullyShardedDataParallel) for child in module.modules()):
+            raise TrackerValueError(
+                "watch: FullyShardedDataParallel keeps pieces of flat tensors, whose norms ranks cannot sum up: "
+                "shard with fully_shard, or leave norms=True out"
+            )
 
 
 def structure(module: nn.Module) -> list[Any]:

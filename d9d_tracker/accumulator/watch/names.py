@@ -86,6 +86,10 @@ class ParameterNames:
         self._plans[optimizer] = plan
         return plan.named(parameters)
 
+    def module(self) -> nn.Module | None:
+        """Return the model; None if it is gone."""
+        return self._module()
+
     def parameter(self, name: str) -> torch.Tensor | None:
         """Return a parameter, as the model was when it was last looked at; None if it is gone, or all of the model is.
 

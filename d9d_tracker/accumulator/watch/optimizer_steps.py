@@ -1,11 +1,12 @@
 """Which steps of which optimizers count, and when in a step: hooks around all optimizers of the process."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from d9d_tracker.tracing import is_in_another_step, is_producing_a_program
@@ -24,6 +25,21 @@ class Counting(Protocol):
             every: On which steps of the run to count: 1 but for code that runs again without Python.
         """
 
+    def begun(self, optimizer: Optimizer) -> None:
+        """Remember what the step will change. With a closure, the gradients are not there yet.
+
+        Args:
+            optimizer: The optimizer.
+        """
+
+    def after(self, optimizer: Optimizer, every: int) -> None:
+        """Count what the step has changed.
+
+        Args:
+            optimizer: The optimizer.
+            every: See ``before``.
+        """
+
     def skipped(self, optimizer: Optimizer) -> None:
         """Count what a gradient scaler has kept from an optimizer.
 
@@ -39,12 +55,15 @@ class OptimizerSteps:
         counting: Who is told.
         every: The cadence in steps of an optimizer; in compiled and captured code, in steps of the run.
         holds_places: Tells whether what is called now will run again without Python.
+        has_after: Whether to tell when a step begins and when it is over.
     """
 
-    def __init__(self, counting: Counting, every: int, holds_places: Callable[[], bool]):
+    def __init__(self, counting: Counting, every: int, holds_places: Callable[[], bool], has_after: bool):
         self._counting = counting
         self._every = every
         self._holds_places = holds_places
+        self._has_after = has_after
+        self._begun: weakref.ref[Optimizer] | None = None
         self._steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._handles: list[RemovableHandle] = []
 
@@ -52,6 +71,8 @@ class OptimizerSteps:
         """Put the hooks in place."""
         self._handles.append(register_optimizer_step_pre_hook(self._before))
         self._handles.append(register_skipped_step_hook(self._counting.skipped))
+        if self._has_after:
+            self._handles.append(register_optimizer_step_post_hook(self._after))
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -71,6 +92,9 @@ class OptimizerSteps:
             if done % every:
                 return None
             every = 1
+        if self._has_after:
+            self._begun = None if torch.compiler.is_compiling() else weakref.ref(optimizer)
+            self._counting.begun(optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
             self._counting.before(optimizer, every)
@@ -88,3 +112,12 @@ class OptimizerSteps:
         if "closure" in kwargs:
             return args, {**kwargs, "closure": counted}
         return (args[0], counted, *args[2:]), kwargs
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if is_producing_a_program():
+            return
+        if torch.compiler.is_compiling() or self._holds_places():
+            self._counting.after(optimizer, self._every)
+        elif self._begun is not None and self._begun() is optimizer:
+            self._begun = None
+            self._counting.after(optimizer, 1)

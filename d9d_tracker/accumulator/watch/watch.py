@@ -3,67 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from d9d_tracker.accumulator.placement import is_partial
-from d9d_tracker.accumulator.slots import check_settings
+from d9d_tracker.accumulator.registry import ScalarSeries
 from d9d_tracker.base import BinsHandle
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 
-from .modules import unwrapped
+from .modules import refuse_flat_shards, unwrapped
 from .names import Named, ParameterNames
+from .norms import Norms, Part
 from .optimizer_steps import OptimizerSteps
 from .outputs import Outputs
-from .promises import Promises
+from .room import others_in_its_place, refuse_contradictions, refuse_too_many
+from .settings import ACTIVATIONS, GRADIENTS, PARAMETERS, UPDATES, Settings
 from .values import named_tensors, numbers
 
 if TYPE_CHECKING:
-    from d9d_tracker.accumulator.buffers import Buffers
-    from d9d_tracker.config import AccumulatorConfig, Binning
+    from d9d_tracker.accumulator.run import AccumulatingRun
 
 logger = logging.getLogger("d9d_tracker")
 
 _SKIPPED = {"amp": "skipped"}
 _EVALUATION = {"mode": "eval"}
-
-
-class WatchedRun(Protocol):
-    """What a watch needs of a run."""
-
-    buffers: Buffers
-    config: AccumulatorConfig
-    watches: list[Watch]
-    promises: Promises
-
-    def holds_places(self) -> bool:
-        """See ``AccumulatingRun``."""
-        ...
-
-    def bins_series(
-        self,
-        name: str,
-        context: dict[str, str] | None = None,
-        *,
-        binning: Binning | None = None,
-        every: int | None = None,
-    ) -> BinsHandle:
-        """See ``AccumulatingRun``."""
-        ...
-
-    def bins_many(
-        self,
-        values: Mapping[str, torch.Tensor],
-        context: dict[str, str] | None = None,
-        *,
-        binning: Binning | None = None,
-        every: int | None = None,
-    ) -> None:
-        """See ``AccumulatingRun``."""
 
 
 class Watch:
@@ -84,69 +51,54 @@ class Watch:
     Args:
         run: Where to log.
         module: What to watch.
-        gradients: Log ``gradients/<parameter>``.
-        parameters: Log ``parameters/<parameter>``.
-        activations: Log ``activations/<module>``: the output of every layer. Further tensors of an output have their
-            place, key or field in the name.
-        evaluation: Count the activations of modules in evaluation mode too, with the context ``mode=eval``.
-        every: Count every so many steps of an optimizer, or forwards of a module. In compiled and captured code, which
-            runs without Python, on steps of the run that are divisible by it. By default the run's cadence.
-        binning: How to bin; by default the run's binning.
+        settings: What was asked for.
 
     Attributes:
         series: The names it logs to.
+        histograms: Those of histograms.
+        scalars: The series that hold what norms are made of, by their names.
 
     Raises:
-        TrackerTypeError: If the module or the binning is none.
-        TrackerValueError: If the cadence is no positive int, there is nothing to log, there are too few slots, or the
-            run is closed.
+        TrackerTypeError: See ``AccumulatingRun.watch``.
+        TrackerValueError: See there.
     """
 
-    def __init__(
-        self,
-        run: WatchedRun,
-        module: nn.Module,
-        *,
-        gradients: bool,
-        parameters: bool,
-        activations: bool,
-        evaluation: bool,
-        prefix: str | None,
-        every: int | None,
-        binning: Binning | None,
-    ):
+    def __init__(self, run: AccumulatingRun, module: nn.Module, settings: Settings):
         if not isinstance(module, nn.Module):
             raise TrackerTypeError(f"watch takes a torch.nn.Module, not {type(module).__name__}")
-        module = unwrapped(module)
-        if prefix is not None and not isinstance(prefix, str):
-            raise TrackerTypeError(f"watch: prefix={prefix!r} is not a str; pass 'actor', for example")
-        config = run.config
-        self.every = config.bins_every if every is None else every
-        check_settings("watch", config.binning if binning is None else binning, self.every)
+        settings.check(run.config)
+        self.settings = settings
+        self.every = settings.cadence(run.config)
+        self.is_live = True
         self._run = run
-        self._binning = binning
-        self._gradients = gradients
-        self._parameters = parameters
-        self._evaluation = evaluation
-        self._prefix = f"{prefix}/" if prefix else ""
+        if settings.norms:
+            refuse_flat_shards(module)
+        module = unwrapped(module)
         self._names = ParameterNames(module)
         self._trained = self._names.trained
         self._taken: set[str] = set()  # by other watches, before the model took these names too
         self._looked = -1
         self._stepped = self._met = False
-        self.is_live = True
+        self._updating: list[Part] = []
         self._said: set[str] = set()
-        self._outputs = Outputs(self, module, self._make_handles, self._follow) if activations else None
-        self.series = self._series_now()
+        self._outputs = Outputs(self, module, self._make_handles, self._follow) if settings.activations else None
+        self.histograms, self.scalars, self.series = self._series_now()
         if not self.series:
             raise TrackerValueError(
-                f"watch: a {type(module).__name__} has nothing to log with {gradients=}, {parameters=}, {activations=}"
+                f"watch: a {type(module).__name__} has nothing to log with gradients={settings.gradients}, "
+                f"parameters={settings.parameters}, activations={settings.activations}, norms={settings.norms}"
             )
-        again = self._refuse_others()
-        self._refuse_too_many()
+        again = others_in_its_place(self, run.watches)
+        others = [other for other in run.watches if other not in again]
+        planned = set().union(*(other.histograms for other in others))
+        refuse_too_many(self.histograms, planned, run.buffers.histogram_series, "max_histograms")
+        planned = set().union(*(other.scalars for other in others))
+        refuse_too_many(self.scalars.keys(), planned, run.buffers.scalar_series, "max_scalars")
+        refuse_contradictions(self.scalars, self.series - self.histograms, run.buffers.scalar_series)
         for other in again:
             other.remove()
-        self._steps = OptimizerSteps(self, self.every, run.holds_places)
+        self._norms = Norms(run, settings.norm_series) if settings.norms else None
+        self._steps = OptimizerSteps(self, self.every, run.holds_places, has_after=settings.updates)
         run.watches.append(self)  # before the hooks: whatever interrupts them, the end of the run finds them
         try:
             self._steps.register()
@@ -155,11 +107,11 @@ class Watch:
         except BaseException:
             self.remove()
             raise
-        self._promise(self.series)
+        self._promise(self.histograms | self.scalars.keys())
 
     def remove(self) -> None:
         """Stop watching. What is missing until now is no longer awaited."""
-        self._run.promises.withdraw(self.series)
+        self._run.promises.withdraw(self.histograms | self.scalars.keys())
         self.close()
 
     def close(self) -> None:
@@ -168,7 +120,10 @@ class Watch:
         self._steps.remove()
         if self._outputs is not None:
             self._outputs.remove()
-        self.series.clear()
+        if self._norms is not None:
+            self._norms.close()
+        for names in (self.histograms, self.scalars, self.series):
+            names.clear()
         if self in self._run.watches:
             self._run.watches.remove(self)
 
@@ -207,11 +162,16 @@ class Watch:
         found = {handle.name + rest: numbers(tensor) for rest, tensor in named_tensors(output)}
         if not found:
             raise TrackerTypeError(f"{handle.name!r}: an output of type {type(output).__name__} holds no tensor")
-        self._run.bins_many(found, dict(handle.context or {}), binning=self._binning, every=every)
+        self._run.bins_many(found, dict(handle.context or {}), binning=self.settings.binning, every=every)
 
     def holds_places(self) -> bool:
         """See ``AccumulatingRun``."""
         return self._run.holds_places()
+
+    def begun(self, optimizer: Optimizer) -> None:
+        """See ``Counting``."""
+        if self.is_live:
+            self.attempt("an update", self._remember, optimizer)
 
     def before(self, optimizer: Optimizer, every: int) -> None:
         """See ``Counting``."""
@@ -219,17 +179,27 @@ class Watch:
             self._stepped = True
             self.attempt("an optimizer's step", self._count, optimizer, every, None)
 
+    def after(self, optimizer: Optimizer, every: int) -> None:
+        """See ``Counting``."""
+        if self.is_live and self._norms is not None:
+            parts, self._updating = self._updating, []
+            self.attempt("an update", self._norms.log_updates, parts, every)
+
     def skipped(self, optimizer: Optimizer) -> None:
         """See ``Counting``."""
         if self.is_live:
             self.attempt("a skipped step", self._count, optimizer, 1, _SKIPPED)
 
-    def _series_now(self) -> set[str]:
-        names = {f"gradients/{name}" for name, trained in self._trained.items() if self._gradients and trained}
-        names |= {f"parameters/{name}" for name in self._trained if self._parameters}
-        if self._outputs is not None:
-            names |= {f"activations/{name}" for name in self._outputs.names}
-        return {self._prefix + name for name in names}
+    def behind(self, series: str) -> object:
+        """Return the tensor or the layer that a series is of, for norms all of the model; None if it is gone.
+
+        Args:
+            series: The name of one of its series.
+        """
+        kind, _, name = series.removeprefix(self.settings.base).partition("/")
+        if kind == ACTIVATIONS:
+            return None if self._outputs is None else self._outputs.layer(name)
+        return self._names.parameter(name) if kind in (GRADIENTS, PARAMETERS) else self._names.module()
 
     def _named(self, optimizer: Optimizer) -> Named:
         """Return the parameters of the model that an optimizer holds, under their names of now."""
@@ -247,67 +217,86 @@ class Watch:
         return named
 
     def _count(self, optimizer: Optimizer, every: int, context: dict[str, str] | None) -> None:
-        found: dict[str, torch.Tensor] = {}
+        settings = self.settings
+        histograms: dict[str, torch.Tensor] = {}
+        norms: list[Part] = []
         left_out: dict[str, str] = {}
         for name, parameter in self._named(optimizer):
             self._met = True
-            if self._gradients and parameter.grad is not None:
-                self._add(f"{self._prefix}gradients/{name}", parameter.grad, found, left_out)
-            if self._parameters:
-                self._add(f"{self._prefix}parameters/{name}", parameter.detach(), found, left_out)
-        for why in set(left_out.values()):
-            names = [name for name, reason in left_out.items() if reason == why]
-            self.say_once(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}", why)
-        self._run.bins_many(found, context, binning=self._binning, every=every)
+            gradient = parameter.grad
+            for kind, tensor, has_histogram in (
+                (GRADIENTS, gradient, settings.gradients),
+                (PARAMETERS, parameter.detach(), settings.parameters),
+            ):
+                if tensor is None or not (has_histogram or settings.norms):
+                    continue
+                key = f"{kind}/{name}"
+                why_not = self._why_not(key, tensor)
+                if why_not is not None:
+                    left_out[key] = why_not
+                    continue
+                if has_histogram:
+                    histograms[settings.base + key] = numbers(tensor)
+                norms.append(Part(key, tensor))
+        self._say_left_out(left_out)
+        if self._taken:
+            norms = [part for part in norms if self.settings.norm_series.base + part.key not in self._taken]
+        if histograms:
+            self._run.bins_many(histograms, context, binning=settings.binning, every=every)
+        if self._norms is not None:
+            if context is not None:  # of a step that was skipped, the parameters are as they were
+                norms = [part for part in norms if part.key.startswith(f"{GRADIENTS}/")]
+            self._norms.log(norms, context, every, getattr(optimizer, "grad_scale", None))
 
-    def _add(self, series: str, tensor: torch.Tensor, found: dict[str, torch.Tensor], left_out: dict[str, str]) -> None:
+    def _remember(self, optimizer: Optimizer) -> None:
+        if self._norms is None:
+            return
+        parts = [
+            Part(f"{UPDATES}/{name}", parameter)
+            for name, parameter in self._named(optimizer)
+            if parameter.requires_grad and self._why_not(f"{UPDATES}/{name}", parameter) is None
+        ]
+        self._updating = parts
+        self._norms.remember([part.tensor for part in parts])
+
+    def _why_not(self, key: str, tensor: torch.Tensor) -> str | None:
         device = self._run.buffers.device
-        if series in self._taken:
-            left_out[series] = "another watch logs to a series of this name"
-        elif tensor.device != device:
-            left_out[series] = f"it is on {tensor.device} and the buffers are on {device}"
-        elif is_partial(tensor):
-            left_out[series] = "it is partial, and exists only after a reduction across ranks"
-        else:
-            found[series] = numbers(tensor)
+        if self.settings.base + key in self._taken:
+            return "another watch logs to a series of this name"
+        if tensor.device != device:
+            return f"it is on {tensor.device} and the buffers are on {device}"
+        return "it is partial, and exists only after a reduction across ranks" if is_partial(tensor) else None
+
+    def _say_left_out(self, left_out: dict[str, str]) -> None:
+        for why in set(left_out.values()):
+            names = [key for key, reason in left_out.items() if reason == why]
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self.say_once(f"{self.settings.base}{names[0]}{more}", why)
+
+    def _series_now(self) -> tuple[set[str], dict[str, ScalarSeries], set[str]]:
+        """Return the histograms, the series that have the norms' slots, and all names that are written."""
+        layers = [] if self._outputs is None else self._outputs.names
+        histograms = self.settings.histograms(self._trained, layers)
+        made = [self.settings.norm_series.make(key, ()) for key in self.settings.norm_keys(self._trained)]
+        written = {name for one in made for name, _ in one.sums}
+        return histograms, {one.name: one for one in made}, histograms | written
 
     def _follow(self) -> None:
         """Go on with a model that has changed: promise what is new, and nothing that has left."""
-        now = self._series_now()
-        self._taken = now & set().union(*(other.series for other in self._run.watches if other is not self))
-        before, self.series = self.series, now - self._taken
-        self._run.promises.withdraw(before - self.series)
-        self._promise(self.series - before)
+        before = self.histograms | self.scalars.keys()
+        self.histograms, self.scalars, self.series = self._series_now()
+        self._taken = self.series & set().union(*(other.series for other in self._run.watches if other is not self))
+        self.series -= self._taken
+        self.histograms -= self._taken
+        now = self.histograms | self.scalars.keys()
+        self._run.promises.withdraw(before - now)
+        self._promise(now - before)
 
-    def _promise(self, series: set[str]) -> None:
+    def _promise(self, names: set[str]) -> None:
         step = self._run.buffers.clock.step
-        activations = {name for name in series if name.startswith(f"{self._prefix}activations/")}
-        self._run.promises.add(series - activations, step, self.every, self._why_no_gradient)
+        activations = {name for name in names if name.startswith(f"{self.settings.base}{ACTIVATIONS}/")}
+        self._run.promises.add(names - activations, step, self.every, self._why_no_gradient)
         self._run.promises.add(activations, step, self.every, lambda: "no forward in training mode reached it")
-
-    def _refuse_others(self) -> list[Watch]:
-        """Return the watches whose place this one takes: of the same tensors, or of a model that is gone."""
-        again = []
-        for other in self._run.watches:
-            common = self.series & other.series
-            if any(other._holds_another_than(self, name) for name in common):
-                raise TrackerValueError(
-                    f"watch: {min(common)!r} is watched already, and both would be counted together; watch the module "
-                    "that holds both, give one of them a prefix=..., or remove() the other watch first"
-                )
-            if common:
-                again.append(other)
-        return again
-
-    def _refuse_too_many(self) -> None:
-        registry = self._run.buffers.histogram_series
-        known = {series.name for series in registry.series}
-        needed, free = len(self.series - known), registry.capacity - len(registry.series)
-        if needed > free:
-            raise TrackerValueError(
-                f"watch: {needed} series, and {free} of {registry.capacity} slots are free; set "
-                f"accumulator.max_histograms={registry.capacity - free + needed} or more, or watch a part of the module"
-            )
 
     def _why_no_gradient(self) -> str:
         if not self._stepped:
@@ -319,23 +308,13 @@ class Watch:
             )
         return "no gradient reached it, or no optimizer that stepped holds it"
 
-    def _holds_another_than(self, other: Watch, series: str) -> bool:
-        own = self._behind(series)
-        return own is not None and own is not other._behind(series)
-
-    def _behind(self, series: str) -> object:
-        """Return the tensor or the layer that a series is of; None if it is gone."""
-        kind, _, name = series.removeprefix(self._prefix).partition("/")
-        if kind == "activations":
-            return None if self._outputs is None else self._outputs.layer(name)
-        return self._names.parameter(name)
-
     def _make_handles(self, name: str) -> tuple[BinsHandle, BinsHandle | None]:
-        series = f"{self._prefix}activations/{name}"
+        settings = self.settings
+        series = f"{settings.base}{ACTIVATIONS}/{name}"
         if series in self._taken:
             raise TrackerValueError("another watch logs to a series of this name")
         handles = [
-            self._run.bins_series(series, context, binning=self._binning, every=self.every)
-            for context in (None, *([_EVALUATION] * self._evaluation))
+            self._run.bins_series(series, context, binning=settings.binning, every=self.every)
+            for context in (None, *([_EVALUATION] * settings.evaluation))
         ]
-        return handles[0], handles[1] if self._evaluation else None
+        return handles[0], handles[1] if settings.evaluation else None

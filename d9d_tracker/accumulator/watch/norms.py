@@ -1,0 +1,151 @@
+"""Norms of many tensors, on the device, in a number of launches that does not hang on how many they are."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from d9d_tracker.accumulator.calls import Calls
+from d9d_tracker.accumulator.placement import local_shard
+from d9d_tracker.accumulator.vector_scalars import VectorScalars, constant
+
+from .norm_series import NormSeries
+from .values import numbers
+
+_FAST = (1.0, 2.0, math.inf)  # of which torch has kernels for many tensors
+_names = itertools.count()
+_torch: Any = torch  # its operators on many tensors, which optimizers use, are private to pyright
+
+
+class Part(NamedTuple):
+    """What a norm is of.
+
+    Attributes:
+        key: See ``NormSeries.make``.
+        tensor: The tensor: of any dtype and layout, also distributed.
+    """
+
+    key: str
+    tensor: torch.Tensor
+
+
+class Norms:
+    """Logs the norms of tensors: this rank's part of each, which becomes the whole when the windows of ranks meet.
+
+    Args:
+        run: The run.
+        series: What the norms are called.
+    """
+
+    def __init__(self, run: Calls, series: NormSeries):
+        self._p = series.p
+        self._vector = VectorScalars(run, series.make, f"norms {next(_names)}")
+        self._copies: list[torch.Tensor] = []
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._vector.close()
+        self._copies = []
+
+    def log(
+        self, parts: Sequence[Part], context: dict[str, str] | None, every: int, scale: torch.Tensor | None = None
+    ) -> None:
+        """Log the norm of each tensor.
+
+        Args:
+            parts: The tensors.
+            context: Tags for these norms alone.
+            every: See ``VectorScalars.merge``.
+            scale: What gradients are still to be divided by, of one element.
+        """
+        if not parts:
+            return
+        with torch.no_grad():
+            shards = [local_shard(part.tensor) for part in parts]
+            keys = [part.key for part in parts]
+            self._log(keys, [shard for shard, _ in shards], [ranks for _, ranks in shards], context, every, scale)
+
+    def remember(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Copy what is about to be updated.
+
+        Args:
+            tensors: The parameters.
+        """
+        with torch.no_grad():
+            locals_ = [local_shard(tensor)[0] for tensor in tensors]
+            self._copies = [torch.empty_like(local) for local in locals_]
+            if locals_:
+                _torch._foreach_copy_(self._copies, locals_)
+
+    def log_updates(self, parts: Sequence[Part], every: int) -> None:
+        """Log the norm of what was added to each parameter since they were remembered.
+
+        Args:
+            parts: The same parameters.
+            every: See ``log``.
+        """
+        copies, self._copies = self._copies, []
+        if not copies:
+            return
+        with torch.no_grad():
+            shards = [local_shard(part.tensor) for part in parts]
+            _torch._foreach_sub_(copies, [shard for shard, _ in shards])
+            self._log([part.key for part in parts], copies, [ranks for _, ranks in shards], None, every, None)
+
+    def _log(
+        self,
+        keys: list[str],
+        shards: list[torch.Tensor],
+        ranks: list[int],
+        context: dict[str, str] | None,
+        every: int,
+        scale: torch.Tensor | None,
+    ) -> None:
+        order, powers = _powers([_real(shard, self._p) for shard in shards], self._p)
+        keys, ranks = [keys[index] for index in order], [ranks[index] for index in order]
+        is_sum = not math.isinf(self._p)
+        if scale is not None:
+            inverse = scale.to(torch.float64).reciprocal()
+            is_gradient = constant([key.startswith("gradients/") for key in keys], powers.device) > 0
+            powers = torch.where(is_gradient, powers * (inverse**self._p if is_sum else inverse), powers)
+        if is_sum and any(one != 1 for one in ranks):
+            powers = powers * constant(ranks, powers.device)
+        self._vector.merge(keys, powers, context, every)
+
+
+def _real(tensor: torch.Tensor, p: float) -> torch.Tensor:
+    """Return real floats of the same norm."""
+    tensor = tensor.abs() if tensor.is_complex() and p != 2.0 else numbers(tensor)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.float32)
+
+
+def _powers(tensors: list[torch.Tensor], p: float) -> tuple[list[int], torch.Tensor]:
+    """Return the p-th power of each norm, the norm itself for infinity, as float64 in an order of its own."""
+    by_dtype: dict[torch.dtype, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if tensor.numel():  # of nothing, which a shard may be, there is no largest
+            by_dtype.setdefault(tensor.dtype, []).append(index)
+    order: list[int] = []
+    vectors: list[torch.Tensor] = []
+    for dtype, indices in by_dtype.items():
+        order += indices
+        vectors.append(_powers_of([tensors[index] for index in indices], p, dtype))
+    empty = [index for index, tensor in enumerate(tensors) if not tensor.numel()]
+    if empty:
+        order += empty
+        vectors.append(torch.zeros(len(empty), dtype=torch.float64, device=tensors[0].device))
+    return order, vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+
+
+def _powers_of(tensors: list[torch.Tensor], p: float, dtype: torch.dtype) -> torch.Tensor:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    if p in _FAST:
+        norms = torch.stack(_torch._foreach_norm(tensors, p, wide)).to(torch.float64)
+        return norms * norms if p == 2.0 else norms
+    widened = [torch.empty_like(tensor, dtype=wide) for tensor in tensors]
+    _torch._foreach_copy_(widened, tensors)
+    _torch._foreach_abs_(widened)
+    _torch._foreach_pow_(widened, p)
+    return torch.stack(_torch._foreach_norm(widened, 1.0)).to(torch.float64)

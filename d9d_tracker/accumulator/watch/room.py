@@ -1,0 +1,84 @@
+"""Whether there is room for a watch among what a run logs already."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from d9d_tracker.accumulator.registry import Registry, ScalarSeries, label
+from d9d_tracker.errors import TrackerValueError
+
+if TYPE_CHECKING:
+    from .watch import Watch
+
+
+def others_in_its_place(watch: Watch, watches: Iterable[Watch]) -> list[Watch]:
+    """Return the watches whose place one takes: of the same tensors, or of a model that is gone.
+
+    Args:
+        watch: The watch that begins.
+        watches: Those that there are.
+
+    Raises:
+        TrackerValueError: If another logs to one of its series, of other tensors.
+    """
+    again = []
+    for other in watches:
+        common = watch.series & other.series
+        if any(_is_another(other.behind(name), watch.behind(name)) for name in common):
+            raise TrackerValueError(
+                f"watch: {min(common)!r} is watched already, and both would be counted together; watch the module "
+                "that holds both, give one of them a prefix=..., or remove() the other watch first"
+            )
+        if common:
+            again.append(other)
+    return again
+
+
+def _is_another(theirs: object, own: object) -> bool:
+    return theirs is not None and theirs is not own
+
+
+def refuse_too_many(names: Collection[str], planned: set[str], registry: Registry, field: str) -> None:
+    """Refuse more series than there are slots for.
+
+    Args:
+        names: The names of the series.
+        planned: Those of other watches, which may have no slots yet.
+        registry: Has the slots.
+        field: The field of the configuration that says how many.
+
+    Raises:
+        TrackerValueError: If there are too few.
+    """
+    known = {series.name for series in registry.series}
+    needed, free = len(set(names) - known), registry.capacity - len(registry.series) - len(planned - known)
+    if needed > free:
+        raise TrackerValueError(
+            f"watch: {needed} series, and {free} of {registry.capacity} slots are free; set "
+            f"accumulator.{field}={registry.capacity - free + needed} or more, or watch a part of the module"
+        )
+
+
+def refuse_contradictions(
+    wanted: Mapping[str, ScalarSeries], written: set[str], registry: Registry[ScalarSeries]
+) -> None:
+    """Refuse norms whose series were logged otherwise, by hand or before the run went on.
+
+    Args:
+        wanted: The series that hold what the norms are made of, by name.
+        written: The names that they become.
+        registry: Knows what was logged.
+
+    Raises:
+        TrackerValueError: If one was.
+    """
+    for known in registry.series:
+        own = wanted.get(known.name)
+        if (own is None and known.name in written and not known.sums) or (
+            own is not None and (known.reduce, known.root, bool(known.sums)) != (own.reduce, own.root, True)
+        ):
+            raise TrackerValueError(
+                f"watch: {label(known.name, known.context)} was logged with {known.describe()} before; a series has "
+                "one: give the watch a prefix=..."
+            )
