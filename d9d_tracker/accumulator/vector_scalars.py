@@ -61,8 +61,8 @@ class VectorScalars:
         slots = self._slots.get((items, tuple(keys)))
         if slots is None:
             slots = self._slots[items, tuple(keys)] = self._find(keys, items)
-        with run.buffers.lock:
-            _merge(bank.current, slots, values, self._make(keys[0], items).reduce == "max", is_on)
+        is_max = self._make(keys[0], items).reduce == "max"
+        run.buffers.change(_merge, bank.current, slots, values, is_max, is_on)
 
     def _find(self, keys: Sequence[str], items: ContextItems) -> torch.Tensor:
         registry, bank = self._run.buffers.scalar_series, self._run.buffers.scalars
