@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import counts, flush, gpt, histograms, memory, plots, report, scalars, share, slow_backend
+from . import counts, flush, gpt, histograms, memory, norms, plots, report, scalars, share, slow_backend
 from .plan import Plan
 
 _HERE = Path(__file__).parent
@@ -26,6 +26,7 @@ WORKLOADS: dict[str, Callable[[Plan], report.Result]] = {
     "e": flush.run,
     "f": memory.run,
     "g": share.run,
+    "n": norms.run,
     "counts": counts.run,
 }
 
