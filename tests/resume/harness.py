@@ -160,7 +160,16 @@ def content(folder: Path, provider: str) -> Any:
 
 def _jsonl_content(folder: Path, run_id: str) -> list[str]:
     lines = (folder / "runs" / f"{run_id}.jsonl").read_text().splitlines()
-    return [re.sub(r',"time":[0-9.]+', "", line).replace(run_id, "id") for line in lines]
+    plain = [re.sub(r',"time":[0-9.]+', "", line).replace(run_id, "id") for line in lines]
+    # A point of a step before the checkpoint's window is not cut with it, and may stand twice; half a step of a spread
+    # is not written again on resuming. Of these, what readers see is compared: the last line of a step.
+    seen: dict[Any, str] = {}
+    for line in plain:
+        if '"name":"late"' in line or '"name":"tokens/' in line:
+            fields = json.loads(line)
+            seen[fields["name"], fields["step"]] = line
+    others = [line for line in plain if not ('"name":"late"' in line or '"name":"tokens/' in line)]
+    return others + sorted(seen.values())
 
 
 def _aim_content(folder: Path, run_id: str) -> dict[Any, Any]:

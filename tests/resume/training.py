@@ -18,6 +18,7 @@ from d9d_tracker.accumulator import AccumulatingTracker
 
 STEPS = 120
 CHECKPOINT_EVERY = 7
+LATE = 3
 FLUSH_AT = (23, 24, 88)  # in the middle of the step, so that windows end early and steps are written in parts
 
 
@@ -74,8 +75,12 @@ def train(folder: Path, config: dict[str, Any], faults: list[str], end: tuple[in
                 x = torch.randn(32, 8, generator=data)
                 loss = forward(x, x.sum(1, keepdim=True))
                 loss.backward()
+                run.scalar("tokens", step + batch, reduce="sum", scope="spread")
+                run.log_at(step, {"finished": step + batch})  # of both, the last one stands
                 if batch == 0 and step in FLUSH_AT:
                     run.flush()
+            if step >= LATE:
+                run.log_at(step - LATE, {"late": step})  # often in a window that has left
             run.bins("gradients", model[0].weight.grad)
             run.scalar("last", step, reduce="last")
             if step % 10 == 0:
