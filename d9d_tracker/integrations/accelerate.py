@@ -10,10 +10,10 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
-from d9d_tracker.config import TrackerConfig
+from d9d_tracker.base import BaseTrackerRun, RunConfig
 
 from .framework_run import FrameworkRun
+from .lazy_run import AnyTracker
 
 
 class AccelerateTracker(GeneralTracker):
@@ -35,7 +35,7 @@ class AccelerateTracker(GeneralTracker):
     requires_logging_directory = False
     main_process_only = True
 
-    def __init__(self, tracker: BaseTracker[Any] | TrackerConfig | BaseTrackerRun, name: str = "accelerate"):
+    def __init__(self, tracker: AnyTracker | BaseTrackerRun, name: str = "accelerate"):
         super().__init__(_blank=True)
         self._is_given = isinstance(tracker, BaseTrackerRun)
         self._tracked = FrameworkRun(tracker, RunConfig(name=name), is_alone=True)

@@ -16,11 +16,12 @@ from typing import Any, Self
 import torch
 
 from d9d_tracker.accumulator import AccumulatingRun
-from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
-from d9d_tracker.config import IntegerBinning, TrackerConfig
+from d9d_tracker.base import BaseTrackerRun, RunConfig
+from d9d_tracker.config import IntegerBinning
 from d9d_tracker.record import Histogram, Record
 
 from .framework_run import FrameworkRun
+from .lazy_run import AnyTracker
 
 
 class D9dLoopRun:
@@ -79,7 +80,7 @@ class D9dLoopTracker:
         tracker: A tracker that one process uses, or the configuration of one.
     """
 
-    def __init__(self, tracker: BaseTracker[Any] | TrackerConfig):
+    def __init__(self, tracker: AnyTracker):
         self._tracked = FrameworkRun(tracker, is_alone=True)
 
     @contextmanager
@@ -121,7 +122,7 @@ class PlugIn:
         tracker: The tracker, or the configuration of one.
     """
 
-    def __init__(self, tracker: BaseTracker[Any] | TrackerConfig):
+    def __init__(self, tracker: AnyTracker):
         self._job_logger: Any = import_module("d9d.loop.component.job_logger").JobLogger
         build = self._before = self._job_logger._build_tracker
 
@@ -143,7 +144,7 @@ class PlugIn:
         self.undo()
 
 
-def plug_in(tracker: BaseTracker[Any] | TrackerConfig) -> PlugIn:
+def plug_in(tracker: AnyTracker) -> PlugIn:
     """Have the next job that this process builds log to a backend of this library.
 
     d9d makes its tracker from a closed union of configurations, so its ``JobLogger`` is told here: on the main process

@@ -29,7 +29,7 @@ class TrackerLogger(LoggerPart, CSVLogger):
     is one: ``save_dir/name/version``, for checkpoints and what else Lightning saves.
 
     Args:
-        tracker: A tracker, or the configuration of one.
+        tracker: A tracker, or the configuration of one, also as plain data: ``{"provider": "jsonl", "path": "runs"}``.
         name: Name of the run.
         description: Free text, if any.
         save_dir: Where folders of runs are; by default the trainer's ``default_root_dir``.

@@ -73,7 +73,7 @@ class CallbackPart:
         self._stage_before = {"stage": before["stage"]} if "stage" in before else {}
         tracked.set_context({**before, "stage": trainer.state.stage.value})
         if self._stage != "predict":  # of which Lightning logs nothing
-            self._logger.run.get_context()
+            self._logger.run.get_context()  # opened on every rank
 
     on_test_start = on_predict_start = on_validation_start
 
@@ -113,11 +113,8 @@ class CallbackPart:
                 {**metrics, **({"epoch": trainer.current_epoch} if step is None and metrics else {})},
                 None if step is None else int(step),
             )
-        tracked = self._logger.tracked
-        if tracked.is_open and getattr(tracked.tracker, "world_size", 1) > 1:
-            tracked.run.flush()  # Lightning saves the state of rank 0, so the other ranks' part is merged first
         me: Any = self
-        checkpoint["callbacks"][me.state_key] = tracked.state_dict()
+        checkpoint["callbacks"][me.state_key] = self._logger.tracked.state_of_all()  # Lightning saves that of rank 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the run of the checkpoint, if it is trained on."""

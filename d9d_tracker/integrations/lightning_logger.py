@@ -7,10 +7,10 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from d9d_tracker.base import BaseTracker, RunConfig
-from d9d_tracker.config import TrackerConfig
+from d9d_tracker.base import RunConfig
 
 from .framework_run import FrameworkRun
+from .lazy_run import AnyTracker
 
 
 class LoggerPart:
@@ -23,7 +23,7 @@ class LoggerPart:
 
     def __init__(
         self,
-        tracker: BaseTracker[Any] | TrackerConfig,
+        tracker: AnyTracker,
         name: str = "lightning",
         description: str | None = None,
         *,
@@ -92,6 +92,16 @@ class LoggerPart:
             **kwargs: Not used.
         """
         self.tracked.add_hparams(vars(params) if isinstance(params, Namespace) else dict(params or {}))
+
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """Open the run of a training without a callback, which has no checkpoint to read; compiled code cannot.
+
+        Args:
+            model: The module in training.
+            input_array: Not used.
+        """
+        if not self.is_stepped and model.trainer.state.fn == "fit":
+            self.run.get_context()
 
     def save(self) -> None:
         """Do nothing: Lightning asks for it whenever something was logged."""

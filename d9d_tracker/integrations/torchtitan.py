@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import distributed
 
-from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
-from d9d_tracker.config import TrackerConfig
+from d9d_tracker.base import BaseTrackerRun, RunConfig
 
 from .framework_run import FrameworkRun
+from .lazy_run import AnyTracker
 
 
 class TrackerLogger:
@@ -30,7 +30,7 @@ class TrackerLogger:
 
     def __init__(
         self,
-        tracker: BaseTracker[Any] | TrackerConfig | BaseTrackerRun,
+        tracker: AnyTracker | BaseTrackerRun,
         name: str = "torchtitan",
         hparams: dict[str, Any] | None = None,
         context: dict[str, str] | None = None,
@@ -56,7 +56,7 @@ class TrackerLogger:
 
 def attach(
     processor: Any,
-    tracker: BaseTracker[Any] | TrackerConfig | BaseTrackerRun,
+    tracker: AnyTracker | BaseTrackerRun,
     name: str = "torchtitan",
     hparams: dict[str, Any] | None = None,
     pp_schedule: str = "1F1B",

@@ -3,21 +3,17 @@
 trainer = Trainer(..., callbacks=[TrackerCallback(JsonlTrackerConfig(path="runs"), gradients=True)])
 """
 
-import logging
-import re
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from d9d_tracker.base import BaseTracker, RunConfig
-from d9d_tracker.config import TrackerConfig
+from d9d_tracker.base import RunConfig
 
 from .framework_run import FrameworkRun
-
-logger = logging.getLogger("d9d_tracker")
+from .lazy_run import AnyTracker
+from .transformers_checkpoint import load, save
 
 _AS_IT_WAS = "as it was"
 
@@ -47,7 +43,7 @@ class TrackerCallback(TrainerCallback, ExportableState):
 
     def __init__(
         self,
-        tracker: BaseTracker[Any] | TrackerConfig,
+        tracker: AnyTracker,
         name: str | None = None,
         checkpoint: str | Path | None = None,
         **watch: Any,
@@ -71,7 +67,11 @@ class TrackerCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer writes into ``trainer_state.json``: whose run a checkpoint is part of."""
-        attributes = {"run_id": self.tracked.tracker.run_id, "output_dir": str(Path(self._output).absolute())}
+        attributes = {
+            "run_id": self.tracked.tracker.run_id,
+            "name": self.tracked.properties.name,
+            "output_dir": str(Path(self._output).absolute()),
+        }
         return {"args": {"tracker": _AS_IT_WAS}, "attributes": attributes}
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -86,11 +86,15 @@ class TrackerCallback(TrainerCallback, ExportableState):
             self.close()
             self.tracked = FrameworkRun(self.tracked.tracker)
         self._prepare(args, state, model)
-        if state.global_step > 0:
-            self._load(args, state)
-        saved = cast(dict[str, Any], state.stateful_callbacks)
-        saved.setdefault(type(self).__name__, self.state())  # the checkpoint may know of none
-        self.tracked.set_step(state.global_step)
+        saved, step = cast(dict[str, Any], state.stateful_callbacks), state.global_step
+        kind, name = type(self).__name__, self.tracked.properties.name
+        if step > 0:
+            told = (self._checkpoint, args.resume_from_checkpoint if kind in saved else None)
+            loaded = load(saved.get(kind, []), name, told, args.output_dir, step, args.process_index)
+            if loaded is not None:
+                self.tracked.load_state_dict(loaded)
+        saved.setdefault(kind, self.state())  # the checkpoint may know of none
+        self.tracked.set_step(step)
         self._watching = self.run.watch(model, **self._watch) if self._watch else None
         self._has_trained = True
 
@@ -114,12 +118,8 @@ class TrackerCallback(TrainerCallback, ExportableState):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the tracker's state into the checkpoint's folder, on every rank."""
-        made = [folder for folder in _folders(args.output_dir, state.global_step) if folder.is_dir()]
-        if made:  # not on a rank that the Trainer saves nothing of
-            folder = max(made, key=lambda one: one.stat().st_mtime)  # others are of earlier trials
-            draft = folder / f"{self._file(args)}.draft"
-            torch.save(self.tracked.state_dict(), draft)
-            draft.replace(folder / self._file(args))
+        tracked = self.tracked
+        save(tracked.state_dict(), tracked.tracker.run_id, args.output_dir, state.global_step, args.process_index)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -141,41 +141,3 @@ class TrackerCallback(TrainerCallback, ExportableState):
             hparams["trial"] = dict(state.trial_params)
         name = self._name or args.run_name or Path(self._output).name or "trainer"
         self.tracked.properties = RunConfig(name=name, hparams=hparams)
-
-    def _load(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Go on with the run that the Trainer's state names, by the file of its checkpoint that does so too."""
-        step, saved = state.global_step, cast(dict[str, Any], state.stateful_callbacks)
-        states = saved.get(type(self).__name__, [])
-        known = [one["attributes"] for one in (states if isinstance(states, list) else [states])]
-        told = [Path(one) for one in (self._checkpoint, args.resume_from_checkpoint) if isinstance(one, str | Path)]
-        files = [
-            folder / _file(one["run_id"], args)
-            for one in known
-            for folder in (*told, *_folders(args.output_dir, step), *_folders(one["output_dir"], step))
-        ]
-        if not known and self._checkpoint is not None:  # saved by version 0.2.0
-            files = [Path(self._checkpoint, f"d9d_tracker-{args.process_index}.pt")]
-        found = next((file for file in files if file.exists()), None)
-        if found is not None:
-            self.tracked.load_state_dict(torch.load(found, weights_only=True))
-            return
-        tried = ", ".join(sorted({str(file) for file in files}))
-        logger.warning(
-            "the Trainer goes on at step %d, but this is a new run, because %s. Pass TrackerCallback(..., "
-            "checkpoint=FOLDER) to go on with the run of the checkpoint",
-            step,
-            f"there is none of {tried}" if tried else "the checkpoint's trainer_state.json names none",
-        )
-
-    def _file(self, args: TrainingArguments) -> str:
-        return _file(self.tracked.tracker.run_id, args)
-
-
-def _file(run_id: str | None, args: TrainingArguments) -> str:
-    return f"d9d_tracker-{re.sub(r'[^A-Za-z0-9_.-]', '-', str(run_id))}-{args.process_index}.pt"
-
-
-def _folders(output: str | None, step: int) -> list[Path]:
-    """Where the Trainer may save a step, or a trial's."""
-    output = output or "."
-    return [Path(output, f"checkpoint-{step}"), *Path(output).glob(f"*/checkpoint-{step}")]

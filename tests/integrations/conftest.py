@@ -1,9 +1,14 @@
 """Runs of tiny real trainings, read back from their files."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from d9d_tracker import AccumulatorConfig, Histogram, JsonlTrackerConfig
 from d9d_tracker.provider.jsonl import read_run
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """Lightning trains, evaluates, saves, stops and goes on: one run, exact values at its own steps."""
 
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,3 +166,121 @@ def test_it_is_one_of_several_loggers_and_may_be_left_alone(config, stored, tmp_
     trainer.fit(model, data())
     logger.close()
     assert set(stored()[1]["loss",]) == {1}
+
+
+class Looking(Line):
+    """Logs to ``self.logger.experiment`` wherever Lightning calls it."""
+
+    def loss_of(self, batch):
+        outputs = self.layer(batch[0])
+        self.logger.experiment.bins("outputs", outputs)
+        self.logger.experiment.scalar("own", 1.0)
+        return (outputs - batch[1]).square().mean()
+
+
+def test_nothing_is_logged_and_no_run_opened_in_a_fast_dev_run(config, tmp_path, caplog):
+    logger = TrackerLogger(config)
+    trainer = Trainer(logger=logger, callbacks=[TrackerCallback(logger, gradients=True)], fast_dev_run=True,
+                      accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(Looking(), data(), data())
+    trainer.test(Looking(), data(), verbose=False)
+    logger.close()
+    assert not (tmp_path / "runs").exists()
+    assert "does nothing" not in caplog.text
+
+
+def test_the_callback_does_nothing_if_the_trainer_has_another_logger(config, tmp_path, caplog):
+    other, used = TrackerLogger(config, name="other"), TrackerLogger(config, name="used")
+    fit(used, tmp_path, Line(), callback=TrackerCallback(other, gradients=True), max_epochs=1)
+    used.close()
+    assert not other.tracked.is_open
+    assert "its logger is not one of" in caplog.text
+
+
+def test_the_callback_finds_the_logger_by_itself(config, stored, tmp_path):
+    logger = TrackerLogger(config)
+    fit(logger, tmp_path, Line(), callback=TrackerCallback(gradients=True), max_epochs=1)
+    logger.close()
+    assert sum(stored()[1]["gradients/layer.weight",].values()) == 2 * ROWS // BATCH
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_without_the_callback_the_experiment_is_a_run(config, stored, tmp_path, compiled):
+    logger = TrackerLogger(config)
+    trainer = Trainer(logger=logger, max_epochs=1, accelerator="cpu", log_every_n_steps=1, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0)  # fmt: skip
+    model = Line()
+    if compiled:
+        model.loss = torch.compile(model.loss_of, fullgraph=True, backend="eager")
+    trainer.fit(model, data())
+    logger.close()
+    assert sum(stored()[1]["outputs",].values()) == ROWS
+    assert set(stored()[1]["loss",]) == set(range(6))
+
+
+def test_the_context_of_the_user_is_added_to_and_given_back(config, stored, tmp_path):
+    logger = TrackerLogger(config)
+    logger.experiment.set_context({"fold": "1", "stage": "mine"})
+    assert not logger.tracked.is_open
+    model = Looking()
+    trainer = fit(logger, tmp_path, model, max_epochs=1)
+    assert logger.run.get_context() == {"fold": "1", "stage": "mine"}
+    trainer.test(model, data(), verbose=False)
+    logger.close()
+    trainer.test(model, data(), verbose=False)  # the run again, and its context
+    logger.close()
+    points = stored()[1]
+    assert set(points["own", ("fold", "1"), ("stage", "mine")]) == set(range(6))
+    assert set(points["own", ("fold", "1"), ("stage", "validate")]) == {5}
+    assert set(points["own", ("fold", "1"), ("stage", "test")]) == {6}
+    assert {key[0] for key in points if len(key) == 1} == {"loss", "epoch", "val_loss", "test_loss"}
+
+
+def test_two_lives_have_two_folders_and_the_trainer_knows_them(config, tmp_path):
+    folders = []
+    for _ in range(2):
+        logger = TrackerLogger(config, name="line", save_dir=tmp_path / "saved")
+        trainer = Trainer(logger=logger, callbacks=[TrackerCallback(logger)], max_steps=1, accelerator="cpu",
+                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+        trainer.fit(Line(), data())
+        logger.close()
+        assert trainer.checkpoint_callback.best_model_path.startswith(f"{trainer.log_dir}/checkpoints/")
+        folders.append(trainer.log_dir)
+    assert len(set(folders)) == 2
+    assert all(folder.startswith(str(tmp_path / "saved" / "line")) for folder in folders)
+    logger = TrackerLogger(config, name="line", version="by name", save_dir="here")
+    assert (logger.name, logger.version, logger.log_dir) == ("line", "by name", "here/line/by name")
+
+
+def test_names_have_a_prefix(config, stored, tmp_path):
+    logger = TrackerLogger(config, prefix="teacher")
+    fit(logger, tmp_path, Line(), max_epochs=1, saving={"every_n_train_steps": 1})
+    logger.close()
+    assert {"teacher-loss", "teacher-val_loss", "teacher-epoch"} == {key[0] for key in stored()[1]} - {"outputs"}
+
+
+def test_each_package_has_classes_of_its_own():
+    program = """
+import lightning.pytorch, pytorch_lightning
+from d9d_tracker.integrations import lightning as ours, pytorch_lightning as theirs
+assert issubclass(ours.TrackerLogger, lightning.pytorch.loggers.Logger)
+assert issubclass(ours.TrackerCallback, lightning.pytorch.Callback)
+assert issubclass(theirs.TrackerLogger, pytorch_lightning.loggers.Logger)
+assert issubclass(theirs.TrackerCallback, pytorch_lightning.Callback)
+assert not issubclass(ours.TrackerLogger, pytorch_lightning.loggers.Logger)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=200, cwd=Path(__file__).parents[2])
+
+
+def test_plain_data_is_a_configuration_too(tmp_path):
+    logger = TrackerLogger({"provider": "jsonl", "path": str(tmp_path / "runs")})
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.close()
+    assert len(list((tmp_path / "runs").glob("*.jsonl"))) == 1
+
+
+def test_how_a_run_has_failed_is_told(config, tmp_path, caplog):
+    logger = TrackerLogger(config, name="line")
+    with pytest.raises(RuntimeError, match="as planned"):
+        fit(logger, tmp_path, Line(fails_at=2))
+    assert "run 'line' was ended at step 2 by RuntimeError: as planned" in caplog.text

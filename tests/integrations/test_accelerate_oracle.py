@@ -1,0 +1,154 @@
+"""What ``accelerator.log`` is given is what is stored: the same points as in a tracker that keeps a list of them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.tracking import GeneralTracker
+from lightning_oracle import config_in, stored
+
+from d9d_tracker.integrations.accelerate import AccelerateTracker
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+class Witness(GeneralTracker):
+    """Keeps a list of what is logged; without a step, W&B's way: one more at every call."""
+
+    name = "witness"
+    requires_logging_directory = False
+
+    def __init__(self):
+        super().__init__(_blank=True)
+        self.points, self.next_step = {}, 0
+
+    @property
+    def tracker(self):
+        return self
+
+    def log(self, values, step=None, **kwargs):
+        step = self.next_step if step is None else step
+        self.next_step = max(self.next_step, step + 1)
+        for name, value in values.items():
+            self.points.setdefault(name, {})[step] = float(value.item() if hasattr(value, "item") else value)
+
+
+TRAININGS = {
+    "every step": [({"loss": step / 3}, step) for step in range(30)],
+    "sparse, from 1 on": [({"loss": step / 3}, step) for step in range(1, 400, 25)],
+    "several calls a step": [({name: step / 3}, step) for step in range(9) for name in ("loss", "rate")],
+    "without steps": [({"loss": call / 3}, None) for call in range(30)],
+    "one without a step after others": [({"loss": 1.0}, 7), ({"loss": 2.0}, None), ({"rate": 3.0}, None)],
+    "an evaluation of earlier steps": [
+        *(({"loss": step / 3}, step) for step in range(10)),
+        *(({"eval": step / 7}, step) for step in range(2, 10, 3)),
+    ],
+    "not finite": [({"loss": value}, step) for step, value in enumerate((1.0, float("inf"), float("-inf")))],
+    "tensors and NumPy's numbers": [({"a": torch.tensor(1.5), "b": np.float32(2.5), "c": np.array([3])}, 0)],
+}
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+@pytest.mark.parametrize("accumulates", [True, False])
+def test_a_training(config, tmp_path, training, accumulates):
+    if not accumulates:
+        config = config.model_copy(update={"accumulator": None})
+    witness = Witness()
+    accelerator = Accelerator(log_with=[AccelerateTracker(config), witness], cpu=True)
+    accelerator.init_trackers("project")
+    for values, step in TRAININGS[training]:
+        accelerator.log(values, step=step)
+    accelerator.end_training()
+    assert stored(tmp_path / "runs")[0] == witness.points
+
+
+def test_what_is_no_number_is_left_out_and_named(config, tmp_path, caplog):
+    accelerator = Accelerator(log_with=AccelerateTracker(config), cpu=True)
+    accelerator.init_trackers("project")
+    for step in range(2):
+        values = {"text in accelerate": "x", "vector in accelerate": torch.zeros(3), "nothing in accelerate": None}
+        accelerator.log({**values, "pair": {"a": 1, "b": True}, "loss": 1.0}, step=step)
+    accelerator.end_training()
+    points = {"pair/a": {0: 1.0, 1: 1.0}, "pair/b": {0: 1.0, 1: 1.0}, "loss": {0: 1.0, 1: 1.0}}
+    assert stored(tmp_path / "runs")[0] == points
+    assert caplog.text.count("in accelerate") == 3
+    assert "Tensor of shape [3]" in caplog.text
+
+
+def test_two_evaluations_are_told_apart_by_a_context(config, tmp_path):
+    accelerator = Accelerator(log_with=AccelerateTracker(config), cpu=True)
+    accelerator.init_trackers("project")
+    for model in ("teacher", "student"):
+        context = {"d9d_tracker": {"context": {"model": model}}}
+        accelerator.log({"eval": float(len(model))}, step=3, log_kwargs=context)
+    accelerator.log({"eval": 1.0}, step=3)
+    accelerator.end_training()
+    assert stored(tmp_path / "runs")[0] == {
+        ("eval", ("model", "teacher")): {3: 7.0},
+        ("eval", ("model", "student")): {3: 7.0},
+        "eval": {3: 1.0},
+    }
+
+
+def test_a_hyperparameter_or_name_that_cannot_be_logged_stops_no_training(config, tmp_path, caplog):
+    tracked = AccelerateTracker(config)
+    accelerator = Accelerator(log_with=tracked, cpu=True)
+    accelerator.init_trackers("project")
+    tracked.tracker.scalar("sum", 1.0, reduce="sum")
+    for step in range(3):
+        accelerator.log({"sum": 2.0, "loss": float(step), "": 1.0}, step=step)
+    accelerator.end_training()
+    assert stored(tmp_path / "runs")[0] == {"sum": {0: 1.0}, "loss": {0: 0.0, 1: 1.0, 2: 2.0}}
+    assert caplog.text.count("'sum' is not stored") == 1
+
+
+def train(folder, steps, at=None, resume=False, is_killed=False):
+    """Log a loss, saving every fourth step; the end comes before a step."""
+    tracked, witness = AccelerateTracker(config_in(folder)), Witness()
+    accelerator = Accelerator(log_with=[tracked, witness], cpu=True)
+    accelerator.init_trackers("project")
+    accelerator.register_for_checkpointing(tracked)
+    if resume:
+        accelerator.load_state(str(folder / "checkpoint"))
+    for step in range(8 if resume else 0, steps):
+        if step == at and is_killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == at:
+            raise RuntimeError("as planned")
+        accelerator.log({"loss": step / 3 + resume}, step=step)
+        if step % 4 == 3:
+            accelerator.log({"eval": step / 7}, step=step)
+            accelerator.save_state(str(folder / "checkpoint"))
+    accelerator.end_training()
+    return witness.points
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_life_that_ends_and_another_that_goes_on(tmp_path, is_killed):
+    if is_killed:
+        program = f"import test_accelerate_oracle as t; t.train(t.Path({str(tmp_path)!r}), 12, at=10, is_killed=True)"
+        done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, timeout=200)
+        assert done.returncode == -signal.SIGKILL
+    else:
+        with pytest.raises(RuntimeError, match="as planned"):
+            train(tmp_path, 12, at=10)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        PartialState._reset_state()
+    train(tmp_path, 14, resume=True)
+    points, _ = stored(tmp_path / "runs")
+    assert points["loss"] == {step: step / 3 + (step > 7) for step in range(14)}
+    assert points["eval"] == {step: step / 7 for step in (3, 7, 11)}
