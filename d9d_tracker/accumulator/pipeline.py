@@ -55,7 +55,7 @@ class Pipeline:
         promises: What watches have promised.
         tail: What was written for the last, unfinished step; steady after ``drain``.
         expanded: The same, until it has been sent; steady after ``drain``.
-        late: What waits for other ranks to reach its step; steady after ``drain``.
+        late: What waits for its step to be reached, by other ranks too; steady after ``drain``.
         has_merged: Whether some point of a scalar series is made of several values; steady after ``drain``.
         latest: The points of the last window, where this process writes.
     """
@@ -251,6 +251,8 @@ class Pipeline:
                     self._buffers.staging.give_back(item.packed)
         if self._ranks is not None:
             self._finish(self._ranks)
+        else:
+            self._put_late()
 
     def _collect(self, window: Window) -> None:
         if window.index <= self._newest:  # put twice, because a signal handler raised in between
@@ -331,6 +333,11 @@ class Pipeline:
         for delivery in self._deliveries.values():
             delivery.put(finished, first, unfinished)
 
+    def _put_late(self) -> None:
+        """Hand over what waits for a step that the run has not reached."""
+        if self.late and not self._abandoned:
+            self._put(self.late.points(), max((record.step for record in self.late.records), default=0), None)
+
     def _tail_of(self, written: HostWindow | None, logged: HostWindow, late: list[Record]) -> Tail:
         """Keep what was written for the step that goes on; of series that are expanded, what this rank has logged."""
         tail = Tail.of(of_spread(logged, True), None)
@@ -346,8 +353,7 @@ class Pipeline:
             for host in ranks.finish():
                 self._hear(ranks)
                 self._deliver(host, None)
-            if self.late:
-                self._put(self.late.points(), max((record.step for record in self.late.records), default=0), None)
+            self._put_late()
         except Exception:
             logger.exception("what other ranks logged last is lost")
         finally:

@@ -168,20 +168,19 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         backend that takes nothing for a step that it was given before (W&B) refuses them, which is counted.
 
         Args:
-            step: The step; not one after the current one.
+            step: The step. What is logged at one that has not begun waits for it, in the state, or for the end.
             values: Name and value of each series; a tensor on a GPU is waited for.
             context: Tags; merged with the persistent context, over which they win.
 
         Raises:
             TrackerTypeError: If a value is no number, or the step no int.
-            TrackerValueError: If a value has not one element, a name is empty, the step has not begun, or it is
-                called in compiled code.
+            TrackerValueError: If a value has not one element, a name is empty, the step does not fit into int64, or it
+                is called in compiled code.
         """
         self._refuse_inside_graphs("log_at")
         step = step if type(step) is int else _as_index("log_at", step)
-        current = self.buffers.clock.step
-        if not 0 <= step <= current:
-            raise TrackerValueError(f"log_at({step}): the run is at step {current}; pass one that has begun")
+        if not 0 <= step < 2**63:
+            raise TrackerValueError(f"log_at({step}): a step is between 0 and 2**63 - 1; count steps from the start")
         check_mapping("log_at", values)
         check_names(list(values))
         if self._is_silent("log_at"):

@@ -246,7 +246,7 @@ def test_values_of_a_step_of_their_own(recorded):
             run.set_step(step)
             run.scalar("loss", step)
             run.log_at(step // 10, {"val/acc": torch.tensor(0.5), "lr": step}, {"stage": "eval"})
-        for step in (-1, 91, 1.5):
+        for step in (-1, 2**63, 1.5):
             with pytest.raises((TrackerValueError, TrackerTypeError), match=r"log_at|a step is an int"):
                 run.log_at(step, {"a": 1.0})
         for bad, error in (({"a": "b"}, TrackerTypeError), ({"": 1.0}, TrackerValueError), ("a", TrackerTypeError)):
@@ -256,3 +256,24 @@ def test_values_of_a_step_of_their_own(recorded):
     assert tracker.run.points("val/acc", stage="eval") == dict.fromkeys(range(10), 0.5)
     assert tracker.run.points("lr", stage="eval") == {epoch: 10 * epoch for epoch in range(10)}
     run.log_at(3, {"lr": 1.0})  # the run is closed
+
+
+def test_values_of_a_step_to_come_wait_for_it_or_for_the_end(recorded):
+    tracker = recorded(sync_every=2)
+    with tracker.open() as run:
+        for step in range(3):
+            run.set_step(step)
+            run.log_at(step + 4, {"ahead": float(step)})
+        run.flush()
+        assert tracker.run.points("ahead") == {}
+        state = tracker.state_dict()
+        run.set_step(4)
+        run.set_step(5)
+        run.flush()
+        assert tracker.run.points("ahead") == {4: 0.0, 5: 1.0}
+    assert tracker.run.points("ahead") == {4: 0.0, 5: 1.0, 6: 2.0}
+    later = recorded(sync_every=2)
+    later.load_state_dict(state)
+    with later.open() as run:
+        run.set_step(3)
+    assert later.run.points("ahead") == {4: 0.0, 5: 1.0, 6: 2.0}

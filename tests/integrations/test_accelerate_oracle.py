@@ -57,6 +57,8 @@ TRAININGS = {
         *(({"loss": step / 3}, step) for step in range(10)),
         *(({"eval": step / 7}, step) for step in range(2, 10, 3)),
     ],
+    "an earlier step once more": [({"x": 2.0}, 1), ({"x": 3.0}, 5), ({"x": 9.0}, 1)],
+    "a step once more": [({"x": 2.0}, 1), ({"x": 3.0}, 1), ({"y": 1.0}, 2), ({"x": 4.0}, 2), ({"x": 4.5}, 2)],
     "not finite": [({"loss": value}, step) for step, value in enumerate((1.0, float("inf"), float("-inf")))],
     "tensors and NumPy's numbers": [({"a": torch.tensor(1.5), "b": np.float32(2.5), "c": np.array([3])}, 0)],
 }

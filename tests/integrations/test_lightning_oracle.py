@@ -31,7 +31,7 @@ TRAININGS = {
 }
 
 
-MORE_VALIDATION = [("default checkpoint", 50)]
+MORE_VALIDATION = [("default checkpoint", 50), ("steps of validation", 50)]
 
 
 @pytest.mark.parametrize(("training", "validation"), [*((name, 3) for name in TRAININGS), *MORE_VALIDATION])
