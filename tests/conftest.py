@@ -32,6 +32,7 @@ _LONGEST = (
     "provider/test_replay.py",
     "provider/test_contract.py",
     "integrations/test_ranks.py",
+    "integrations/test_lightning_oracle.py",
     "ranks/test_failure.py",
 )
 

@@ -29,7 +29,10 @@ TRAININGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("training", "before"), [*((name, False) for name in TRAININGS), ("evaluation at the start", True)])
+BEFORE = [("evaluation at the start", True)]
+
+
+@pytest.mark.parametrize(("training", "before"), [*((name, False) for name in TRAININGS), *BEFORE])
 def test_a_training_with_evaluations_before_and_after(config, tmp_path, training, before):
     callback = TrackerCallback(config, name="line")
     trainer = trainer_of(callback, tmp_path / "out", **TRAININGS[training])
