@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from d9d_tracker import TrackerTypeError, TrackerValueError
+from d9d_tracker import (
+    AccumulatorConfig,
+    JsonlTrackerConfig,
+    RunConfig,
+    TrackerTypeError,
+    TrackerValueError,
+    read,
+    tracker_from_config,
+)
 
 
 @pytest.mark.parametrize("step", [-1, 2**63, 2**70])
@@ -258,22 +266,28 @@ def test_values_of_a_step_of_their_own(recorded):
     run.log_at(3, {"lr": 1.0})  # the run is closed
 
 
-def test_values_of_a_step_to_come_wait_for_it_or_for_the_end(recorded):
-    tracker = recorded(sync_every=2)
-    with tracker.open() as run:
+def test_values_of_a_step_to_come_wait_for_it_or_for_the_end(tmp_path):
+    config = JsonlTrackerConfig(path=tmp_path / "runs", accumulator=AccumulatorConfig(device="cpu", sync_every=2))
+
+    def stored():
+        (run,) = read(tmp_path / "runs")
+        series = run.scalars("ahead")
+        return dict(zip(series.steps.tolist(), series.values.tolist(), strict=True))
+
+    tracker = tracker_from_config(config)
+    with tracker.open(RunConfig(name="x")) as run:
         for step in range(3):
             run.set_step(step)
             run.log_at(step + 4, {"ahead": float(step)})
-        run.flush()
-        assert tracker.run.points("ahead") == {}
         state = tracker.state_dict()
         run.set_step(4)
         run.set_step(5)
         run.flush()
-        assert tracker.run.points("ahead") == {4: 0.0, 5: 1.0}
-    assert tracker.run.points("ahead") == {4: 0.0, 5: 1.0, 6: 2.0}
-    later = recorded(sync_every=2)
-    later.load_state_dict(state)
-    with later.open() as run:
+        assert stored() == {4: 0.0, 5: 1.0}
+    assert stored() == {4: 0.0, 5: 1.0, 6: 2.0}
+    tracker = tracker_from_config(config)
+    tracker.load_state_dict(state)
+    with tracker.open(RunConfig(name="x")) as run:
         run.set_step(3)
-    assert later.run.points("ahead") == {4: 0.0, 5: 1.0, 6: 2.0}
+        run.log_at(6, {"ahead": 7.0})
+    assert stored() == {4: 0.0, 5: 1.0, 6: 7.0}

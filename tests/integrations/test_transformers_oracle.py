@@ -199,13 +199,13 @@ def test_two_callbacks_go_on_with_a_run_each(config, tmp_path, restores):
         trainer.train(resume_from_checkpoint=resume)
         for callback in callbacks:
             callback.close()
-        return history(trainer)
+        return {name: points for name, points in history(trainer).items() if name != "total_flos"}
 
-    train(7)
+    train(7)  # the Trainer's PrinterCallback takes that out, before it comes to a callback that was added
     expected = train(9, resume=str(tmp_path / "out" / "checkpoint-6"))
     for name in ("one", "other"):
         (run,) = read(tmp_path / name)
-        assert stored(run) == expected
+        assert {one: points for one, points in stored(run).items() if one != "total_flos"} == expected
 
 
 def test_a_callback_needs_a_tracker():
