@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 from torch._dynamo.utils import counters
 
@@ -148,3 +149,31 @@ def test_the_doctor_prints_its_table_and_passes(capsys, tmp_path, monkeypatch):
         assert row in printed
     assert "pass" in printed
     assert "fail" not in printed
+
+
+def test_waits_of_the_compiler_are_not_the_steps_and_the_mode_is_left_as_it_was(monkeypatch):
+    mode, seen = ["error"], []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
+
+    def wait():
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    def compiling():
+        seen.append(mode[-1])
+        if len(seen) == 1:
+            wait()
+
+    def failing():
+        if mode[-1] == "warn":
+            raise ZeroDivisionError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert check_step_module._cuda_syncs(compiling) == []
+        assert (seen, mode[-1]) == (["error", "warn"], "error")
+        (where,) = check_step_module._cuda_syncs(wait)
+        assert "test_check_step.py" in where
+        with pytest.raises(ZeroDivisionError):
+            check_step_module._cuda_syncs(failing)
+    assert mode[-1] == "error"

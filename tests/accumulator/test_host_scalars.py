@@ -128,3 +128,15 @@ def test_a_series_that_comes_late_in_a_window_has_no_points_before(recorded):
                     run.scalars({f"late {index}": step for index in range(5)})
         assert tracker.run.points("late 4") == {step: step for step in late}
         assert tracker.run.points("early") == {step: step for step in range(10)}
+
+
+@pytest.mark.parametrize("scope", ["spread", "rank"])
+def test_a_series_of_another_scope_is_not_known_without_it(recorded, scope):
+    tracker = recorded()
+    with tracker.open() as run:
+        run.scalar("loss", 1.0, {"rank": "0"}, scope=scope)
+        if scope == "spread":
+            with pytest.raises(TrackerValueError, match="scope=spread"):
+                run.scalar("loss", 2.0, {"rank": "0"})
+        run.scalar("loss", 3.0)
+    assert tracker.run.points("loss") == {0: 3.0}

@@ -149,3 +149,16 @@ def test_a_callback_for_which_no_thread_is_left_costs_no_window(tracked, caplog,
             run.scalar("a", math.nan)
     assert (tracker.report.delivered, tracker.report.unread) == (12, 0)
     assert "on_nonfinite is not called" in caplog.text
+
+
+def test_steps_without_a_value_are_no_infinities(tracked, caplog):
+    tracker = tracked()
+    with tracker.open(NAME) as run:
+        for step in range(12):
+            run.set_step(step)
+            run.scalar("always", 1.0)
+            if step % 3 == 0:
+                run.scalar("most", 1.0, reduce="max")
+                run.scalar("least", 1.0, reduce="min")
+    assert tracker.report.nonfinite == []
+    assert warnings(caplog) == []

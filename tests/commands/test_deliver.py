@@ -79,3 +79,17 @@ def test_a_job_that_resumes_after_its_backlog_was_delivered_doubles_nothing(left
         run.set_step(10)
         run.scalar("loss", 10.0)
     assert points(tmp_path / "runs") == [(step, float(step)) for step in range(11)]
+
+
+def test_a_run_that_another_job_writes_is_named_at_once(left_behind, tmp_path, capsys):
+    config = JsonlTrackerConfig(path=tmp_path / "runs")
+    run_id = left_behind(config).run_id
+    tracker = tracker_from_config(config.model_copy(update={"accumulator": None}))
+    tracker.load_state_dict({"run_id": run_id})
+    backlog = ["deliver", "--backlog", str(tmp_path / "backlog"), "--timeout", "1000"]
+    with tracker.open(RunConfig(name="job")):
+        assert main(backlog) == 1
+    said = "".join(capsys.readouterr().out.replace("\u2502", "").split())
+    assert "recordsstillwait:RuntimeError:" in said
+    assert "anotherjob" in said
+    assert main(backlog) == 0

@@ -118,3 +118,12 @@ def test_on_two_processes_the_main_one_logs_and_none_is_waited_for(stored, tmp_p
     assert points["loss",] == {step: float(step) for step in range(6)}
     if how == "open":
         assert points["rank",] == dict.fromkeys(range(6), 0.5)
+
+
+def test_tags_of_a_call_are_those_of_its_points(config, stored):
+    tracked = AccelerateTracker(config)
+    accelerator = Accelerator(log_with=tracked, cpu=True)
+    accelerator.init_trackers("project")
+    accelerator.log({"loss": 1.0}, step=0, log_kwargs={"d9d_tracker": {"context": {"stage": "eval"}}})
+    accelerator.end_training()
+    assert stored()[1] == {("loss", ("stage", "eval")): {0: 1.0}}

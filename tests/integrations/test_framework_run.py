@@ -31,3 +31,22 @@ def test_the_context_of_the_loop_is_not_that_of_the_framework(config, stored):
     tracked.run.scalar("own", 2.0)
     tracked.finish()
     assert set(stored()[1]) == {("loss",), ("own", ("stage", "train"))}
+
+
+def test_steps_that_come_again_after_a_load_in_one_process_are_set_again(config, stored):
+    tracked, state = FrameworkRun(config), {}
+    for step in range(10):
+        tracked.set_step(step)
+        tracked.log({"loss": float(step)}, step)
+        if step == 5:
+            state = tracked.state_dict()
+    tracked.load_state_dict(state)
+    for step in range(6, 9):
+        tracked.set_step(step)
+        assert tracked.step == step
+        tracked.log({"loss": 10.0 * step}, step)
+        tracked.run.scalar("own", float(step))
+    tracked.finish()
+    _, points = stored()
+    assert points["loss",] == {step: step if step < 6 else 10.0 * step for step in range(9)}
+    assert points["own",] == {step: step for step in range(6, 9)}

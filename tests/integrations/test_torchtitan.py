@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from d9d_tracker import RunConfig, tracker_from_config
-from d9d_tracker.integrations.torchtitan import TrackerLogger, attach
+from d9d_tracker.integrations.torchtitan import TrackerLogger, _rank_of_the_loss, attach
 
 
 def test_it_logs_numbers_at_torchtitans_steps(config, stored):
@@ -129,3 +129,9 @@ def test_save_for_all_ranks_tags_in_an_open_run(config, stored, processor, as_ra
         made.logger.log({"loss": 1.0}, 10)
     line, points = stored()
     assert (line["hparams"], points) == ({"lr": 0.1}, {("loss", ("rank", "1")): {10: 1.0}})
+
+
+@pytest.mark.parametrize(("pipelines", "schedule", "rank"), [(3, "1F1B", 4), (3, "ZBVZeroBubble", 0), (1, "1F1B", 0)])
+def test_the_loss_is_on_the_first_rank_of_the_last_stage(pipelines, schedule, rank):
+    dims = SimpleNamespace(pp_enabled=pipelines > 1, pp=pipelines, world_size=6)
+    assert _rank_of_the_loss(dims, schedule) == rank

@@ -209,3 +209,15 @@ def test_an_open_that_fails_lets_go_of_the_lock(aim_storage: AimStorage, monkeyp
             aim_storage.tracker(state).open(PROPERTIES).__enter__()
     with aim_storage.tracker(state).open(PROPERTIES) as run:
         assert run.id == state["run_id"]
+
+
+def test_a_rewind_spares_what_aim_itself_measures(aim_storage: AimStorage) -> None:
+    tracker = aim_storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        for step in range(3):
+            run.set_step(step)
+            run.scalar("__system__cpu", float(step))
+            run.scalar("loss", float(step))
+        run.rewind(1)
+    names = [(name, step) for name, _, step in aim_storage.scalars(str(tracker.run_id))]
+    assert sorted(names) == [("__system__cpu", 0), ("__system__cpu", 1), ("__system__cpu", 2), ("loss", 0)]

@@ -15,7 +15,7 @@ from d9d_tracker import AnyTrackerConfig, RunConfig, factory, tracker_from_confi
 from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.bare_run import BareRun
 from d9d_tracker.config import AccumulatorConfig, TrackerConfig
-from d9d_tracker.provider.jsonl import JsonlRun, JsonlTrackerConfig, read_run
+from d9d_tracker.provider.jsonl import JsonlRun, JsonlTracker, JsonlTrackerConfig, read_run
 from d9d_tracker.provider.multi import MultiConfig, MultiTracker
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker.testing import RecordingRun, RecordingTracker
@@ -337,3 +337,12 @@ def test_the_first_that_hangs_does_not_take_the_time_of_the_second(
         assert lines(tmp_path) == EXPECTED
     finally:
         released.set()
+
+
+def test_a_state_that_one_cannot_read_is_loaded_by_none(tmp_path: Path) -> None:
+    names = ("0-jsonl", "1-jsonl", "2-jsonl")
+    tracker = MultiTracker({name: JsonlTracker(JsonlTrackerConfig(path=tmp_path / name)) for name in names})
+    states = [{"run_id": "a"}, {"run_id": 5}, {"run_id": "c"}]
+    with pytest.raises(ValueError, match="'run_id'"):
+        tracker.load_state_dict({"run_id": "all", "trackers": dict(zip(names, states, strict=True))})
+    assert [tracker.resume_id, *(child.resume_id for child in tracker.trackers.values())] == [None] * 4

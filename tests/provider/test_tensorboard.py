@@ -187,3 +187,15 @@ def test_a_folder_has_a_short_name_whatever_the_run_is_called(name: str, tmp_pat
     folders = list((tmp_path / "runs").iterdir())
     assert len(folders) == 2
     assert all(len(folder.name.encode()) <= 120 for folder in folders)
+
+
+@pytest.mark.parametrize("again", ["a", "b"])
+def test_a_step_that_was_flushed_in_parts_keeps_them_all(tensorboard_storage: TensorBoardStorage, again: str) -> None:
+    tracker = tensorboard_storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        run.set_step(1)
+        for name, value in (("a", 1.0), ("b", 2.0), (again, 3.0)):
+            run.scalar(name, value)
+            run.flush()
+    expected = {"a": 1.0, "b": 2.0, again: 3.0}
+    assert tensorboard_storage.scalars(str(tracker.run_id)) == {key_of(name, 1): expected[name] for name in "ab"}

@@ -116,3 +116,12 @@ def test_a_running_run_is_read_up_to_its_last_flush(tmp_path):
         (stored,) = d9d_tracker.read(tmp_path)
         assert stored.scalars("loss").values.tolist() == [0, 1, 2, 3, 4]
     assert stored.path.read_bytes().count(record_line(Record("loss", 4, {}, 4.0))[:40]) == 1
+
+
+def test_tags_that_are_called_like_columns_stand_beside_them(stored):
+    pytest.importorskip("pandas", reason="pip install pandas")
+    path = stored([Record("loss", step, {"step": "a", "value": "b"}, 0.5) for step in range(2)])
+    frame = d9d_tracker.read(path)[0].to_pandas()
+    assert frame.columns.tolist() == ["name", "step", "value", "time", "context.step", "context.value"]
+    assert (frame.step.tolist(), frame.value.tolist()) == ([0, 1], [0.5, 0.5])
+    assert (frame["context.step"].tolist(), frame["context.value"].tolist()) == (["a"] * 2, ["b"] * 2)

@@ -1,0 +1,32 @@
+"""What Trackio alone does: rows that are stored once, and belong to a run."""
+
+from d9d_tracker.base import RunConfig
+
+from .conftest import TrackioStorage, key_of
+
+PROPERTIES = RunConfig(name="a run")
+
+
+def test_what_comes_after_a_flush_of_its_step_is_stored_too(trackio_storage: TrackioStorage) -> None:
+    tracker = trackio_storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        run.set_step(1)
+        for name in "ab":
+            run.scalar(name, 1.0)
+            run.flush()
+    assert trackio_storage.scalars(str(tracker.run_id)) == {key_of("a", 1): 1.0, key_of("b", 1): 1.0}
+
+
+def test_a_rewind_takes_nothing_from_another_run_of_the_project(trackio_storage: TrackioStorage) -> None:
+    trackers = [trackio_storage.tracker() for _ in range(2)]
+    for tracker in trackers:
+        with tracker.open(PROPERTIES) as run:
+            for step in range(3):
+                run.set_step(step)
+                run.scalar("a", float(step))
+    again = trackio_storage.tracker(trackers[1].state_dict())
+    with again.open(PROPERTIES) as run:
+        run.rewind(1)
+    whole, cut = (trackio_storage.scalars(str(tracker.run_id)) for tracker in trackers)
+    assert whole == {key_of("a", step): float(step) for step in range(3)}
+    assert cut == {key_of("a", 0): 0.0}

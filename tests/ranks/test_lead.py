@@ -1,0 +1,37 @@
+"""What rank 0 hands on is finished: of steps that every rank has ended."""
+
+from windows import window_of
+
+from d9d_tracker.ranks.lead import Lead
+from d9d_tracker_kernels import LAST_STEP
+
+
+class Nowhere:
+    """A board that nobody reads."""
+
+    def put(self, *_):
+        pass
+
+
+def lead():
+    return Lead(Nowhere(), 2, 1.0)  # pyright: ignore[reportArgumentType] a board that nobody reads
+
+
+def ended(step):
+    return 2 * step + 1
+
+
+def test_a_histogram_is_filed_at_a_step_that_every_rank_has_ended():
+    values = {step: {"x": [1.0]} for step in range(2, 6)}
+    window = window_of(values, {5: {"late": [1.0]}, 2: {"early": [1.0]}})
+    handed_on = lead()._finished(window, {0: ended(5), 1: ended(3)})
+    assert handed_on.steps == [2, 3]
+    assert {one.name: handed_on.counts[slot, LAST_STEP] for slot, one in enumerate(handed_on.histograms)} == {
+        "early": 2,
+        "late": 3,
+    }
+
+
+def test_all_of_it_is_handed_on_when_every_rank_is_there():
+    window = window_of({step: {"x": [1.0]} for step in range(2, 6)}, {5: {"late": [1.0]}})
+    assert lead()._finished(window, {0: ended(5), 1: ended(7)}) is window
