@@ -100,14 +100,6 @@ class BareRun(BaseTrackerRun):
 
     @override
     def set_context(self, context: dict[str, str]) -> None:
-        """Replace the persistent context: tags attached to all following values.
-
-        Args:
-            context: Tag names and values, for example ``{"stage": "train"}``.
-
-        Raises:
-            TypeError: If it is not a dict of text; numbers become text.
-        """
         self._context = as_context("set_context", context)
 
     @override
@@ -120,17 +112,6 @@ class BareRun(BaseTrackerRun):
 
     @override
     def scalar(self, name: str, value: "float | torch.Tensor", context: dict[str, str] | None = None) -> None:
-        """Log one number; a tensor on a device is waited for.
-
-        Args:
-            name: Name of the series.
-            value: A number, or a tensor of one element.
-            context: Tags for this value alone; merged with the persistent context, over which they win.
-
-        Raises:
-            TypeError: If the value is no real number.
-            ValueError: If the value has several elements, the name is empty or the run is closed.
-        """
         self._check_open(name)
         self._write([self._record(name, as_float(name, value), context)])
 
@@ -145,17 +126,6 @@ class BareRun(BaseTrackerRun):
 
     @override
     def bins(self, name: str, values: "torch.Tensor", context: dict[str, str] | None = None) -> None:
-        """Log the distribution of a population, binned at once where it lies.
-
-        Args:
-            name: Name of the series.
-            values: The population to bin: any shape, any real dtype.
-            context: Tags for this value alone; merged with the persistent context, over which they win.
-
-        Raises:
-            TypeError: If the values are no real tensor.
-            ValueError: If the name is empty or the run is closed.
-        """
         self._check_open(name)
         if not is_tensor(values):
             raise TypeError(f"bins {name!r} got {type(values).__name__}: pass the population as a tensor")
@@ -167,16 +137,6 @@ class BareRun(BaseTrackerRun):
 
     @override
     def histogram(self, name: str, histogram: Histogram, context: dict[str, str] | None = None) -> None:
-        """Log a finished histogram.
-
-        Args:
-            name: Name of the series.
-            histogram: The finished histogram.
-            context: Tags for this value alone; merged with the persistent context, over which they win.
-
-        Raises:
-            ValueError: If the name is empty or the run is closed.
-        """
         self._check_open(name)
         self._write([self._record(name, histogram, context)])
 

@@ -8,7 +8,6 @@ JSON text; ``arrays``, the numbers, an ``.npz`` file in base64.
 import base64
 import functools
 import io
-import json
 import logging
 import zlib
 from collections.abc import Mapping
@@ -41,7 +40,7 @@ class BackendState:
     Attributes:
         type: Name of the tracker's type.
         state: The tracker's own state, plain JSON values.
-        backlog: Name of the run's backlogs; None if no run was opened, or in a state of version 0.1.0.
+        backlog: Name of the run's backlogs; None if no run was opened.
         kept: Windows that a backend had not accepted, which its backlog held, by the backend's name.
     """
 
@@ -157,7 +156,7 @@ def save(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def read(state: Any) -> Snapshot:
-    """Read a state of a single process, or of one rank, of this version or of 0.1.0.
+    """Read a state of a single process, or of one rank.
 
     Raises:
         ValueError: If it is foreign, of another version, or damaged.
@@ -165,17 +164,16 @@ def read(state: Any) -> Snapshot:
     if not isinstance(state, Mapping):
         raise ValueError(f"the state of a d9d_tracker is a dict, not {type(state).__name__}")
     version = state.get("version")
-    if version not in (None, 1, VERSION):
+    if version not in (None, VERSION):
         raise ValueError(
-            f"the state has version {version!r} and this d9d_tracker reads versions 1 and {VERSION}; load it with the "
+            f"the state has version {version!r} and this d9d_tracker reads version {VERSION}; load it with the "
             "d9d_tracker that wrote it, or a newer one"
         )
-    keys = _KEYS if version == VERSION else _FIRST_KEYS
-    missing = [key for key in keys if key not in state]
+    missing = [key for key in _KEYS if key not in state]
     if missing:
         raise ValueError(f"this is not the state of a d9d_tracker: it has no {', '.join(missing)}")
     try:
-        backend, table, arrays = _parse(state) if version == VERSION else _parse_first(state)
+        backend, table, arrays = _parse(state)
         _check(table)
         tail = None if table.tail is None else Tail.of(_window(table.tail, arrays, "tail_"), None)
         if tail is not None:
@@ -415,49 +413,3 @@ def _check(table: _Table) -> None:
     for fault, holds in checks.items():
         if not holds:
             raise ValueError(fault)
-
-
-_FIRST_KEYS = ("version", "backend", "kept", "table", "current", "window", "counts", "moments")
-
-
-def _parse_first(state: Mapping[str, Any]) -> tuple[BackendState, _Table, Mapping[str, np.ndarray]]:
-    """Read a state of version 0.1.0, whose arrays were tensors as large as the buffers."""
-    backend, table = json.loads(state["backend"]), json.loads(state["table"])
-    scalars = [_first_series(series, "reduce") for series in table["scalars"]]
-    histograms = [_first_series(series, "binning") for series in table["histograms"]]
-    current, window, counts, moments = (state[key].cpu().numpy() for key in _FIRST_KEYS[4:])
-    rows = len(table["filed"])
-    lanes = np.concatenate((window[:rows, :, : len(scalars)], current[None, :, : len(scalars)]))
-    arrays = {"lanes": lanes, "counts": counts[: len(histograms)], "moments": moments[: len(histograms)]}
-    steps = [*table["filed"], table["step"]]
-    tail = None
-    if table.get("tail_step") is not None:
-        written, counted = table["tail_scalars"], table["tail_histograms"]
-        tail_counts = np.zeros((len(counted), HEADER + CELLS), dtype=np.int64)
-        for row, histogram in enumerate(counted):
-            tail_counts[row, [int(column) for column in histogram["counts"]]] = list(histogram["counts"].values())
-        arrays |= {
-            "tail_lanes": np.array([one["lanes"] for one in written]).reshape(1, -1, LANES).transpose(0, 2, 1),
-            "tail_counts": tail_counts,
-            "tail_moments": np.array([one["moments"] for one in counted]).reshape(-1, MOMENTS),
-        }
-        tail = {
-            "scalars": [_first_series(one["series"], "reduce") for one in written],
-            "histograms": [_first_series(one["series"], "binning") for one in counted],
-            "steps": [table["tail_step"]],
-            "times": [0.0],
-        }
-    fields = {key: table[key] for key in ("resolution", "first", "passed", "windows")}
-    times = [0.0] * len(steps)
-    return (
-        _BACKEND.validate_python(backend | {"kept": {"": json.loads(state["kept"])}}),
-        _TABLE.validate_python(
-            {"scalars": scalars, "histograms": histograms, "steps": steps, "times": times, "tail": tail} | fields
-        ),
-        arrays,
-    )
-
-
-def _first_series(series: Any, key: str) -> dict[str, Any]:
-    name, context, definition = series
-    return {"name": name, "context": sorted(context.items()), key: definition}

@@ -268,10 +268,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         checkpoint.check_fit(snapshot, buffers)
         self._tracker.load_state_dict(backend.state)
         checkpoint.apply(snapshot, buffers)
-        run_id = self._tracker.run_id
-        # In version 0.1.0 the backlog was called after the backend and its run.
-        self._backlog = backend.backlog or (None if run_id is None else f"{backend.type}-{run_id}")
-        self.run_id = self.resume_id = run_id or self._backlog
+        self._backlog = backend.backlog
+        self.run_id = self.resume_id = self._tracker.run_id or self._backlog
         # One that was taken before any run was opened has nothing to go on with.
         self._loaded, self._left = None if self._backlog is None else snapshot, None
 

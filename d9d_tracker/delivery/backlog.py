@@ -150,7 +150,7 @@ class Backlog:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the file says about its run; empty if it was written by version 0.1.0."""
+        """What the file says about its run; empty if there is no file."""
         with self._lock:
             row = self._open().execute("SELECT description FROM run").fetchone() if self._exists() else None
         return {} if row is None else json.loads(row[0])

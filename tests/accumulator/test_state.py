@@ -1,14 +1,12 @@
 """A state holds everything: whoever loads it goes on, bit for bit, as if nothing had happened, or is told why not."""
 
 import base64
-import gzip
 import io
 import json
 import re
 import threading
 import time
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -311,22 +309,6 @@ def test_a_state_from_before_any_run_starts_a_new_one(config, tmp_path):
     tracker.load_state_dict(backend.tracker(**config).state_dict())
     play(tracker, program())
     assert len(backend.runs) == 1
-
-
-def test_a_state_of_version_0_1_0_is_gone_on_with_bit_for_bit(config, tmp_path):
-    """It was saved by that version after 29 calls of the program, in the middle of a step that was flushed."""
-    stored = gzip.decompress(Path(__file__).with_name("state-0.1.0.pt.gz").read_bytes())
-    state = torch.load(io.BytesIO(stored), weights_only=True)
-    assert state["version"] == 1
-    backend, whole = Recordings(tmp_path), Recordings(tmp_path)
-    play(whole.tracker(**config), program())
-    tracker = backend.tracker(**config)
-    tracker.load_state_dict(state)
-    play(tracker, program()[29:])
-    assert list(backend.runs) == [json.loads(state["backend"])["state"]["run_id"]]
-    expected = content([record for record in whole.records() if record.step >= 4])
-    assert content(backend.records()) == expected
-    assert all(record.time is None or record.time > 1e9 for record in backend.records())
 
 
 def test_a_state_is_as_large_as_what_is_in_use(config, tmp_path):
