@@ -152,7 +152,7 @@ def _send_hparams(run: BaseTrackerRun, hparams: dict[str, Any], position: Positi
             run.add_hparams({name: value})
             taken[name] = value
         except Exception as error:  # some take none later, some refuse to change one
-            say(f"hyperparameter {name!r} was set later and is not in the run: {' '.join(str(error).split())}")
+            say(f"hyperparameter {name!r} was set later: {' '.join(str(error).split())}")
     if taken:
         run.flush()
         position.hparams |= taken

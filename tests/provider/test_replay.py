@@ -235,7 +235,9 @@ def test_hyperparameters_that_a_backend_takes_no_more_are_said(tmp_path, capsys)
     assert main(command) == 0
     path.write_bytes(path.read_bytes() + hparams_line({"best": 5}))
     assert main(command) == 0
-    assert "'best' was set later and is not in the run" in " ".join(capsys.readouterr().out.split())
+    assert "'best' was set later: TensorBoardRun takes hyperparameters on opening only" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 @pytest.mark.parametrize(
