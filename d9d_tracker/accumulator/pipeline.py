@@ -14,6 +14,7 @@ from d9d_tracker.bare_run import BareRun
 from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.delivery.outbound import Call
 from d9d_tracker.delivery.report import RunReport
+from d9d_tracker.errors import TrackerValueError
 from d9d_tracker.points import Points
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
@@ -170,7 +171,13 @@ class Pipeline:
 
         Returns:
             Futures by the name of the backend, which may be cancelled; cancelled if the run is closed first.
+
+        Raises:
+            TrackerValueError: If this process writes, and to no backend of that name.
         """
+        if self._deliveries and name not in (None, *self._deliveries):
+            known = ", ".join(map(repr, self._deliveries))
+            raise TrackerValueError(f"backend(name={name!r}): this run has {known}; name one of these, or none for all")
         self.send()
         calls = {key: Call(action) for key in self._deliveries if name in (None, key)}
         self._calls += calls.values()

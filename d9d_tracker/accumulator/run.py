@@ -154,7 +154,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
             ``flush`` waits for it, and a state holds nothing of it. A future may be cancelled.
 
         Raises:
-            TrackerValueError: If the run is closed.
+            TrackerValueError: If the run is closed, or none of its backends has that name.
         """
         return self._open_pipeline("backend").call(name, action)
 

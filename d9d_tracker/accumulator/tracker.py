@@ -304,7 +304,12 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             if job.rank > 0:
                 self._tracker.run_id, self._tracker.resume_id = opened["run_id"], None
                 self._backlog = opened["backlog"]
-            return self._make_pipeline(deliveries, job.connect(), job.rank)
+            ranks = job.connect()
+            try:
+                return self._make_pipeline(deliveries, ranks, job.rank)
+            except BaseException:
+                ranks.close()
+                raise
         except BaseException as error:
             close_at_once(deliveries, error)
             raise

@@ -107,6 +107,16 @@ def test_what_a_signal_handler_logs_at_any_line_is_merged_once(call, sync_every,
     assert number > 3
 
 
+def test_what_a_signal_handler_has_logged_belongs_to_its_step(recorded):
+    tracker = recorded(sync_every=100)
+    with tracker.open() as run:
+        for step in range(3):
+            run.set_step(step)
+            with run.buffers._lock:  # which the thread holds whose handler logs
+                run.scalar("a", float(step))
+    assert tracker.run.points("a") == {step: float(step) for step in range(3)}
+
+
 def test_a_state_holds_what_a_signal_handler_has_logged_before(recorded):
     tracker = recorded(sync_every=100)
     with tracker.open() as run:

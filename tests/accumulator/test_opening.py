@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 
@@ -100,25 +101,46 @@ def test_a_backend_that_opens_late_gets_everything(backend, config):
     assert tracker.report.failures == 0
 
 
-def test_a_run_for_which_no_thread_is_left_leaves_nothing_open(backend, config, monkeypatch):
-    backend.go.set()
-    start, before = threading.Thread.start, threads()
+@pytest.fixture
+def no_thread_left(monkeypatch):
+    """No thread can be started for a pipeline."""
+    start = threading.Thread.start
 
     def none_left(thread):
         if thread.name == "d9d_tracker collector":
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    tracker = over(backend, config)
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", none_left)
-        with pytest.raises(RuntimeError, match="can't start new thread"), tracker.open(NAME):
-            pytest.fail("opened")
+    @contextmanager
+    def now():
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none_left)
+            yield
+
+    return now
+
+
+def test_a_run_for_which_no_thread_is_left_leaves_nothing_open(backend, config, no_thread_left):
+    backend.go.set()
+    before, tracker = threads(), over(backend, config)
+    with no_thread_left(), pytest.raises(RuntimeError, match="can't start new thread"), tracker.open(NAME):
+        pytest.fail("opened")
     assert backend.closed == 1
     assert threads() == before
     with tracker.open(NAME) as run:
         run.scalar("a", 1.0)
     assert backend.run.points("a") == {0: 1.0}
+
+
+def test_a_run_of_several_ranks_for_which_no_thread_is_left_leaves_them(backend, config, no_thread_left, monkeypatch):
+    backend.go.set()
+    ranks = mock.Mock(missing=[])
+    job = mock.Mock(rank=0, open=lambda settings, action: action(), connect=lambda: ranks)
+    monkeypatch.setattr(AccumulatingTracker, "_find_job", lambda tracker: job)
+    with no_thread_left(), pytest.raises(RuntimeError, match="can't start new thread"):
+        over(backend, config).start(NAME)
+    ranks.close.assert_called_once_with()
+    assert backend.closed == 1
 
 
 def test_a_rank_that_does_not_write_has_no_backend_to_call(config, monkeypatch):

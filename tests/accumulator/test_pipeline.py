@@ -5,7 +5,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig
+from d9d_tracker import (
+    AccumulatingTracker,
+    AccumulatorConfig,
+    JsonlTrackerConfig,
+    MultiConfig,
+    RunConfig,
+    TrackerValueError,
+    tracker_from_config,
+)
 from d9d_tracker.accumulator.window import Window
 from d9d_tracker.sink import SinkLostError
 from d9d_tracker.testing import RecordingRun, RecordingTracker
@@ -150,3 +158,12 @@ def test_a_call_behind_a_device_that_hangs_is_cancelled_at_the_end(recorded, mon
         (future,) = run.backend(lambda its: None).values()
     assert future.cancelled()
     go.set()
+
+
+def test_a_backend_that_is_none_of_the_runs_is_refused_by_name(tmp_path, config):
+    children = [JsonlTrackerConfig(path=tmp_path / name) for name in "ab"]
+    tracker = tracker_from_config(MultiConfig(trackers=children, accumulator=AccumulatorConfig(**config)))
+    with tracker.open(NAME) as run:
+        assert list(run.backend(lambda its: None, "1-jsonl")) == ["1-jsonl"]
+        with pytest.raises(TrackerValueError, match=r"'jsonl'.*this run has '0-jsonl', '1-jsonl'"):
+            run.backend(lambda its: None, "jsonl")
