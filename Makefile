@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx matrix wheel docs pictures bench bench-gpu gpu-day
+.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx test-sim matrix wheel docs pictures bench bench-gpu gpu-day gpu-wheels
 
 help:
 	@echo "make demo       train a small network and track it with Aim"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-gpu   what only a GPU can show"
 	@echo "make test-kill  the crash harness with KILLS=200 kills"
 	@echo "make test-ptx   the compiled kernels executed on the CPU, CASES=5000 random cases and every variant"
+	@echo "make test-sim   trainings on a GPU made of software, in SCHEDULES=100 orders of its streams"
 	@echo "make matrix     the compile, accumulator and kernel tests on several versions of torch, which takes gigabytes"
 	@echo "make wheel      the wheel, tested in an empty environment"
 	@echo "make docs       the site, into site/"
@@ -21,6 +22,7 @@ help:
 	@echo "make bench      the benchmarks of the CPU"
 	@echo "make bench-gpu  the benchmarks of a GPU"
 	@echo "make gpu-day    all that a GPU has to show, part by part, resumable; PYTHON has torch, triton, numpy, pytest"
+	@echo "make gpu-wheels what the tracker needs there beside them, into .gpu-day, for GPU_PYTHON=3.12"
 
 $(VENV)/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -92,8 +94,20 @@ $(VENV)/bench: pyproject.toml constraints.txt
 bench: $(VENV)/bench
 	$(RUN) -m bench
 
+SECONDS ?= inf
+OUT ?= bench/results/gpu-day
 gpu-day: # needs torch, triton, numpy and pytest; with PYTHON of an environment that has them
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu_day
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu_day --out $(OUT) --seconds $(SECONDS)
+
+GPU_PYTHON ?= 3.12
+gpu-wheels: # what the tracker needs beside torch, for a machine that reaches no index: carry .gpu-day there
+	rm -rf .gpu-day
+	$(PYTHON) -m pip install --quiet --no-compile --target .gpu-day --only-binary :all: --python-version $(GPU_PYTHON) \
+		--platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 pydantic rich typing_extensions
+
+SCHEDULES ?= 100
+test-sim: $(VENV)/dev
+	SCHEDULES=$(SCHEDULES) $(RUN) -m pytest -q tests/sim
 
 bench-gpu: $(VENV)/bench
 	$(RUN) -m bench --gpu

@@ -1,6 +1,7 @@
 """The benchmark: ``python -m bench`` on the CPU, ``python -m bench --gpu`` on a GPU."""
 
 import argparse
+import importlib.util
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import counts, flush, gpt, histograms, memory, norms, plots, report, scalars, share, slow_backend
+from . import counts, flush, gpt, histograms, memory, norms, report, scalars, share, slow_backend
 from .plan import Plan
 
 _HERE = Path(__file__).parent
@@ -75,13 +76,21 @@ def main() -> int:
     name = f"{about['date'][:10]}-{quick}{slug}"
     report.write_json(chosen.out / f"{name}.json", about, results)
     words = f"{about['device']} · torch {about['versions']['torch']} · {about['date'][:10]}{' · QUICK' * chosen.quick}"
-    files = plots.draw(results, chosen.out / name, words)
+    files = _draw(results, chosen.out / name, words)
     console.print(f"{chosen.out / name}.json and {len(files)} plots beside it", markup=False, highlight=False)
     if chosen.readme:
         readme = _HERE / "README.md"
         content = report.markdown(about, results, [Path(os.path.relpath(file, _HERE)) for file in files])
         report.refresh(readme, "gpu" if chosen.gpu else "cpu", content)
     return 0
+
+
+def _draw(results: list[report.Result], folder: Path, words: str) -> list[Path]:
+    if importlib.util.find_spec("matplotlib") is None:  # as on a GPU's machine: the figures are what counts
+        return []
+    from . import plots
+
+    return plots.draw(results, folder, words)
 
 
 def _spare_one() -> int:

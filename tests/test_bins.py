@@ -285,3 +285,13 @@ def test_a_histogram_that_merges_with_nothing_is_refused(recorded):
         with pytest.raises(TrackerValueError, match="'a' was logged with binning=IntegerBinning"):
             run.histogram("a", finished([1, 2, 3], [0, 1, 2, 3]))
     assert len(tracker.run.records) == 1
+
+
+def test_the_cadence_of_a_run_is_its_own(recorded):
+    """Also before its first set_step: on the device, the step of the run before is forgotten."""
+    tracker = recorded()
+    with tracker.open("first") as run:
+        run.set_step(7)
+    with tracker.open("second") as run:
+        run.bins("values", torch.ones(3), every=2)
+    assert list(tracker.run.histograms("values")) == [0]

@@ -256,3 +256,11 @@ def test_a_value_without_weight_has_no_say_not_even_a_nan(recorded, compiled, as
     loss = tracker.run.points("loss")
     assert loss[0] == 2.5
     assert math.isnan(loss[1])
+
+
+def test_a_series_of_another_scope_is_refused_also_after_it_is_known(recorded):
+    with recorded().open() as run:
+        for _ in range(2):
+            run.scalar("loss", 1.0, scope="spread")
+        with pytest.raises(TrackerValueError, match=r"'loss' was logged with .*scope=spread before"):
+            run.scalar("loss", 1.0)

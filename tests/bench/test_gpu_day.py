@@ -37,24 +37,60 @@ def test_a_part_that_fails_or_hangs_is_told(tmp_path):
     assert not is_done(failing, tmp_path)
 
 
-def test_a_part_that_lacks_something_is_left_out_by_name(tmp_path):
+def test_a_part_that_lacks_something_fails_by_name(tmp_path):
     result = run_part(Part("x", ("-c", "1"), ("no_such_module",)), tmp_path)
-    assert (result["status"], result["output"]) == ("left out", "not installed: no_such_module")
+    assert (result["status"], result["output"]) == ("failed", "not installed: no_such_module; see make gpu-wheels")
 
 
-def test_the_day_goes_on_after_a_failure_and_says_so(tmp_path, monkeypatch, capsys):
+def test_tests_that_are_all_skipped_are_no_pass(tmp_path):
+    (tmp_path / "test_skipped.py").write_text("import pytest\ndef test():\n    pytest.skip('no GPU')\n")
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_skipped.py"))
+    assert run_part(Part("s", command), tmp_path)["status"] == "failed: nothing ran"
+
+
+def test_results_of_a_part_go_to_its_own_folder(tmp_path):
+    result = run_part(Part("bench-a", ("-c", "import sys; print(sys.argv[1])", "{out}")), tmp_path)
+    assert result["output"] == f"{tmp_path / 'bench-a'}\n"
+
+
+def test_without_a_gpu_it_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_day.main(["--out", str(tmp_path)]) == 2
+    assert "no GPU" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "no GPU")
+
+
+def test_the_day_goes_on_after_a_failure_and_says_so(tmp_path, monkeypatch, capsys, a_gpu):
     monkeypatch.setattr(gpu_day, "PARTS", (Part("bad", ("-c", "exit(1)")), Part("good", ("-c", "print('fine')"))))
     assert gpu_day.main(["--out", str(tmp_path)]) == 1
     assert "fine" in capsys.readouterr().out
     assert gpu_day.main(["--out", str(tmp_path), "--list"]) == 0
-    assert "good         has passed before" in capsys.readouterr().out
+    assert "good                   has passed before" in capsys.readouterr().out
 
 
-def test_every_part_can_be_asked_for(monkeypatch):
+def test_a_budget_ends_it_before_a_part_that_may_not_fit_and_the_next_call_goes_on(tmp_path, monkeypatch, a_gpu):
+    monkeypatch.setattr(gpu_day, "PARTS", (Part("one", ("-c", "1")), Part("two", ("-c", "1"))))
+    assert gpu_day.main(["--out", str(tmp_path), "--seconds", "1"]) == 3
+    assert gpu_day.main(["--out", str(tmp_path), "--only", "one"]) == 0
+    monkeypatch.setattr(gpu_day, "LONGEST_SECONDS", 0)
+    assert gpu_day.main(["--out", str(tmp_path), "--seconds", "60"]) == 0
+    assert {path.stem for path in tmp_path.glob("*.json")} == {"one", "two"}
+
+
+def test_every_part_can_be_asked_for_is_short_and_the_riskiest_is_first():
+    assert PARTS[0].name == "graphs-by-hand"
+    assert gpu_day.LONGEST_SECONDS < 240
     for part in PARTS:
         if "pytest" in part.arguments:
             assert all((gpu_day.ROOT / name).exists() for name in part.arguments if name.startswith("tests/"))
-    assert {part.arguments[-1] for part in PARTS if part.name.startswith("bench-")} == set("abcdefg") | {"counts"}
+    asked = {part.arguments[4] for part in PARTS if part.name.startswith("bench-")}
+    assert asked == set("abcdefgn") | {"counts"}
 
 
 @pytest.fixture

@@ -306,3 +306,16 @@ def test_each_thread_has_scratch_memory_of_its_own():
         states = list(pool.map(lambda tensor: count(tensor, BINNINGS["uneven"]), values * 4))
     for state, tensor in zip(states, values * 4, strict=True):
         assert torch.equal(state.counts, count(tensor, BINNINGS["uneven"]).counts)
+
+
+def test_memory_that_a_thread_first_used_in_inference_mode_is_used_outside_too():
+    state = allocate(1, "cpu")
+
+    def count():
+        with torch.inference_mode():
+            reference.histogram_(torch.ones(3), state.counts, state.moments, 0, 0, EXPONENTIAL, 2048, 0.0, 0.0)
+        reference.histogram_(torch.ones(3), state.counts, state.moments, 0, 0, EXPONENTIAL, 2048, 0.0, 0.0)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(count).result()
+    assert state.counts[0, HEADER:].sum() == 6

@@ -22,7 +22,7 @@ BINNINGS = [
     (INTEGER, 64, 0.0, 64.0),
 ]
 VALUES = {dtype: adversarial_values(dtype) for dtype in launching.ELEMENT_TYPES}
-ROWS, ROW, STEP = 3, 1, 6
+ROWS, ROW, STEP = 3, 1, 2**40
 
 
 @dataclass(frozen=True)

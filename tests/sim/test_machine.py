@@ -1,0 +1,164 @@
+"""The instrument itself: what a real GPU refuses or does late is refused or done late here."""
+
+import threading
+
+import pytest
+import torch
+from sim.simulation import machine, simulated
+
+from d9d_tracker.accumulator.event_wait import relaxed
+
+
+def capture(work, **options):
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, **options):
+        work()
+    return graph
+
+
+def test_work_is_done_late_and_in_the_order_of_its_stream():
+    with simulated(0, eagerness=0.0) as made:
+        values = torch.zeros(3, device="cuda")
+        values.add_(2)
+        values.mul_(3)
+        assert values.hidden.tolist() == [0.0] * 3
+        assert values.tolist() == [6.0] * 3
+        assert made.waits
+
+
+def test_streams_get_on_in_any_order_unless_one_waits():
+    seen = {False: set(), True: set()}
+    for seed in range(40):
+        for waits in (False, True):
+            with simulated(seed, eagerness=0.0):
+                values, stream = torch.zeros(1, device="cuda"), torch.cuda.Stream()
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    values.add_(1)
+                if waits:
+                    torch.cuda.current_stream().wait_stream(stream)
+                values.mul_(10)
+                torch.cuda.synchronize()
+                seen[waits].add(values.item())
+    assert seen == {False: {1.0, 10.0}, True: {10.0}}
+
+
+def test_a_capture_does_nothing_and_a_replay_does_it_again():
+    with simulated(1):
+        values, other = torch.zeros(1, device="cuda"), torch.zeros(1, device="cuda")
+
+        def work():
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                other.add_(1)
+            torch.cuda.current_stream().wait_stream(side)
+            values.add_(torch.ones(1, device="cuda") + other)
+
+        graph = capture(work)
+        assert (values.item(), other.item()) == (0.0, 0.0)
+        graph.replay()
+        graph.replay()
+        assert (values.item(), other.item()) == (2.0 + 3.0, 2.0)
+
+
+def test_pinned_memory_is_read_when_the_copy_is_done_and_other_memory_at_once():
+    with simulated(2, eagerness=0.0):
+        pinned, pageable = torch.ones(1).pin_memory(), torch.ones(1)
+        late, early = pinned.to("cuda", non_blocking=True), pageable.to("cuda")
+        pinned.fill_(5.0)
+        pageable.fill_(5.0)
+        assert (late.item(), early.item()) != (5.0, 5.0)
+        machine().sync_debug = "error"
+        with pytest.raises(RuntimeError, match="pageable"):
+            pageable.to("cuda", non_blocking=True)
+
+
+REFUSED = {
+    "a value on the host": lambda values: values.item(),
+    "a pageable copy": lambda values: torch.ones(1).cuda(),
+    "a wait for the device": lambda values: torch.cuda.synchronize(),
+    "a wait for an event": lambda values: torch.cuda.Event().synchronize(),
+    "a kernel that is not loaded": lambda values: machine().refuse_in_captures("a load"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_a_capture_refuses_ends_it(what):
+    with simulated(3):
+        values = torch.zeros(1, device="cuda")
+
+        def work():
+            with pytest.raises(RuntimeError, match="capturing"):
+                REFUSED[what](values)
+
+        with pytest.raises(RuntimeError, match="previous error during capture"):
+            capture(work)
+
+
+@pytest.mark.parametrize("mode", ["global", "thread_local"])
+@pytest.mark.parametrize("is_relaxed", [False, True])
+def test_another_threads_question_breaks_a_global_capture_unless_it_is_relaxed(mode, is_relaxed):
+    with simulated(4):
+        event, errors = torch.cuda.Event(), []
+
+        def ask():
+            try:
+                if is_relaxed:
+                    with relaxed():
+                        event.query()
+                else:
+                    event.query()
+            except RuntimeError as error:
+                errors.append(error)
+
+        def work():
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join()
+
+        if mode == "global" and not is_relaxed:
+            with pytest.raises(RuntimeError, match="previous error"):
+                capture(work, capture_error_mode=mode)
+        else:
+            capture(work, capture_error_mode=mode)
+        assert bool(errors) == (mode == "global" and not is_relaxed)
+
+
+def test_a_capture_that_is_not_joined_or_depends_on_the_outside_is_refused():
+    with simulated(5):
+        values, side = torch.zeros(1, device="cuda"), torch.cuda.Stream()
+
+        def unjoined():
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                values.add_(1)
+
+        with pytest.raises(RuntimeError, match="not joined"):
+            capture(unjoined)
+        event = side.record_event()
+
+        def outside():
+            with pytest.raises(RuntimeError, match="outside"):
+                event.wait()
+
+        with pytest.raises(RuntimeError, match="previous error"):
+            capture(outside)
+
+
+def test_streams_come_from_a_pool_of_32():
+    with simulated(6):
+        streams = [torch.cuda.Stream() for _ in range(40)]
+        assert len(set(streams)) == 32
+        assert streams[0] == streams[32]
+        assert torch.cuda.Stream("cuda:1").device.index == 1
+
+
+def test_devices_do_not_share_memory():
+    with simulated(7):
+        here = torch.ones(3, device="cuda")
+        there = here.to("cuda:1")
+        assert there.device.index == 1
+        assert there.tolist() == [1.0] * 3
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            machine().memory.bytes_at(here.data_ptr(), 4, device=1)
