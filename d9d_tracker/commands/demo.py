@@ -124,6 +124,7 @@ def main(provider: str, steps: int, out: Path) -> int:
         console.print("No C++ compiler found: the step runs eagerly. Tracking is the same.")
     with tracker.open(properties) as run:
         model = Network(run).to(device)
+        run.watch(model, gradients=False, norms=True, updates=True)
         torch.manual_seed(rank)  # the network is the same everywhere, the batches are not
         shows_progress = provider != "console" and rank == 0
         _train(model, run, train, held_out, steps, compiles, console if shows_progress else None)

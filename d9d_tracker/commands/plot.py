@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from d9d_tracker.reading import Histograms, Scalars, read
 
 from .labels import in_words, labels_of, shortened, shortened_apart, together, unmatched
+from .norm_panels import common_view, family_of, on_common_axis, surface
 from .panels import (
     COLORS,
     LINES,
@@ -112,7 +113,12 @@ def plot(
         remarks.append(f"left out {len(left_out)} series, from {left_out[0]!r} on: choose by --series, or raise --max")
     labels = labels_of(runs)
     looks = _Looks()
-    panels = [_curves(name, _of(loaded, labels, name, Scalars), looks, smooth, clip, log) for name in scalars[:most]]
+    shown = scalars[:most]
+    views = {family: common_view(_all_of(loaded, family)) for family in map(family_of, shown) if family}
+    panels = [
+        *_surfaces(loaded, labels, shown),
+        *(_curves(name, _of(loaded, labels, name, Scalars), looks, smooth, clip, log, views) for name in shown),
+    ]
     for name in histograms[: max(0, most - len(scalars))]:
         panels += _histograms(name, _of(loaded, labels, name, Histograms), looks, clip, remarks)
     with rc_context({"font.family": families(), "text.usetex": False}), warnings.catch_warnings():
@@ -172,10 +178,38 @@ def _of(
 
 
 def _curves(
-    name: str, found: list[tuple[str, list[Scalars]]], looks: _Looks, smooth: int | None, clip: float, log: bool
+    name: str,
+    found: list[tuple[str, list[Scalars]]],
+    looks: _Looks,
+    smooth: int | None,
+    clip: float,
+    log: bool,
+    views: dict[str, tuple[float, float] | None],
 ) -> Panel:
-    curves = [(looks[label], series) for label, series in found]
-    return Panel(name, lambda axes: draw_curves(axes, curves, smooth, clip, log), [label for label, _ in found])
+    curves, family = [(looks[label], series) for label, series in found], family_of(name)
+
+    def draw(axes: "Axes") -> None:
+        draw_curves(axes, curves, smooth, clip, log or family is not None)
+
+    if family is not None:
+        draw = on_common_axis(draw, views[family])
+    return Panel(name, draw, [label for label, _ in found])
+
+
+def _all_of(loaded: list[list[Scalars | Histograms]], family: str) -> list[Scalars]:
+    """Return the norms of a family in all runs."""
+    return [one for own in loaded for one in own if isinstance(one, Scalars) and family_of(one.name) == family]
+
+
+def _surfaces(loaded: list[list[Scalars | Histograms]], labels: list[str], shown: list[str]) -> list[Panel]:
+    """Return a panel for each run and family of norms, of all that were chosen, drawn as curves or not."""
+    panels = []
+    for family in dict.fromkeys(filter(None, map(family_of, shown))):
+        for label, own in zip(labels, loaded, strict=True):
+            series = _all_of([own], family)
+            if len(series) > 1:
+                panels.append(Panel(together(f"{family}, layer by step", label), surface(family, series), []))
+    return panels
 
 
 def _histograms(
