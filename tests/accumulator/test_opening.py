@@ -51,9 +51,9 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("d9d_tracker")]
 
 
-def test_a_backend_that_refuses_late_is_said_once_and_waited_for_by_nobody(backend, config, caplog):
+def test_a_backend_that_refuses_late_is_said_once_and_waited_for_by_nobody(backend, config, caplog, monkeypatch):
     backend.error = ValueError("THE CAUSE")
-    tracker = over(backend, config, flush_timeout=300.0)
+    tracker = over(backend, config, flush_timeout=10.0)
     with tracker.open(NAME) as run:
         run.scalar("a", 1.0)
         (before,) = run.backend(lambda its: None).values()
@@ -63,6 +63,8 @@ def test_a_backend_that_refuses_late_is_said_once_and_waited_for_by_nobody(backe
         (after,) = run.backend(lambda its: None).values()
         assert isinstance(after.exception(10), ValueError)
         caplog.clear()
+        (delivery,) = tracker._pipeline._deliveries.values()
+        monkeypatch.setattr(delivery._changed, "wait_for", lambda is_so, _: is_so() or pytest.fail("it waits"))
         run.flush()
         assert "not with the backend, ValueError('THE CAUSE')" in caplog.text
         tracker.state_dict()
