@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx test-sim matrix wheel docs pictures bench bench-gpu gpu-day gpu-wheels
+.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx test-sim matrix matrix-table wheel docs pictures bench bench-gpu gpu-day gpu-wheels
 
 help:
 	@echo "make demo       train a small network and track it with Aim"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-kill  the crash harness with KILLS=200 kills"
 	@echo "make test-ptx   the compiled kernels executed on the CPU, CASES=5000 random cases and every variant"
 	@echo "make test-sim   trainings on a GPU made of software, in SCHEDULES=100 orders of its streams"
+	@echo "make matrix-table  each way of logging at each moment: what holds, as a table"
 	@echo "make matrix     the compile, accumulator and kernel tests on several versions of torch, which takes gigabytes"
 	@echo "make wheel      the wheel, tested in an empty environment"
 	@echo "make docs       the site, into site/"
@@ -61,6 +62,9 @@ test-gpu: $(VENV)/dev
 KILLS ?= 200
 test-kill: $(VENV)/dev
 	KILLS=$(KILLS) $(RUN) -m pytest tests/resume/test_kill.py -k no_trace -s
+
+matrix-table: $(VENV)/dev
+	$(RUN) -c "from tests.test_matrix import main; main()"
 
 matrix:
 	.ci/matrix

@@ -27,6 +27,7 @@ def pytest_report_header():
 
 # A worker takes whole files, in this order: the longest first, or one is still at work when the others are done.
 _LONGEST = (
+    "tests/test_matrix.py",
     "kernels/test_interpreted.py",
     "writer/test_process.py",
     "provider/test_replay.py",

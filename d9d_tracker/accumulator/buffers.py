@@ -157,9 +157,12 @@ class Buffers:
             self._deferred.append((change, arguments))
             return
         with self._lock:
+            if self._deferred:  # it came first
+                self._make_deferred()
             self.follow()
             change(*arguments)
-            if self._deferred:
+        while self._deferred:  # also what came as the lock was let go
+            with self._lock:
                 self._make_deferred()
 
     def add_late(self, records: Sequence[Record], hparams: dict[str, Any]) -> None:

@@ -171,8 +171,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             return
         deadline = time.monotonic() + self._config.flush_timeout
         try:
-            run.end_watches()
             run.stop_taking()
+            run.end_watches()
             snapshot = self._snapshot_to_leave(pipeline, isinstance(error, Exception))
             pipeline.close(deadline, error)
             run.warn_of_no_steps(pipeline.has_merged)

@@ -85,12 +85,12 @@ class Outbound:
     @property
     def windows(self) -> list[Queued]:
         """The windows, oldest first."""
-        return [item for item in self._items if isinstance(item, Queued)]
+        return [item for item in tuple(self._items) if isinstance(item, Queued)]  # a signal handler may add more
 
     @property
     def calls(self) -> list[Call]:
         """The calls, oldest first."""
-        return [item for item in self._items if isinstance(item, Call)]
+        return [item for item in tuple(self._items) if isinstance(item, Call)]
 
     def append(self, points: Points, first: int) -> None:
         """Add a window.

@@ -14,6 +14,7 @@ where two cores have no cache in common, memory that one wrote and the other rea
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -62,6 +63,24 @@ def histogram_(
         low: Lower end of a linear binning.
         high: Upper end of a linear binning.
     """
+    outer = _scratch.begin()
+    try:
+        _add(values, counts, moments, step, row, kind, bins, low, high)
+    finally:
+        _scratch.end(outer)
+
+
+def _add(
+    values: torch.Tensor,
+    counts: torch.Tensor,
+    moments: torch.Tensor,
+    step: int,
+    row: int,
+    kind: int,
+    bins: int,
+    low: float,
+    high: float,
+) -> None:
     header_row, cells = counts[row].split([HEADER, CELLS])
     header = header_row.tolist()
     thresholds = _linear_thresholds(bins, low, high) if kind == LINEAR else None
@@ -138,6 +157,20 @@ class _Scratch(threading.local):
             self._guess = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
             self._threshold = torch.empty(CHUNK, dtype=torch.float64, device="cpu")
             self._nearest = torch.empty(CHUNK, dtype=torch.int64, device="cpu")
+        self._is_used = False
+
+    def begin(self) -> dict[str, Any] | None:
+        """Claim it; what a signal handler counts in the middle of another count gets memory of its own."""
+        outer = dict(vars(self)) if self._is_used else None
+        if outer is not None:
+            self.__init__()
+        self._is_used = True
+        return outer
+
+    def end(self, outer: dict[str, Any] | None) -> None:
+        """Give it back, to the count that was interrupted if there is one."""
+        self._is_used = False
+        vars(self).update(outer or {})
 
     def exact(self, numel: int) -> torch.Tensor:
         return self._exact[:numel]

@@ -319,3 +319,22 @@ def test_memory_that_a_thread_first_used_in_inference_mode_is_used_outside_too()
     with ThreadPoolExecutor(1) as thread:
         thread.submit(count).result()
     assert state.counts[0, HEADER:].sum() == 6
+
+
+def test_a_count_within_a_count_changes_nothing(monkeypatch):
+    """As when a signal's handler logs while its thread counts."""
+    values, others = torch.rand(1000), torch.rand(1000) * 1e6
+    alone, interrupted, inner = (allocate(1, torch.device("cpu")) for _ in range(3))
+    parameters = (1, 0, *BINNINGS["512 exponential"])
+    reference.histogram_(values, alone.counts, alone.moments, *parameters)
+    count = reference._count
+
+    def interrupt(cell):
+        monkeypatch.setattr(reference, "_count", count)
+        reference.histogram_(others, inner.counts, inner.moments, *parameters)
+        return count(cell)
+
+    monkeypatch.setattr(reference, "_count", interrupt)
+    reference.histogram_(values, interrupted.counts, interrupted.moments, *parameters)
+    assert torch.equal(interrupted.counts, alone.counts)
+    assert inner.counts[0, HEADER:].sum() == 1000
