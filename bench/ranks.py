@@ -71,7 +71,7 @@ class Load:
         maxima = 8 * (3 * rows + 3 * self.histograms)  # two extremes and whose is the last; two extremes, last step
         sums = 8 * (4 * rows + 2 * self.histograms)
         counts = 8 * 2056 * self.histograms
-        calls = [("all_gather", 32), ("all_reduce_max", maxima), ("reduce_sum", sums), ("reduce_sum", counts)]
+        calls = [("all_gather", 40), ("all_reduce_max", maxima), ("reduce_sum", sums), ("reduce_sum", counts)]
         return [*calls, ("broadcast", 8)]
 
 

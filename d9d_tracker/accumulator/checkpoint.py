@@ -24,6 +24,7 @@ from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, MOMENTS
 from .buffers import Buffers, Clock
 from .host_window import HostWindow, Tail, contradictions, empty_window, merge_windows
 from .late import Late
+from .moving import Moving
 from .registry import HistogramSeries, ScalarSeries
 from .spread import completed, expand, merge_expanded, of_spread
 
@@ -72,6 +73,7 @@ class _Table(_Steps):
     late: str = ""
     tail_late: str = ""
     expanded: _Steps | None = None
+    moving: str = ""
 
 
 _BACKEND = TypeAdapter(BackendState)
@@ -91,6 +93,7 @@ class Snapshot:
         tail: What was written for the current step already, if anything.
         late: What came finished while the window was open.
         expanded: What other ranks of an earlier life logged to series of ``scope="spread"``, if anything.
+        moving: What has left the device and is not with the backends.
         backend: What belongs to the backend.
     """
 
@@ -103,6 +106,12 @@ class Snapshot:
     late: Late
     backend: BackendState
     expanded: HostWindow | None = None
+    moving: Moving = field(default_factory=Moving)
+
+    @property
+    def rewind_to(self) -> int:
+        """The step from which on the backends must hold nothing."""
+        return int(min(self.first, self.moving.first))
 
     @property
     def holds_values(self) -> bool:
@@ -142,6 +151,7 @@ def save(snapshot: Snapshot) -> dict[str, Any]:
         _to_text(snapshot.late),
         "" if snapshot.tail is None else _to_text(Late(snapshot.tail.late)),
         None if expanded is None else _Steps(expanded.scalars, [], expanded.steps, expanded.times),
+        snapshot.moving.dump(),
     )
     arrays = _arrays_of(window, "") | ({} if tail is None else _arrays_of(tail, "tail_"))
     arrays |= {} if expanded is None else _arrays_of(expanded, "expanded_")
@@ -188,6 +198,7 @@ def read(state: Any) -> Snapshot:
             _from_text(table.late),
             backend,
             None if table.expanded is None else _window(table.expanded, arrays, "expanded_"),
+            Moving.load(table.moving),
         )
     except (TypeError, ValueError, KeyError, AttributeError, OSError, zlib.error) as error:
         raise ValueError(f"the state of the tracker is damaged: {error}") from error
@@ -320,10 +331,16 @@ def _merged(snapshots: list[Snapshot]) -> Snapshot:
             logger.error("%s", contradiction)
     merged = functools.reduce(merge_windows, windows)
     expanded = [snapshot.expanded for snapshot in snapshots if snapshot.expanded is not None]
+    held = [snapshot.moving.held for snapshot in snapshots if snapshot.moving.held is not None]
     return replace(
         first,
         window=merged,
         expanded=functools.reduce(merge_expanded, expanded) if expanded else None,
+        moving=Moving(
+            [one for snapshot in snapshots for one in snapshot.moving.windows],
+            functools.reduce(merge_expanded, held) if held else None,
+            first.moving.taken,
+        ),
         late=Late([record for snapshot in reversed(snapshots) for record in snapshot.late.records], first.late.hparams),
         first=min(snapshot.first for snapshot in snapshots),
         passed=max(len(merged.steps) - 1, *(snapshot.passed for snapshot in snapshots)),
@@ -353,7 +370,13 @@ def _emptied(snapshot: Snapshot) -> Snapshot:
     window = snapshot.window
     nothing = empty_window(0, window.steps, window.times, window.scalars, window.histograms)
     return replace(
-        snapshot, window=nothing, tail=None, late=Late(), expanded=None, backend=replace(snapshot.backend, kept={})
+        snapshot,
+        window=nothing,
+        tail=None,
+        late=Late(),
+        expanded=None,
+        moving=Moving(),
+        backend=replace(snapshot.backend, kept={}),
     )
 
 

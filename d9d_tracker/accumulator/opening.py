@@ -113,7 +113,7 @@ def _deliver(
             open_backend,
             backlog,
             config.flush_timeout,
-            rewind_to=None if loaded is None else loaded.first,
+            rewind_to=None if loaded is None else loaded.rewind_to,
             amends=backend.amends,
         )
     except BaseException:

@@ -1,5 +1,6 @@
 """From the bank to the backends: the thread that waits for copies, merges ranks, and passes points on, in order."""
 
+import functools
 import logging
 import os
 import queue
@@ -8,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from d9d_tracker.bare_run import BareRun
 from d9d_tracker.delivery.delivery import Delivery
@@ -23,6 +24,7 @@ from d9d_tracker_kernels import COUNT
 from .buffers import Buffers
 from .host_window import HostWindow, Tail
 from .late import Late
+from .moving import Logged, Moving
 from .nonfinite import NonFiniteWatch
 from .spread import completed, expand, merge_expanded, of_spread, since
 from .watch.promises import Promises
@@ -33,6 +35,32 @@ logger = logging.getLogger("d9d_tracker")
 
 _GLANCE_SECONDS = 0.2
 _SETTLE_SECONDS = 1.0
+_OTHERS_SECONDS = 3.0  # that a state waits for other ranks: what they have not merged by then, it holds
+_RECENT = 2  # windows that a rank saves though rank 0 has them, which may have saved its state before
+
+
+@dataclass(frozen=True)
+class State:
+    """What a state holds of what has left the device; see ``Snapshot``."""
+
+    tail: Tail | None
+    late: Late
+    expanded: HostWindow | None
+    moving: Moving
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """How far the thread has come: the last window, and what was there when it was done."""
+
+    index: int
+    tail: Tail | None
+    late: Late
+    expanded: HostWindow | None
+    earlier: HostWindow | None
+    held: HostWindow | None
+    taken: dict[int, int]
+    recent: tuple[Logged, ...]
 
 
 class Pipeline:
@@ -47,6 +75,7 @@ class Pipeline:
         nonfinite: Finds and tells what is not finite.
         tail: What an earlier life of the run wrote for its last, unfinished step.
         expanded: What other ranks of that life logged to series of ``scope="spread"``, if anything.
+        earlier: What of that life was on its way to rank 0, or held back there.
         timeout: Seconds that the backends are waited for.
 
     Attributes:
@@ -71,6 +100,7 @@ class Pipeline:
         nonfinite: NonFiniteWatch,
         tail: Tail | None,
         expanded: HostWindow | None,
+        earlier: HostWindow | None,
         timeout: float,
     ):
         self.rank = rank
@@ -88,6 +118,8 @@ class Pipeline:
         self._nonfinite = nonfinite
         self._timeout = timeout
         self._newest = -1
+        self._earlier = earlier
+        self._recent: tuple[Logged, ...] = ()
         if ranks is not None:
             report.missing = ranks.missing
         self._pending: deque[Window] = deque()  # put, and not yet turned into points
@@ -96,6 +128,7 @@ class Pipeline:
         if tail is not None and deliveries:  # taken back with the rewind, and written again
             written = points(of_spread(tail.as_window(), False)).replaced(tail.late)
             self._put(written, tail.step, tail.step)
+        self._reach(-1)
         # SIGINT and SIGTERM may raise between any two lines of Python: of queue.Queue too, but not of this one, in C.
         self._windows: queue.SimpleQueue[Window | dict[str, Call] | threading.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="d9d_tracker collector", daemon=True)
@@ -119,20 +152,35 @@ class Pipeline:
         Returns:
             Whether it has; if not, what is missing is said.
         """
+        timeout = min(_SETTLE_SECONDS, self._timeout) if failed else self._timeout
+        if self._wait_until_read(timeout):
+            return True
+        ranks = "" if self._ranks is None else " or from other ranks"
+        hint = "" if self._ranks is None else ". Call set_step and flush alike on every rank: a window waits for theirs"
+        logger.error("after %g s, still not read from the device%s: %s%s", timeout, ranks, self._words(), hint)
+        return False
+
+    def drain_for_state(self, failed: bool = False) -> bool:
+        """Wait until what was swapped has become points; only shortly for other ranks, whose part a state can lack.
+
+        Args:
+            failed: See ``drain``.
+
+        Returns:
+            Whether a state can be taken.
+        """
+        if self._ranks is None:
+            return self.drain(failed)
+        self._wait_until_read(min(_SETTLE_SECONDS if failed else _OTHERS_SECONDS, self._timeout))
+        return True
+
+    def _wait_until_read(self, timeout: float) -> bool:
         self.send()
         reached = threading.Event()
         self._windows.put(reached)
-        timeout = min(_SETTLE_SECONDS, self._timeout) if failed else self._timeout
         deadline = time.monotonic() + timeout
         while not reached.wait(min(_GLANCE_SECONDS, max(0.0, deadline - time.monotonic()))):
             if time.monotonic() >= deadline or not self._thread.is_alive():  # which sets no event any more
-                ranks = "" if self._ranks is None else " or from other ranks"
-                hint = (
-                    ""
-                    if self._ranks is None
-                    else ". Call set_step and flush alike on every rank: a window waits for theirs"
-                )
-                logger.error("after %g s, still not read from the device%s: %s%s", timeout, ranks, self._words(), hint)
                 return False
         return True
 
@@ -149,7 +197,7 @@ class Pipeline:
 
         A backend that is slow is waited for about a second; then what is queued for it is put on disk.
         """
-        self.drain()
+        self.drain_for_state()
         deadline = time.monotonic() + min(_SETTLE_SECONDS, self._timeout)
         for delivery in self._deliveries.values():
             delivery.settle(max(0.0, deadline - time.monotonic()))
@@ -278,6 +326,8 @@ class Pipeline:
         host = expand(logged, self.rank)
         if self.expanded is not None:
             host = self._with_expanded(host, self.expanded, window.unfinished)
+        if self._earlier is not None:
+            host, self._earlier = replace(merge_expanded(self._earlier, host), index=host.index), None
         self._nonfinite.look(host)
         self.late.add(window.late.records, window.late.hparams)
         if self._ranks is None:
@@ -290,6 +340,34 @@ class Pipeline:
         else:
             late = self._deliver(host, window.unfinished)
         self.tail = None if window.unfinished is None else self._tail_of(host, logged, late)
+        if self.rank > 0:
+            parts = (logged.lanes.copy(), logged.counts.copy(), logged.moments.copy())
+            copied = replace(logged, lanes=parts[0], counts=parts[1], moments=parts[2])
+            self._recent = (*self._recent, Logged(self.rank, window.index, copied))[-_RECENT:]
+        self._reach(window.index)
+
+    def _reach(self, index: int) -> None:
+        """Note how far the thread has come, at once, for whoever takes a state meanwhile."""
+        late = Late(self.late.records[:], dict(self.late.hparams))
+        held, taken = (None, {}) if self._ranks is None else (self._ranks.held, self._ranks.taken)
+        self._reached = _Reached(index, self.tail, late, self.expanded, self._earlier, held, taken, self._recent)
+
+    def state(self) -> State:
+        """Return what a state has to hold of what has left the device; not while windows are swapped."""
+        pending = {window.index: window for window in list(self._pending)}
+        reached = self._reached
+        windows, late = list(reached.recent), Late(reached.late.records[:], dict(reached.late.hparams))
+        for window in pending.values():
+            if window.index > reached.index and window.packed is not None:
+                host = window.wait()
+                parts = (host.lanes.copy(), host.counts.copy(), host.moments.copy())
+                copied = replace(host, lanes=parts[0], counts=parts[1], moments=parts[2])
+                tail = reached.tail if len(windows) == len(reached.recent) else None
+                windows.append(Logged(self.rank, window.index, completed(copied, tail)))
+                late.add(window.late.records, window.late.hparams)
+        rows = [one for one in (reached.earlier, reached.held) if one is not None]
+        held = functools.reduce(merge_expanded, rows) if rows else None
+        return State(reached.tail, late, reached.expanded, Moving(windows, held, dict(reached.taken)))
 
     def _with_expanded(self, host: HostWindow, expanded: HostWindow, unfinished: int | None) -> HostWindow:
         """Add what ranks of an earlier life logged for this window, and keep it for a step that goes on."""

@@ -26,11 +26,11 @@ from d9d_tracker.record import Record
 from . import checkpoint
 from .buffers import Buffers
 from .checkpoint import BackendState, Snapshot
-from .host_window import HostWindow, Tail
 from .late import Late
+from .moving import Moving
 from .nonfinite import Callback, NonFiniteWatch
 from .opening import close_at_once, open_deliveries
-from .pipeline import Pipeline
+from .pipeline import Pipeline, State
 from .run import AccumulatingRun
 from .summary import print_summary, words_of_end
 
@@ -225,9 +225,9 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         """Return everything a later process needs to go on as if it had never stopped.
 
         Take it between steps, together with the state of the training. Waits ``flush_timeout`` seconds at most for
-        windows on their way from the device, and about a second for the backend, after which what it has not accepted
-        is kept on disk; does not end the current window. After a run closed, it is the state in which the run was
-        left: who resumes from it goes on with the window that leaving sent early.
+        windows on their way from the device, three for other ranks, and about a second for the backend, after which
+        what it has not accepted is kept on disk; does not end the current window. After a run closed, it is the state
+        in which the run was left: who resumes from it goes on with the window that leaving sent early.
 
         In a job of several ranks the state holds what this rank has to save. ``torch.distributed.checkpoint`` keeps the
         states of all ranks. It may be called on some ranks only; it does not communicate.
@@ -289,24 +289,25 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         run = self._backlog
         assert run is not None  # `begin` has set it, or `load_state_dict`
         if is_silenced(self._config):
-            return self._make_pipeline({}, None, 1)
+            return self._make_pipeline({}, None, 1, {})
         deliveries: dict[str, Delivery] = {}
+        taken = {} if self._loaded is None else self._loaded.moving.taken
 
-        def open_here() -> dict[str, str | None]:
+        def open_here() -> dict[str, Any]:
             deliveries.update(open_deliveries(self._tracker, properties, self._config, run, self._loaded))
-            return {"run_id": self._tracker.run_id, "backlog": run}
+            return {"run_id": self._tracker.run_id, "backlog": run, "taken": list(taken.items())}
 
         try:
             if job is None:
                 open_here()
-                return self._make_pipeline(deliveries, None, 0)
+                return self._make_pipeline(deliveries, None, 0, taken)
             opened = job.open(self._shared_settings(), open_here)
             if job.rank > 0:
                 self._tracker.run_id, self._tracker.resume_id = opened["run_id"], None
                 self._backlog = opened["backlog"]
             ranks = job.connect()
             try:
-                return self._make_pipeline(deliveries, ranks, job.rank)
+                return self._make_pipeline(deliveries, ranks, job.rank, dict(opened["taken"]))
             except BaseException:
                 ranks.close()
                 raise
@@ -314,43 +315,55 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             close_at_once(deliveries, error)
             raise
 
-    def _make_pipeline(self, deliveries: dict[str, Delivery], ranks: Ranks | None, rank: int) -> Pipeline:
+    def _make_pipeline(
+        self, deliveries: dict[str, Delivery], ranks: Ranks | None, rank: int, taken: dict[int, int]
+    ) -> Pipeline:
         report = RunReport({name: delivery.report for name, delivery in deliveries.items()})
         nonfinite = NonFiniteWatch(rank, ranks is not None, report, self._on_nonfinite)
-        tail, expanded = (None, None) if self._loaded is None else (self._loaded.tail, self._loaded.expanded)
-        timeout = self._config.flush_timeout
-        return Pipeline(self._run.buffers, deliveries, report, ranks, rank, nonfinite, tail, expanded, timeout)
+        timeout, loaded = self._config.flush_timeout, self._loaded
+        tail, expanded, earlier = None, None, None
+        if loaded is not None:
+            tail, expanded, earlier = loaded.tail, loaded.expanded, loaded.moving.merged(taken)
+        return Pipeline(self._run.buffers, deliveries, report, ranks, rank, nonfinite, tail, expanded, earlier, timeout)
 
     def _snapshot(self) -> Snapshot:
         pipeline = self._pipeline
         if pipeline is None:
-            return self._left or self._loaded or self._make_snapshot(None, Late(), {}, None)
+            return self._left or self._loaded or self._make_snapshot(None, {})
         if pipeline.process != os.getpid():
             raise TrackerValueError(
                 "state_dict: the run was opened by the parent of this forked process, which has no part in it; take "
                 "the state there"
             )
         pipeline.settle()
-        return self._make_snapshot(pipeline.tail, pipeline.late, pipeline.kept(), pipeline.expanded)
+        return self._make_snapshot(pipeline, pipeline.kept())
 
     def _snapshot_to_leave(self, pipeline: Pipeline, failed: bool) -> Snapshot | None:
-        if not pipeline.drain(failed):
+        if not pipeline.drain_for_state(failed):
             return None
         try:
-            return self._make_snapshot(pipeline.tail, pipeline.late, {}, pipeline.expanded)
+            return self._make_snapshot(pipeline, {})
         except Exception as error:
             logger.error("the state cannot be taken as the run is left: %r", error)
             return None
 
-    def _make_snapshot(
-        self, tail: Tail | None, waiting: Late, kept: dict[str, list[int]], expanded: HostWindow | None
-    ) -> Snapshot:
+    def _make_snapshot(self, pipeline: Pipeline | None, kept: dict[str, list[int]]) -> Snapshot:
         buffers = self._run.buffers
         clock, window, late = buffers.snapshot(self._config.flush_timeout)
-        late.records = [*waiting.records, *late.records]
+        there = State(None, Late(), None, Moving()) if pipeline is None else pipeline.state()
+        late.records = [*there.late.records, *late.records]
         backend = BackendState(type(self._tracker).__name__, self._tracker.state_dict(), self._backlog, dict(kept))
         return Snapshot(
-            buffers.resolution, clock.first, clock.passed, clock.windows, window, tail, late, backend, expanded
+            buffers.resolution,
+            clock.first,
+            clock.passed,
+            clock.windows,
+            window,
+            there.tail,
+            late,
+            backend,
+            there.expanded,
+            there.moving,
         )
 
     def _find_job(self) -> Job | None:

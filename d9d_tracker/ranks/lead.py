@@ -13,12 +13,13 @@ import numpy as np
 from typing_extensions import override
 
 from d9d_tracker.accumulator.host_window import HostWindow, empty_window
+from d9d_tracker.accumulator.moving import unpack
 from d9d_tracker.accumulator.spread import merge_expanded
 from d9d_tracker_kernels import LAST_STEP
 
 from .board import Board, BoardLostError, period
 from .group import Group
-from .meeting import END, Meeting, unpack
+from .meeting import END, Meeting
 from .ranks import FAILED_PATIENCE_SECONDS, LEAVING_SECONDS, MovedError, Ranks
 from .spelling import spell
 
@@ -52,7 +53,6 @@ class Lead(Ranks):
         self._is_formed = False
         self._generation = self._ask = 0
         self._meetings: dict[int, int] = {}  # of each generation, how many are over
-        self._held: HostWindow | None = None  # rows of steps that some rank may still log to
         self._left_behind: HostWindow | None = None
         self._step = -1  # the last one of this rank's last window
         self._written = -1  # the last step of which all rows were handed on
@@ -114,7 +114,8 @@ class Lead(Ranks):
                     merged, points, notes = window, {0: point}, [(0, note)] if note else []
                 else:
                     members = [0, *self._others]
-                    merged, points, notes = self._meeting.merge(self._group, members, window, point, note)
+                    merged, points, notes, indices = self._meeting.merge(self._group, members, window, point, note)
+                    self.taken = self.taken | {rank: index + 1 for rank, index in indices.items() if rank > 0}
                     self._meetings[self._generation] = self._meetings.get(self._generation, 0) + 1
                 break
             except MovedError:
@@ -126,8 +127,8 @@ class Lead(Ranks):
                 self._lose_all(window, str(error))
         self._notes += notes
         self._part_from([rank for rank, point in points.items() if rank and point == END], point)
-        if self._held is not None:
-            merged, self._held = merge_expanded(self._held, merged), None
+        if self.held is not None:
+            merged, self.held = merge_expanded(self.held, merged), None
         return self._finished(merged, points)
 
     def _form(self) -> None:
@@ -288,8 +289,8 @@ class Lead(Ranks):
         self._written = max(self._written, *merged.steps[:rows], -1)
         if rows == len(merged.steps):
             return merged
-        self._held = empty_window(merged.index, merged.steps[rows:], merged.times[rows:], merged.scalars, [])
-        self._held.lanes = merged.lanes[rows:].copy()
+        self.held = empty_window(merged.index, merged.steps[rows:], merged.times[rows:], merged.scalars, [])
+        self.held.lanes = merged.lanes[rows:].copy()
         counts = merged.counts.copy()  # a histogram cannot be divided by steps: it is filed at one that is finished
         counts[:, LAST_STEP] = np.minimum(counts[:, LAST_STEP], max(0, last))
         return replace(

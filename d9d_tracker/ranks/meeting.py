@@ -9,6 +9,7 @@ import torch
 from pydantic import TypeAdapter
 
 from d9d_tracker.accumulator.host_window import HostWindow, arranged, contradictions, union_of_series
+from d9d_tracker.accumulator.moving import pack, unpack
 from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries, label
 from d9d_tracker.accumulator.spread import merge_expanded
 from d9d_tracker_kernels import CALLS, COUNT
@@ -38,7 +39,7 @@ class Meeting:
 
     def merge(
         self, group: Group, members: list[int], window: HostWindow, point: int, note: bytes
-    ) -> tuple[HostWindow, dict[int, int], list[tuple[int, bytes]]]:
+    ) -> tuple[HostWindow, dict[int, int], list[tuple[int, bytes]], dict[int, int]]:
         """Merge a window with those of the other members, each of which calls it.
 
         When it returns, rank 0 has the values of all; if it raises, rank 0 knows whether it has.
@@ -52,7 +53,8 @@ class Meeting:
             note: What rank 0 is to know besides.
 
         Returns:
-            The merged window, of use on rank 0 alone; the point of each member; there, the notes and whose they are.
+            The merged window, of use on rank 0 alone; the point of each member; there, the notes and whose they are;
+            the index of each one's window.
 
         Raises:
             RuntimeError: If a member is gone. What the group looks at raises too.
@@ -60,8 +62,8 @@ class Meeting:
         window, own = self._without_own(window)
         table = _SERIES.dump_json((window.steps, [], window.scalars, window.histograms))
         digest = int.from_bytes(hashlib.blake2b(table, digest_size=8).digest(), "little", signed=True)
-        head = torch.tensor([digest, point, len(own), len(note)], device="cpu")
-        digests, points, owns, notes = torch.stack(group.all_gather(head), dim=1).tolist()
+        head = torch.tensor([digest, point, len(own), len(note), window.index], device="cpu")
+        digests, points, owns, notes, indices = torch.stack(group.all_gather(head), dim=1).tolist()
         if len(set(digests)) > 1:
             window = self._aligned(window, group)
         merged, noted = reduce_window(window, group), []
@@ -70,7 +72,7 @@ class Meeting:
         group.broadcast(torch.zeros(1, dtype=torch.int64, device="cpu"))  # rank 0 has it
         found = dict(zip(members, points, strict=True))
         self._report_misaligned(found)
-        return merged, found, noted
+        return merged, found, noted, dict(zip(members, indices, strict=True))
 
     def _aligned(self, window: HostWindow, group: Group) -> HostWindow:
         """Give the window the rows and slots that all ranks' windows have together."""
@@ -155,19 +157,3 @@ class Meeting:
         if words not in self._known and self._rank == 0:
             self._known.add(words)
             logger.log(level, "%s", words)
-
-
-def pack(window: HostWindow) -> bytes:
-    """Return a window as bytes."""
-    table = _SERIES.dump_json((window.steps, window.times, window.scalars, window.histograms))
-    return len(table).to_bytes(8, "little") + table + window.pack()
-
-
-def unpack(data: bytes) -> HostWindow:
-    """Return the window that ``pack`` was given, but for its index.
-
-    Args:
-        data: Its bytes.
-    """
-    table = 8 + int.from_bytes(data[:8], "little")
-    return HostWindow.of(np.frombuffer(data[table:], dtype=np.float64), 0, *_SERIES.validate_json(data[8:table]))

@@ -11,11 +11,12 @@ import numpy as np
 from typing_extensions import override
 
 from d9d_tracker.accumulator.host_window import HostWindow
+from d9d_tracker.accumulator.moving import pack
 from d9d_tracker_kernels import LAST_STEP
 
 from .board import Board, BoardLostError, period
 from .group import Group
-from .meeting import END, Meeting, pack
+from .meeting import END, Meeting
 from .pulse import Pulse
 from .ranks import FAILED_PATIENCE_SECONDS, LEAVING_SECONDS, MovedError, Ranks
 
@@ -118,7 +119,7 @@ class Member(Ranks):
                         return
                     window = joined
                 assert self._group is not None
-                _, points, _ = self._meeting.merge(self._group, self._members, window, point, note)
+                _, points, _, _ = self._meeting.merge(self._group, self._members, window, point, note)
             except (MovedError, RuntimeError, ValueError):
                 self._break()
                 continue

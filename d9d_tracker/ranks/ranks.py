@@ -35,11 +35,15 @@ class Ranks(ABC):
     Attributes:
         is_lost: Whether the last window of this rank did not reach rank 0.
         missing: Which ranks' values of which steps are not in the run, in words.
+        held: On rank 0, rows of steps to which some rank may still log.
+        taken: On rank 0, how many windows of each other rank are merged.
     """
 
     def __init__(self):
         self.is_lost = False
         self.missing: list[str] = []
+        self.held: HostWindow | None = None
+        self.taken: dict[int, int] = {}
         self._notes: list[tuple[int, bytes]] = []
 
     @abstractmethod

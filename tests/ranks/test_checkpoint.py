@@ -3,7 +3,7 @@
 import pytest
 import torch
 from jobs import Job, content_of, run_job
-from programs import keeps_its_number, life, refuses_to_load, saves_alone
+from programs import keeps_its_number, life, refuses_to_load, saves_alone, skips_over_lives
 
 from d9d_tracker.accumulator.checkpoint import saved_ranks
 from d9d_tracker.provider.jsonl import read_run
@@ -82,6 +82,23 @@ def test_rank_0_saves_alone_while_the_others_train(tmp_path):
 def test_a_state_that_some_ranks_loaded_is_refused_on_all(tmp_path):
     for outcome in run_job(refuses_to_load, 2, tmp_path):
         assert "the run of the loaded state differs between ranks" in outcome.result
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (3, 3), (3, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize("saves_at", [9, 18])
+def test_what_is_on_its_way_or_held_back_is_in_the_states(tmp_path, before, after, saves_at):
+    with Job(skips_over_lives, before, tmp_path, 0, before, saves_at) as job:
+        assert [outcome.exit_code for outcome in job.outcomes()] == [0] * before
+    run_job(skips_over_lives, after, tmp_path, 1, before, saves_at)
+    found = written(tmp_path)
+    for step in range(30):
+        here = [rank for rank in range(before) if rank < before - 1 or step % 2 == 0]
+        assert found["sum", (), step] == sum(2.0**rank for rank in here), step
+        if step <= saves_at:
+            assert (found["whose/min", (), step], found["whose/max_rank", (), step]) == (here[0], here[-1]), step
+            assert [("own", (("rank", str(rank)),), step) in found for rank in here] == [True] * len(here)
+    elements = sum(value[2] for (name, *_), value in found.items() if name == "h")
+    assert elements == sum(before - step % 2 for step in range(30))
 
 
 def test_a_state_that_is_taken_when_the_job_is_over_keeps_its_rank_and_size(tmp_path):

@@ -1,0 +1,110 @@
+"""What has left the device and is not with the backends: windows on their way to rank 0, rows that it holds back."""
+
+import base64
+import functools
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from .host_window import HostWindow
+from .registry import HistogramSeries, ScalarSeries
+from .spread import expand, merge_expanded
+
+_SERIES = TypeAdapter(tuple[list[int], list[float], list[ScalarSeries], list[HistogramSeries]])
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A window as a rank has logged it.
+
+    Attributes:
+        rank: The rank.
+        index: How many windows of this rank came before.
+        window: The window, not expanded.
+    """
+
+    rank: int
+    index: int
+    window: HostWindow
+
+
+@dataclass
+class Moving:
+    """What is on its way.
+
+    Attributes:
+        windows: Windows that rank 0 may not have. A rank above 0 lists its last ones though they have been taken: rank
+            0 may have saved its state before.
+        held: Expanded rows and histograms: on rank 0, of steps to which some rank may still log; of an earlier life.
+        taken: On rank 0, how many windows of each rank are merged; the others are still to come.
+    """
+
+    windows: list[Logged] = field(default_factory=list)
+    held: HostWindow | None = None
+    taken: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def first(self) -> float:
+        """On rank 0, the first step of which something is to come; infinity if there is none."""
+        windows = [one.window for one in self._missing(self.taken)]
+        parts = windows if self.held is None else [*windows, self.held]
+        return min((step for part in parts for step in part.steps), default=float("inf"))
+
+    def merged(self, taken: Mapping[int, int]) -> HostWindow | None:
+        """Return, expanded and as one, what rank 0 does not have; None if there is nothing.
+
+        Args:
+            taken: The attribute, as rank 0 has saved it.
+        """
+        parts = [expand(one.window, one.rank) for one in self._missing(taken)]
+        parts += [] if self.held is None else [self.held]
+        return functools.reduce(merge_expanded, parts) if parts else None
+
+    def _missing(self, taken: Mapping[int, int]) -> list[Logged]:
+        return [one for one in self.windows if one.index >= taken.get(one.rank, 0)]
+
+    def dump(self) -> str:
+        """Return it as text; empty if there is nothing."""
+        if not (self.windows or self.held or self.taken):
+            return ""
+        windows = [[one.rank, one.index, _to_text(one.window)] for one in self.windows]
+        held = None if self.held is None else _to_text(self.held)
+        return json.dumps({"windows": windows, "held": held, "taken": list(self.taken.items())})
+
+    @classmethod
+    def load(cls, text: str) -> "Moving":
+        """Return what ``dump`` was called on."""
+        if not text:
+            return cls()
+        found = json.loads(text)
+        windows = [Logged(rank, index, _from_text(one)) for rank, index, one in found["windows"]]
+        held = None if found["held"] is None else _from_text(found["held"])
+        return cls(windows, held, dict(found["taken"]))
+
+
+def pack(window: HostWindow) -> bytes:
+    """Return a window as bytes."""
+    table = _SERIES.dump_json((window.steps, window.times, window.scalars, window.histograms))
+    return len(table).to_bytes(8, "little") + table + window.pack()
+
+
+def unpack(data: bytes) -> HostWindow:
+    """Return the window that ``pack`` was given, but for its index.
+
+    Args:
+        data: Its bytes.
+    """
+    table = 8 + int.from_bytes(data[:8], "little")
+    return HostWindow.of(np.frombuffer(data[table:], dtype=np.float64), 0, *_SERIES.validate_json(data[8:table]))
+
+
+def _to_text(window: HostWindow) -> str:
+    return base64.b64encode(zlib.compress(pack(window), 1)).decode()
+
+
+def _from_text(text: str) -> HostWindow:
+    return unpack(zlib.decompress(base64.b64decode(text, validate=True)))
