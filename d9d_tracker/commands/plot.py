@@ -191,9 +191,8 @@ def _curves(
     def draw(axes: "Axes") -> None:
         draw_curves(axes, curves, smooth, clip, log or family is not None)
 
-    if family is not None:
-        draw = on_common_axis(draw, views[family])
-    return Panel(name, draw, [label for label, _ in found])
+    panel = draw if family is None else on_common_axis(draw, views[family])
+    return Panel(name, panel, [label for label, _ in found])
 
 
 def _all_of(loaded: list[list[Scalars | Histograms]], family: str) -> list[Scalars]:
