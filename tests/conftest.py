@@ -1,5 +1,6 @@
 import gc
 import importlib.util
+import multiprocessing
 import os
 import re
 import signal
@@ -14,6 +15,11 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # A shell that runs the tests in the background has SIGINT ignored, which all processes of the tests would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# What the processes of some tests are forked from; there is one such server for a process of pytest.
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    ["d9d_tracker.testing", "torch.distributed.tensor", "torch.distributed.checkpoint"]
+)
 
 HAS_AIM = importlib.util.find_spec("aim") is not None
 collect_ignore = [] if HAS_AIM else ["provider/test_aim.py", "provider/test_aim_room.py"]

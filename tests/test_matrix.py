@@ -173,7 +173,6 @@ class Training:
 
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([__name__, "mlflow", "wandb"])
 
 
 def _live(folder: Path, setting: str, live: Callable[[Training, Life], None]) -> None:

@@ -43,7 +43,9 @@ class Group:
         self.size = size
         self._look = look
         self._recent: deque[tuple[dist.Work, Any]] = deque(maxlen=4)
-        self._gloo: Any = dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=_CONNECT_SECONDS))
+        # Nobody can look up from connecting: if a rank dies just now, that must be over before a closing run gives up.
+        connect = min(_CONNECT_SECONDS, timeout / 16)
+        self._gloo: Any = dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=connect))
         self._gloo.set_timeout(timedelta(seconds=timeout))
 
     def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -19,7 +19,6 @@ from d9d_tracker import AccumulatingTracker, AccumulatorConfig, Histogram, Recor
 from d9d_tracker.testing import RecordingTracker
 
 _START = multiprocessing.get_context("forkserver")
-_START.set_forkserver_preload(["d9d_tracker.testing", "torch.distributed.tensor", "torch.distributed.checkpoint"])
 NAME = RunConfig(name="job")
 
 

@@ -40,7 +40,7 @@ def points(folder: Path) -> list:
     lines = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("time", None)
-    return lines
+    return [line for line in lines if line["type"] != "end"]
 
 
 def curve(folder: Path, name: str) -> list[float]:
