@@ -19,7 +19,7 @@ PLANTED = {
     "a value counts twice": (r"red\.shared\.add\.u32 \[a\], 1", "red.shared.add.u32 [a], 2", INLINE, "counts differ"),
     "counting is no atomic": (r"red\.shared\.add\.u32 \[a\], 1", "st.shared.u32 [a], 1", INLINE, "a race"),
     "the ticket is taken twice": (r"(mov\.b64\s+%rd\d+), 1;", r"\1, 2;", INLINE, "."),
-    "a shuffle meets half of its warp": (r"shfl\.sync", "@%p1 shfl.sync", INLINE, "elsewhere|."),
+    "a shuffle is not met by its warp": (r"shfl\.sync", "@%p2 shfl.sync", INLINE, "elsewhere|which nobody wrote"),
     "a reduction over the wrong lanes": (r"(shfl\.sync\.bfly.*), 16, 31", r"\1, 8, 31", INLINE, "SUM|MIN|MAX"),
     "the pivot is added": (r"sub\.rn\.f32", "add.rn.f32", INLINE, "SUM"),
     "minima are maxima": (r"min\.f32", "max.f32", INLINE, "."),
