@@ -77,6 +77,7 @@ def test_pandas_gets_a_row_a_point(run):
 
 
 def test_tags_that_are_called_like_a_column_keep_a_column_of_their_own(stored):
+    pytest.importorskip("pandas", reason="pip install pandas")
     (run,) = d9d_tracker.read(stored([Record("loss", 3, {"step": "warm", "value": "x"}, 0.5)]))
     (row,) = run.to_pandas().to_dict("records")
     assert (row["step"], row["value"], row["context.step"], row["context.value"]) == (3, 0.5, "warm", "x")
