@@ -162,7 +162,7 @@ class Member(Ranks):
             self._pulse.say(generation=generation, waits=True, lost=lost)
             go = f"go/{generation}"
             self._wait_for(
-                lambda: self._pulse.lead["generation"] > generation or self._board.get(go) is not None  # noqa: B023
+                lambda: self._pulse.lead["generation"] > generation or self._board.get(go) is not None  # noqa: B023 called in this turn
             )
             if self._pulse.lead["generation"] > generation:
                 continue

@@ -78,11 +78,11 @@ class CudaTensor(torch.Tensor):
         machine().memory.add(hidden, index)
         return made
 
-    def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] torch's has a keyword
         return f"CudaTensor{tuple(self.shape)}"
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # pyright: ignore[reportIncompatibleMethodOverride] untyped
         return dispatch(func, args, kwargs or {})
 
     def data_ptr(self) -> int:
