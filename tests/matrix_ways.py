@@ -90,6 +90,10 @@ class Way:
         """Whether so many calls are stored, each once, whatever the step of each was."""
         raise NotImplementedError
 
+    def holds_one_of(self, stored: Stored, calls: Iterable[int]) -> bool:
+        """Whether one of these numbers of calls is stored."""
+        return any(self.holds(stored, count) for count in calls)
+
     def series(self) -> list[str]:
         """The series it logs."""
         return []
@@ -268,6 +272,12 @@ class Watch(Population):
     def values(self) -> dict[str, Any]:
         value = dict.fromkeys(self.series(), lambda k: 2.0 ** (k % VALUES))
         return value | {"parameters/0.weight": lambda k: 1.0}
+
+    def holds_one_of(self, stored: Stored, calls: Iterable[int]) -> bool:
+        # The run may be closed between a call's forward pass and its backward pass.
+        found = self.found(stored, False)
+        expected = [self.expected(dict.fromkeys(range(count), 0), stored, None) for count in calls]
+        return all(any(found[series] == one[series] for one in expected) for series in self.series())
 
 
 class LogAt(Way):

@@ -680,9 +680,7 @@ def check(way: int, setting: str, moment: Callable[[Training], None]) -> None:
     if training.counts:
         least, most = training.counts[one]
         found = one.found(stored, False)
-        assert any(one.holds(stored, count) for count in range(least, most + 1)), (
-            f"not {least} to {most} calls: {found}"
-        )
+        assert one.holds_one_of(stored, range(least, most + 1)), f"not {least} to {most} calls: {found}"
         return
     ends = None if moment in CHANGES_WINDOWS else ENDS
     assert one.found(stored, ends is not None) == one.expected(training.calls, stored, ends)

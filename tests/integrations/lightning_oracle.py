@@ -119,7 +119,7 @@ def data(batches=4, seed=0, size=4):
 def trainer_of(config, folder, tracker=None, checkpoint=None, callback=True, **options):
     """A trainer with our logger and the witness; ``checkpoint`` has a ModelCheckpoint's options."""
     seed_everything(0, verbose=False)
-    logger = tracker or TrackerLogger(config, name="line")
+    logger = tracker or TrackerLogger(config, name="line", save_dir=folder / "saved")
     witness = Witness(folder / "witness.jsonl")
     defaults = {
         "max_epochs": 3, "log_every_n_steps": 1, "accelerator": "cpu", "enable_progress_bar": False,
