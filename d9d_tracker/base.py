@@ -24,7 +24,7 @@ class RunConfig(BaseModel):
         description: Free text shown beside the run, if any.
         hparams: Hyperparameters, nested as deep as you like.
         started: When it began, in seconds since the epoch, for a run that is carried over from elsewhere; now by
-            default. MLflow, TensorBoard and JSON files store it.
+            default. MLflow, TensorBoard, Trackio and JSON files store it.
         ended: When it ended, likewise. MLflow and JSON files store it.
     """
 

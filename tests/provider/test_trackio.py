@@ -1,5 +1,7 @@
 """What Trackio alone does: rows that are stored once, and belong to a run."""
 
+from datetime import datetime
+
 from d9d_tracker.base import RunConfig
 
 from .conftest import TrackioStorage, key_of
@@ -15,6 +17,19 @@ def test_what_comes_after_a_flush_of_its_step_is_stored_too(trackio_storage: Tra
             run.scalar(name, 1.0)
             run.flush()
     assert trackio_storage.scalars(str(tracker.run_id)) == {key_of("a", 1): 1.0, key_of("b", 1): 1.0}
+
+
+def test_a_run_that_is_carried_over_began_when_it_did(trackio_storage: TrackioStorage) -> None:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    tracker = trackio_storage.tracker()
+    with tracker.open(RunConfig(name="old", started=1e9)) as run:
+        run.scalar("a", 1.0)
+    (stored,) = (one for one in SQLiteStorage.get_run_records("tests") if one["id"] == tracker.run_id)
+    assert datetime.fromisoformat(stored["created_at"]).timestamp() == 1e9
+    config = SQLiteStorage.get_run_config("tests", "old", run_id=tracker.run_id)
+    assert config is not None
+    assert datetime.fromisoformat(config["_Created"]).timestamp() == 1e9
 
 
 def test_a_rewind_takes_nothing_from_another_run_of_the_project(trackio_storage: TrackioStorage) -> None:

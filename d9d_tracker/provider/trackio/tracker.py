@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from datetime import UTC, datetime
@@ -61,9 +62,10 @@ class TrackioRun(RecordRun):
         self._claims = Claims(run_id, _RESERVED)
         self._rows: dict[int, dict[str, Any]] = {}
         self._times: dict[int, float] = {}
+        self._started = time.time() if properties.started is None else properties.started
         self._config: dict[str, Any] | None = {
             **_storable(plain_hparams(properties.hparams)),
-            "_Created": datetime.now(UTC).isoformat(),
+            "_Created": _timestamp(self._started),
             **({} if properties.description is None else {"_Description": encodable(properties.description)}),
             **({} if group is None else {"_Group": encodable(group)}),
         }
@@ -101,15 +103,15 @@ class TrackioRun(RecordRun):
     def sync(self) -> None:
         if not self._rows and self._config is None:
             return
-        now = datetime.now(UTC).timestamp()
-        times = [self._times.get(step, now) for step in self._rows]
+        now = time.time()
+        times = [self._times.get(step, now) for step in self._rows] or [self._started]
         self._storage.bulk_log(
             project=self._project,
             run=self._name,
             run_id=self.id,
             metrics_list=list(self._rows.values()) or [{}],
             steps=list(self._rows) or [self.step],
-            timestamps=[datetime.fromtimestamp(time, UTC).isoformat() for time in times or [now]],
+            timestamps=list(map(_timestamp, times)),
             config=self._config,
             log_ids=[self._row_id(step, row) for step, row in self._rows.items()] or [f"{self.id}-config"],
         )
@@ -156,6 +158,10 @@ class TrackioTracker(RecordTracker[TrackioConfig]):
             let_go(lock)
             raise
         return run
+
+
+def _timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def _storage(folder: Path | None) -> Any:
