@@ -26,7 +26,10 @@ struct Hooks final : at::CUDAHooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return false; }
 };
 static Hooks hooks;
-static bool has_accelerator;
+
+// The process may have a guard of its own: that of other tests stands for nothing at all.
+static c10::impl::NoOpDeviceGuardImpl<CUDA> nothing;
+static const c10::impl::DeviceGuardImplInterface* before[2];
 
 using Loaded = int (*)(unsigned long module, const void* code);
 using Launched = void (*)(unsigned long module, unsigned grid, unsigned block, unsigned shared, unsigned long stream, void** arguments);
@@ -36,16 +39,13 @@ static thread_local int mode;
 static unsigned long modules;
 
 extern "C" {
-void sim_install() {
-  if (!c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA)) c10::impl::registerDeviceGuard(c10::DeviceType::CUDA, &guard);
+void sim_guard(bool is_own) {
+  before[is_own] = c10::impl::device_guard_impl_registry[size_t(CUDA)].exchange(is_own ? &guard : &nothing);
 }
+void sim_unguard(bool is_own) { c10::impl::registerDeviceGuard(CUDA, before[is_own]); }
+void sim_swap_hooks() { std::swap(*(void**)&at::detail::getCUDAHooks(), *(void**)&hooks); }
 void sim_listen(Loaded load, Launched launch) { on_load = load; on_launch = launch; }
 int sim_mode() { return mode; }
-void sim_accelerator(bool has) {
-  auto known = (void**)&at::detail::getCUDAHooks();
-  if (has != has_accelerator) std::swap(*known, *(void**)&hooks);
-  has_accelerator = has;
-}
 
 CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* m) { int old = mode; mode = *m; *m = (CUstreamCaptureMode)old; return CUDA_SUCCESS; }
 CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* v) { *v = CU_STREAM_CAPTURE_STATUS_NONE; return CUDA_SUCCESS; }

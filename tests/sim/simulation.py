@@ -14,6 +14,7 @@ from unittest import mock
 
 import torch
 
+from d9d_tracker.accumulator import event_wait
 from d9d_tracker_kernels import launch
 
 from . import machine as machines
@@ -22,6 +23,7 @@ from .machine import Event, Graph, Machine, Stream, machine
 from .tensors import Memory, Mode, on_all_threads, tensor
 
 MULTIPROCESSORS = 2
+_look_for_the_driver = event_wait._exchange_capture_mode.__wrapped__
 
 
 @functools.cache
@@ -50,9 +52,7 @@ def library() -> ctypes.CDLL:
     ]
     subprocess.run([*command, f"-I{tritons}/backends/nvidia/include"], check=True)
     path.with_suffix("").symlink_to(path.name)  # as a linker looks for it
-    loaded = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    loaded.sim_install()
-    return loaded
+    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 @contextlib.contextmanager
@@ -75,7 +75,9 @@ def simulated(seed: int, eagerness: float | None = None, *, compiled: bool = Fal
         (torch.cuda.graphs, "graph_pool_handle", lambda: (0, 1)),
         (torch.cuda.graph, "default_capture_stream", None),
         (launch, "INLINE_PTX", True),
+        # What the process knows already: plans for other memory, and perhaps that there is no driver.
         (launch, "_plans", type(launch._plans)()),
+        (event_wait, "_exchange_capture_mode", functools.cache(_look_for_the_driver)),
     ]
     try:
         with contextlib.ExitStack() as stack:
@@ -84,8 +86,9 @@ def simulated(seed: int, eagerness: float | None = None, *, compiled: bool = Fal
             stack.enter_context(on_all_threads(Mode))
             # Autograd works on the caller's thread: it starts those of devices before a process's first backward only.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-            stack.callback(library().sim_accelerator, False)
-            library().sim_accelerator(True)
+            for enter, leave in (("sim_guard", "sim_unguard"), ("sim_swap_hooks", "sim_swap_hooks")):
+                stack.callback(library()[leave], True)
+                library()[enter](True)
             if compiled:
                 from .compiled import compiled_kernels  # whose executor lies beside the tests of the kernels' code
 

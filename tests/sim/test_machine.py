@@ -4,8 +4,9 @@ import threading
 
 import pytest
 import torch
-from sim.simulation import machine, simulated
+from sim.simulation import library, machine, simulated
 
+from d9d_tracker.accumulator import event_wait
 from d9d_tracker.accumulator.event_wait import relaxed
 
 
@@ -162,3 +163,18 @@ def test_devices_do_not_share_memory():
         assert there.tolist() == [1.0] * 3
         with pytest.raises(RuntimeError, match="illegal memory access"):
             machine().memory.bytes_at(here.data_ptr(), 4, device=1)
+
+
+def test_what_the_process_knows_from_before_is_put_aside(monkeypatch):
+    """A guard for tracing, and that there is no driver: other tests leave both behind in their process."""
+    monkeypatch.setattr(event_wait, "_exchange_capture_mode", lambda: None)
+    library().sim_guard(False)
+    try:
+        with simulated(8):
+            weight = torch.ones(2, 3, device="cuda", requires_grad=True)
+            (weight * weight).sum().backward()
+            assert weight.grad.tolist() == [[2.0] * 3] * 2
+            with relaxed() as may_wait:
+                assert may_wait
+    finally:
+        library().sim_unguard(False)
