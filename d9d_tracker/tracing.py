@@ -254,3 +254,9 @@ def _inputs(module: torch.fx.GraphModule, least: int, known: dict[Any, Any]) -> 
         placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
         for one in inputs:
             yield from _inputs(body, least, dict(zip(placeholders, one, strict=False)))
+
+
+def compilations() -> int:
+    """Return how many graphs Dynamo has compiled in this process; the number changes when it compiles."""
+    dynamo: Any = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else dynamo.counters["stats"]["unique_graphs"]

@@ -17,9 +17,11 @@ from d9d_tracker.tracing import mark_static
 from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS, allocate
 from d9d_tracker_kernels.device import GPU, gpu
 
+from .event_ring import Elapsed
 from .host_window import HostWindow
 from .late import Late
 from .places import Places
+from .readings import Value
 from .registry import HistogramSeries, Registry, ScalarSeries
 from .scalars import ScalarBank
 from .target import Target
@@ -174,6 +176,15 @@ class Buffers:
         """
         self.change(self._add_late, records, hparams)
 
+    def add_readings(self, values: Sequence[tuple[int, Value]]) -> None:
+        """Add what instruments have read to the current step.
+
+        Args:
+            values: Slots, of series that are a sum, a mean, the last or the largest value, and numbers. In a slot of -1
+                nothing is added.
+        """
+        self.change(self._add_readings, values)
+
     def restore(self, clock: Clock, late: Late) -> None:
         """Go on where a state was taken, once its values are back in the bank.
 
@@ -300,6 +311,7 @@ class Buffers:
             self._finish()
             clock, scalars, histograms = self.clock, self.scalar_series.series[:], self.histogram_series.series[:]
             late = Late(self._late.records[:], dict(self._late.hparams))
+            readings = self._late.readings[:]
             host, ready = self.staging.copy(
                 (
                     self.scalars.window[: clock.rows, :, : len(scalars)],
@@ -310,18 +322,24 @@ class Buffers:
             )
             self._make_deferred()
         deadline = time.monotonic() + timeout
-        while ready is not None and not ready.query():
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the device has not answered for {timeout:g} s")
-            time.sleep(1e-3)
+        awaited = [value.is_there for *_, value in readings if isinstance(value, Elapsed)]
+        for is_there in [*([] if ready is None else [ready.query]), *awaited]:
+            while not is_there():
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"the device has not answered for {timeout:g} s")
+                time.sleep(1e-3)
         steps, times = [*clock.filed[: clock.rows], clock.step], [*clock.times[: clock.rows], clock.began]
-        views = Window(0, steps, times, host, None, None, scalars, histograms).wait()
+        views = Window(0, steps, times, host, None, None, scalars, histograms, Late(readings=readings)).wait()
         copied = replace(views, lanes=views.lanes.copy(), counts=views.counts.copy(), moments=views.moments.copy())
         self.staging.give_back(host)
         return clock, copied, late
 
     def _add_late(self, records: Sequence[Record], hparams: dict[str, Any]) -> None:
         self._late.add(records, hparams)
+
+    def _add_readings(self, values: Sequence[tuple[int, Value]]) -> None:
+        step = self.clock.step
+        self._late.readings += [(slot, step, value) for slot, value in values if slot >= 0]
 
     def _make_deferred(self) -> None:
         while self._deferred:

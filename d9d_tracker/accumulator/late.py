@@ -7,18 +7,22 @@ from typing import Any, Self
 from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
+from .readings import Reading
+
 
 @dataclass
 class Late:
-    """Numbers of ``log_at`` and hyperparameters of ``add_hparams``.
+    """Numbers of ``log_at``, hyperparameters of ``add_hparams``, and what instruments read.
 
     Attributes:
         records: The numbers, in the order in which they were logged; of one series and step, the last one counts.
         hparams: The hyperparameters, plain JSON values.
+        readings: What instruments read while the window was open, which is put into it as it arrives.
     """
 
     records: list[Record] = field(default_factory=list)
     hparams: dict[str, Any] = field(default_factory=dict)
+    readings: list[Reading] = field(default_factory=list)
 
     @classmethod
     def of(cls, points: Points) -> Self:

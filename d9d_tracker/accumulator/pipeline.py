@@ -80,6 +80,7 @@ class Pipeline:
 
     Attributes:
         rank: This process among those that share the run.
+        has_ranks: Whether there are others.
         process: The process that opened it: a forked child has none of its threads.
         report: What became of the records.
         promises: What watches have promised.
@@ -115,6 +116,7 @@ class Pipeline:
         self._buffers = buffers
         self._deliveries = dict(deliveries)
         self._ranks = ranks
+        self.has_ranks = ranks is not None
         self._nonfinite = nonfinite
         self._timeout = timeout
         self._newest = -1

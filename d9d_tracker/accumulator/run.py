@@ -24,6 +24,7 @@ from d9d_tracker.record import Record
 from .arguments import check_mapping, check_names, check_number
 from .buffers import Buffers
 from .histogram_calls import HistogramCalls
+from .panel_calls import PanelCalls
 from .pipeline import Pipeline
 from .scalar_calls import ScalarCalls
 from .watch.norm_series import Group
@@ -34,7 +35,7 @@ from .watch.watch import Watch
 logger = logging.getLogger("d9d_tracker")
 
 
-class AccumulatingRun(ScalarCalls, HistogramCalls):
+class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
     """Accumulates what is logged on the device and sends it to a backend once per window.
 
     A tracker has one such object and opens it again for each of its runs, so that compiled code that refers to it
@@ -263,6 +264,8 @@ class AccumulatingRun(ScalarCalls, HistogramCalls):
         """
         self._pipeline, self._rank, self.promises = pipeline, str(pipeline.rank), pipeline.promises
         self._context, self._tags = (), {}
+        self._has_ranks = pipeline.has_ranks
+        self.forget_panel()
         self.buffers.places.refill(())
         self._stepped, self.stepping_thread = self.buffers.clock.step > 0, None
         self._leave = lambda kind, error, traceback: end(error)

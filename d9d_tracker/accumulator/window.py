@@ -12,6 +12,7 @@ from d9d_tracker_kernels.device import GPU, gpu
 from .event_wait import relaxed, wait_for
 from .host_window import HostWindow, empty_window
 from .late import Late
+from .readings import with_readings
 from .registry import HistogramSeries, ScalarSeries
 
 _HOST_BUFFERS = 2
@@ -164,7 +165,9 @@ class Window:
             raise RuntimeError(f"the window could not leave the device: {self.error!r}") from self.error
         if self.ready is not None:
             wait_for(self.ready)
-        return HostWindow.of(self.packed.numpy(), self.index, self.steps, self.times, self.scalars, self.histograms)
+        numbers = self.packed.numpy()
+        host = HostWindow.of(numbers, self.index, self.steps, self.times, self.scalars, self.histograms)
+        return with_readings(host, self.late.readings)
 
     def without_values(self) -> HostWindow:
         """Return the window of the same steps in which nothing was logged."""

@@ -3,6 +3,9 @@
 Work is queued on streams and done later, in an order that a seed chooses among all that streams and events allow: some
 streams are starved. What a real capture refuses is refused here, and invalidates the capture: waits of the host, loads
 of kernels, and what another thread asks of events, unless the thread is relaxed.
+
+Time passes on a stream by ``torch.cuda._sleep`` alone, a cycle a second, and by waits: work begins no earlier than it
+was issued, by the machine's clock. So what events measure is the same in every order that is possible.
 """
 
 import contextlib
@@ -66,8 +69,13 @@ class Stream:
 class Event:
     """An event. Recording it again moves it; who waits for it waits for the record before the wait."""
 
-    def __init__(self, *_: Any, **__: Any):
+    timers = 0  # how many were made that tell the time
+
+    def __init__(self, enable_timing: bool = False, **_: Any):
+        Event.timers += enable_timing
         self.recorded = self.done = 0
+        self.seconds: dict[int, float] = {}  # by the number of the record
+        self.enable_timing = enable_timing
         self.capture: Graph | None = None  # which recorded it last
         self.device = torch.device("cuda", machine().device)
 
@@ -76,6 +84,15 @@ class Event:
 
     def wait(self, stream: Stream | None = None) -> None:
         (machine().current() if stream is None else stream).wait_event(self)
+
+    def elapsed_time(self, end: "Event") -> float:
+        """Milliseconds of the device between two events that have happened."""
+        machine().refuse_in_captures("a question to an event")
+        if not (self.enable_timing and end.enable_timing):
+            raise ValueError("Both events must be created with argument 'enable_timing=True'.")
+        if not (self.recorded and end.recorded) or self.done < self.recorded or end.done < end.recorded:
+            raise RuntimeError("CUDA error: device not ready")
+        return 1000 * (end.seconds[end.done] - self.seconds[self.done])
 
     def query(self) -> bool:
         machine().refuse_in_captures("a question to an event")
@@ -145,6 +162,8 @@ class Machine:
         issued: How many pieces of work were issued.
         sync_debug: As in ``torch.cuda.set_sync_debug_mode``: "error" has waits of operators raise.
         waits: What the host waited for by operators.
+        clock: The host's seconds, before which no work begins that is issued then.
+        seconds: How far each stream has come.
     """
 
     def __init__(self, seed: int, eagerness: float, mode_of_thread: Callable[[], int]):
@@ -159,6 +178,9 @@ class Machine:
         self.issued = 0
         self.sync_debug: Any = "default"
         self.waits: list[str] = []
+        self.clock: Callable[[], float] = lambda: 0.0
+        self.seconds: dict[Stream, float] = {}
+        self._busy: Any = None  # the stream whose work is being done
 
     @property
     def device(self) -> int:
@@ -217,10 +239,24 @@ class Machine:
                 if stream != graph.origin:
                     graph.open.add(stream)
                 return
-            self.queues.setdefault(stream, deque()).append((ready, work))
+            issued = self.clock()
+
+            def begun() -> None:
+                self._busy = stream
+                self.pass_until(stream, issued)
+                work()
+
+            self.queues.setdefault(stream, deque()).append((ready, begun))
             self.issued += 1
             while self._random.random() < self._eagerness and self.step():
                 pass
+
+    def pass_until(self, stream: Stream, seconds: float) -> None:
+        self.seconds[stream] = max(self.seconds.get(stream, 0.0), seconds)
+
+    def sleep(self, seconds: float) -> None:
+        """Have the current stream be busy for a while."""
+        self.enqueue(self.current(), lambda: self.pass_until(self._busy, self.seconds[self._busy] + seconds))
 
     def record(self, event: Event, stream: Stream) -> None:
         with self._lock:
@@ -228,7 +264,11 @@ class Machine:
             if event.capture is None:
                 event.recorded += 1
                 at = event.recorded
-                self.enqueue(stream, lambda: setattr(event, "done", max(event.done, at)))
+
+                def happen() -> None:
+                    event.seconds[at], event.done = self.seconds[stream], max(event.done, at)
+
+                self.enqueue(stream, happen)
             event.stream = stream
 
     def wait(self, stream: Stream, event: Event) -> None:
@@ -245,7 +285,7 @@ class Machine:
                 self._invalidate(graph, "a capture depends on work outside of it")
             elif event.recorded:
                 at = event.recorded
-                self.enqueue(stream, lambda: None, lambda: event.done >= at)
+                self.enqueue(stream, lambda: self.pass_until(stream, event.seconds[at]), lambda: event.done >= at)
 
     def step(self) -> bool:
         """Do a piece of work of some stream; return whether there was one that may be done."""

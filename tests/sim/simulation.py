@@ -128,7 +128,7 @@ def _torch_cuda(made: Machine) -> dict[str, Any]:
         "empty_cache": lambda: None,
         "set_sync_debug_mode": lambda mode: setattr(made, "sync_debug", mode),
         "get_sync_debug_mode": lambda: made.sync_debug,
-        "_sleep": lambda cycles: made.enqueue(made.current(), lambda: None),
+        "_sleep": made.sleep,
     }
 
 

@@ -155,6 +155,42 @@ def test_streams_come_from_a_pool_of_32():
         assert torch.cuda.Stream("cuda:1").device.index == 1
 
 
+def test_what_events_measure_is_the_same_in_every_order():
+    found = set()
+    for seed in range(20):
+        with simulated(seed) as made:
+            start, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+            side, now = torch.cuda.Stream(), [0.0]
+            made.clock = lambda now=now: now[0]
+            start.record()
+            torch.cuda._sleep(5)
+            graph = capture(lambda: torch.cuda._sleep(2))
+            graph.replay()
+            with torch.cuda.stream(side):
+                torch.cuda._sleep(30)
+            middle.record()
+            torch.cuda.current_stream().wait_stream(side)
+            now[0] = 40.0
+            torch.cuda._sleep(1)
+            end.record()
+            torch.cuda.synchronize()
+            found.add((start.elapsed_time(middle), middle.elapsed_time(end)))
+    assert found == {(7000.0, 34000.0)}
+
+
+def test_events_tell_the_time_only_if_asked_to_and_when_they_have_happened():
+    with simulated(0, eagerness=0.0):
+        start, end, plain = torch.cuda.Event(True), torch.cuda.Event(enable_timing=True), torch.cuda.Event()
+        for event in (start, end, plain):
+            event.record()
+        with pytest.raises(RuntimeError, match="not ready"):
+            start.elapsed_time(end)
+        torch.cuda.synchronize()
+        assert start.elapsed_time(end) == 0.0
+        with pytest.raises(ValueError, match="enable_timing"):
+            start.elapsed_time(plain)
+
+
 def test_devices_do_not_share_memory():
     with simulated(7):
         here = torch.ones(3, device="cuda")

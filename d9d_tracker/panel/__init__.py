@@ -1,0 +1,1 @@
+"""The instrument panel: where the time of a step goes, what it gets done, and what it takes."""

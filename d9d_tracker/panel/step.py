@@ -1,0 +1,41 @@
+"""How long a step takes: between calls of ``set_step`` on the host, and between events at the same places on a GPU."""
+
+from collections.abc import Callable
+
+from .timers import Clock, Mark, Value
+
+
+class Steps:
+    """The times of steps.
+
+    Args:
+        clock: Takes the time.
+        ended: Called when a step has ended, with its seconds on the host and whether code was compiled in it.
+    """
+
+    def __init__(self, clock: Clock, ended: Callable[[float, bool], None]):
+        self._clock, self._ended = clock, ended
+        self._start: Mark | None = None
+        self.logs = False
+
+    def pass_to(self, is_next: bool) -> None:
+        """Mark a call of ``set_step``.
+
+        Args:
+            is_next: Whether it begins another step, and has not gone on with one.
+        """
+        start = self._start
+        if start is not None and not is_next:
+            return
+        self._start = end = self._clock.mark()
+        if start is None:
+            return
+        host, compiling = end.host - start.host, end.compilations != start.compilations
+        if self.logs:
+            values: list[tuple[str, Value]] = [("time/step", host)]
+            if end.event is not None:
+                values.append(("time/device", self._clock.meter.elapsed(start.event, end.event, (start.event,))))
+            self._clock.meter.log(values, compiling)
+        elif start.event is not None:
+            self._clock.meter.give_back(start.event)
+        self._ended(host, compiling)

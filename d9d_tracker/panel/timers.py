@@ -1,0 +1,175 @@
+"""How long a block takes: on the host by a clock, on a GPU by events that are read when their window has arrived."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import AbstractContextManager, ContextDecorator, nullcontext
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+
+from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.tracing import compilations
+
+_Item = TypeVar("_Item", covariant=True)
+logger = logging.getLogger("d9d_tracker")
+
+_said: set[str] = set()
+Value = float | Callable[[], float | None]
+
+
+class Meter(Protocol):
+    """What instruments log by: numbers of the current step, which arrive with its window."""
+
+    def refuses(self, name: str) -> bool:
+        """Whether nothing can be measured now, which is said once: the run is closed, or a graph is captured."""
+        ...
+
+    def record(self) -> Any:
+        """Record an event on the current stream of the GPU; None on a CPU."""
+        ...
+
+    def elapsed(self, start: Any, end: Any, last_use: tuple[Any, ...]) -> Value:
+        """Return the seconds of the device between two events, to be known later."""
+        ...
+
+    def give_back(self, *events: Any) -> None:
+        """Take events back that nobody will read."""
+        ...
+
+    def log(self, values: list[tuple[str, Value]], compiling: bool = False) -> None:
+        """Add numbers to the current step; several of a series in a step are summed."""
+        ...
+
+
+class Mark(NamedTuple):
+    """Where host and device are.
+
+    Attributes:
+        host: Seconds of the clock.
+        event: The device's; None on a CPU.
+        compilations: How many graphs had been compiled.
+    """
+
+    host: float
+    event: Any
+    compilations: int
+
+
+class Clock:
+    """Takes marks.
+
+    Args:
+        meter: Where what lies between them is logged.
+
+    Attributes:
+        seconds: The host's clock.
+        logs_idle: Whether what the device waits for is summed as ``time/idle``.
+    """
+
+    def __init__(self, meter: Meter):
+        self.meter = meter
+        self.seconds: Callable[[], float] = time.perf_counter
+        self.logs_idle = False
+
+    def mark(self) -> Mark:
+        """Mark where host and device are, without a wait."""
+        return Mark(self.seconds(), self.meter.record(), compilations())
+
+    def end(self, name: str, start: Mark, is_wait: bool) -> None:
+        """Log what has passed since a mark that nothing else begins at."""
+        end = self.mark()
+        host: Value = end.host - start.host
+        values: list[tuple[str, Value]] = [(f"{name}/host", host)]
+        if end.event is None:
+            values.append((name, host))
+        else:
+            device = self.meter.elapsed(start.event, end.event, (start.event, end.event))
+            values.append((name, device))
+            if is_wait and self.logs_idle:
+                values.append(("time/idle", device))
+        self.meter.log(values, compiling=end.compilations != start.compilations)
+
+
+@assume_constant_result
+def say_unmeasured(where: str) -> None:
+    """Say, once a process, that a block takes no time.
+
+    Args:
+        where: Why, in words.
+    """
+    if where not in _said:
+        _said.add(where)
+        logger.warning("a block %s cannot be timed, and nothing is logged of it: time the call of that code", where)
+
+
+class Block(ContextDecorator):
+    """A block of code that is timed, or a function whose calls are. It may be entered again within itself.
+
+    Args:
+        clock: Takes the time.
+        name: The series.
+        is_wait: Whether the device gets nothing to do within it.
+    """
+
+    def __init__(self, clock: Clock, name: str, is_wait: bool = False):
+        self._clock, self._name, self._is_wait = clock, name, is_wait
+        self._marks: list[Mark | None] = []
+
+    def _recreate_cm(self) -> Any:  # several threads may call the function
+        return block(self._clock, self._name, self._is_wait)
+
+    def __enter__(self) -> None:
+        self._marks.append(None if self._clock.meter.refuses(self._name) else self._clock.mark())
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
+        start, meter = self._marks.pop(), self._clock.meter
+        if start is None:
+            return
+        if kind is None and not meter.refuses(self._name):
+            self._clock.end(self._name, start, self._is_wait)
+        elif start.event is not None:
+            meter.give_back(start.event)
+
+
+def block(clock: Clock, name: str, is_wait: bool = False) -> AbstractContextManager[Any]:
+    """Return a block to be timed; in compiled code, where nothing can be, one that does nothing."""
+    if torch.compiler.is_compiling():
+        say_unmeasured("in compiled code")
+        return nullcontext()
+    return Block(clock, name, is_wait)
+
+
+class Timed(Generic[_Item]):
+    """An iterable whose items are waited for by the clock.
+
+    Args:
+        clock: Takes the time.
+        name: The series.
+        items: What is gone through: a data loader, for example.
+    """
+
+    def __init__(self, clock: Clock, name: str, items: Iterable[_Item]):
+        self._clock, self._name, self._items = clock, name, items
+
+    def __len__(self) -> int:
+        if not isinstance(self._items, Sized):
+            raise TypeError(f"{type(self._items).__name__} has no len()")
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[_Item]:
+        items, waited = iter(self._items), Block(self._clock, self._name, is_wait=True)
+        while True:
+            try:
+                with waited:
+                    item = next(items)
+            except StopIteration:  # there was nothing to wait for
+                return
+            yield item
+
+    def __getattr__(self, name: str) -> Any:
+        """What the loader has: its sampler, for example."""
+        if name.startswith("_"):  # not asked by a loop, but by what copies or looks at objects
+            raise AttributeError(name)
+        return getattr(self._items, name)

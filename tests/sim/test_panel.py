@@ -1,0 +1,125 @@
+"""The instrument panel on a GPU made of software: exact seconds of the device in every order, and what they cost."""
+
+import pytest
+import torch
+from sim.machine import Event
+from sim.simulation import simulated
+from sim.trainings import opened, points
+
+from d9d_tracker.accumulator import checkpoint
+from d9d_tracker.panel import timers
+from d9d_tracker_kernels import SUM
+
+SCHEDULES = 4
+
+
+def sleep(seconds):
+    torch.cuda._sleep(seconds)
+
+
+def series(records, *names):
+    found = points(records)
+    return {name: {step: value for (own, _, step), value in found.items() if own == name} for name in names}
+
+
+def blocks(run, made):
+    """Micro-batches, nested blocks, side streams, and one that spans steps; the host is quick, or slow."""
+    now = [0.0]
+    made.clock = run.clock.seconds = lambda: now[0]
+    spanning = run.time("spanning")
+    for step in range(10):
+        run.set_step(step)
+        for _ in range(2):
+            with run.time("micro"):
+                sleep(3)
+                with run.time("inner"):
+                    sleep(step)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), run.time("side"):
+            sleep(50)
+        torch.cuda.current_stream().wait_stream(side)
+        if step == 4:
+            spanning.__enter__()
+        sleep(1)
+        if step == 6:
+            spanning.__exit__(None, None, None)
+        now[0] += 0.5
+        with pytest.raises(KeyError), run.time("broken"):
+            raise KeyError
+
+
+@pytest.mark.parametrize("seed", range(SCHEDULES))
+def test_the_devices_seconds_are_exact_and_the_hosts_are_its_own(seed):
+    records = []
+    with simulated(seed) as made, opened("cuda", records) as (_, run):
+        blocks(run, made)
+        assert made.waits == []
+    found = series(records, "time/micro", "time/micro/host", "time/inner", "time/side", "time/spanning", "time/broken")
+    assert found == {
+        "time/micro": {step: 2.0 * (3 + step) for step in range(10)},
+        "time/micro/host": dict.fromkeys(range(10), 0.0),
+        "time/inner": {step: 2.0 * step for step in range(10)},
+        "time/side": dict.fromkeys(range(10), 50.0),
+        "time/spanning": {6: 1.0 + (16 + 50 + 1) + (18 + 50 + 1)},
+        "time/broken": {},
+    }
+
+
+def test_a_timer_costs_two_events_a_step_and_makes_none(monkeypatch):
+    recorded, record = [], Event.record
+
+    def count(self, stream=None):
+        recorded.append(self.enable_timing)
+        record(self, stream)
+
+    with simulated(1) as made, opened("cuda", []) as (_, run):
+        made.sync_debug = "error"
+        for step in range(30):
+            run.set_step(step)
+            if step == 10:
+                run.flush()
+                before = Event.timers
+                monkeypatch.setattr(Event, "record", count)
+            with run.time("step"):
+                sleep(1)
+        assert Event.timers == before
+        assert recorded.count(True) == 2 * 20
+        assert made.waits == []
+
+
+@pytest.mark.parametrize("seed", range(SCHEDULES))
+def test_a_state_in_the_middle_of_a_window_has_the_devices_seconds(seed):
+    records = []
+    with simulated(seed), opened("cuda", records, sync_every=4) as (tracker, run):
+        for step in range(7):
+            run.set_step(step)
+            with torch.cuda.stream(torch.cuda.Stream()), run.time("work"):
+                sleep(10 + step)
+        window = [checkpoint.read(tracker.state_dict()).window for _ in range(2)][1]
+    slot = [one.name for one in window.scalars].index("time/work")
+    assert dict(zip(window.steps, window.lanes[:, SUM, slot].tolist(), strict=True)) == {4: 14.0, 5: 15.0, 6: 16.0}
+    assert series(records, "time/work")["time/work"] == {step: 10.0 + step for step in range(7)}
+
+
+def test_while_a_graph_is_captured_nothing_is_timed_and_it_is_said_once(caplog, monkeypatch):
+    monkeypatch.setattr(timers, "_said", set())
+    records = []
+    with simulated(2), opened("cuda", records) as (_, run):
+
+        def work():
+            for _ in range(2):
+                with run.time("inside"):
+                    sleep(2)
+
+        work()
+        graph = torch.cuda.CUDAGraph()
+        with run.time("capture"), torch.cuda.graph(graph):
+            work()
+        for step in range(5):
+            run.set_step(step)
+            with run.time("replay"):
+                graph.replay()
+    found = series(records, "time/inside", "time/replay", "time/capture")
+    assert found == {"time/inside": {0: 4.0}, "time/replay": dict.fromkeys(range(5), 4.0), "time/capture": {0: 0.0}}
+    assert caplog.text.count("in a CUDA graph that is captured cannot be timed") == 1
