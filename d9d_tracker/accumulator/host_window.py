@@ -78,6 +78,10 @@ class HostWindow:
         """Return the numbers that ``of`` unpacks."""
         return b"".join(np.ascontiguousarray(array).tobytes() for array in (self.lanes, self.moments, self.counts))
 
+    def copy(self) -> Self:
+        """Return a window that owns its numbers."""
+        return replace(self, lanes=self.lanes.copy(), counts=self.counts.copy(), moments=self.moments.copy())
+
     def only(self, scalars: np.ndarray, histograms: np.ndarray) -> Self:
         """Return the window of some of the series.
 

@@ -262,9 +262,10 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
             pipeline: Takes the windows.
             end: Closes the run.
         """
-        self._pipeline, self._rank, self.promises = pipeline, str(pipeline.rank), pipeline.promises
+        assembly = pipeline.assembly
+        self._pipeline, self._rank, self.promises = pipeline, str(assembly.rank), assembly.promises
         self._context, self._tags = (), {}
-        self._has_ranks = pipeline.has_ranks
+        self._has_ranks = assembly.ranks is not None
         self.forget_panel()
         self.buffers.places.refill(())
         self._stepped, self.stepping_thread = self.buffers.clock.step > 0, None

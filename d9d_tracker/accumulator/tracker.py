@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,13 +25,13 @@ from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
 
 from . import checkpoint
+from .assembly import Assembly, State
 from .buffers import Buffers
 from .checkpoint import BackendState, Snapshot
 from .late import Late
-from .moving import Moving
 from .nonfinite import Callback, NonFiniteWatch
 from .opening import close_at_once, open_deliveries
-from .pipeline import Pipeline, State
+from .pipeline import Pipeline
 from .run import AccumulatingRun
 from .summary import print_summary, words_of_end
 
@@ -175,9 +176,9 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             run.end_watches()
             snapshot = self._snapshot_to_leave(pipeline, isinstance(error, Exception))
             pipeline.close(deadline, error)
-            run.warn_of_no_steps(pipeline.has_merged)
+            run.warn_of_no_steps(pipeline.assembly.has_merged)
             self._latest = pipeline.latest
-            self._tell_the_end(pipeline.rank, error)
+            self._tell_the_end(pipeline.assembly.rank, error)
             if snapshot is not None:
                 snapshot.backend.kept.update(pipeline.kept(before=snapshot.first))
                 self._left = snapshot
@@ -320,11 +321,11 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
     ) -> Pipeline:
         report = RunReport({name: delivery.report for name, delivery in deliveries.items()})
         nonfinite = NonFiniteWatch(rank, ranks is not None, report, self._on_nonfinite)
-        timeout, loaded = self._config.flush_timeout, self._loaded
-        tail, expanded, earlier = None, None, None
-        if loaded is not None:
-            tail, expanded, earlier = loaded.tail, loaded.expanded, loaded.moving.merged(taken)
-        return Pipeline(self._run.buffers, deliveries, report, ranks, rank, nonfinite, tail, expanded, earlier, timeout)
+        left, has_one_row = State(), self._run.buffers.resolution == "window"
+        if self._loaded is not None:
+            left = State(self._loaded.tail, Late(), self._loaded.expanded, replace(self._loaded.moving, taken=taken))
+        assembly = Assembly(rank, ranks, nonfinite, report, left, has_one_row)
+        return Pipeline(self._run.buffers, deliveries, assembly, nonfinite, report, self._config.flush_timeout)
 
     def _snapshot(self) -> Snapshot:
         pipeline = self._pipeline
@@ -350,7 +351,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
     def _make_snapshot(self, pipeline: Pipeline | None, kept: dict[str, list[int]]) -> Snapshot:
         buffers = self._run.buffers
         clock, window, late = buffers.snapshot(self._config.flush_timeout)
-        there = State(None, Late(), None, Moving()) if pipeline is None else pipeline.state()
+        there = State() if pipeline is None else pipeline.state()
         late.records = [*there.late.records, *late.records]
         backend = BackendState(type(self._tracker).__name__, self._tracker.state_dict(), self._backlog, dict(kept))
         return Snapshot(

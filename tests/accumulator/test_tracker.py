@@ -19,6 +19,7 @@ from d9d_tracker import testing as testing_module
 from d9d_tracker.accumulator import buffers as buffers_module
 from d9d_tracker.accumulator import pipeline as pipeline_module
 from d9d_tracker.accumulator import run as run_module
+from d9d_tracker.accumulator.assembly import Assembly
 from d9d_tracker.accumulator.pipeline import Pipeline
 from d9d_tracker.accumulator.window import Window
 from d9d_tracker.testing import RecordingRun, RecordingTracker
@@ -428,7 +429,7 @@ def test_leaving_is_bounded_when_the_device_hangs(backend, config, monkeypatch, 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_leaving_is_bounded_when_the_collector_has_died(backend, config, monkeypatch, caplog):
-    monkeypatch.setattr(Pipeline, "_collect", lambda *_: sys.exit())
+    monkeypatch.setattr(Assembly, "take", lambda *_: sys.exit())
     tracker = over(backend, config, flush_timeout=1000.0)
     with tracker.open(NAME) as run:
         for step in range(9):

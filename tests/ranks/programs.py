@@ -178,7 +178,7 @@ def stays_away(rank: int, folder: Path, who: int) -> dict:
     """One rank stays away in the second window until the others have given it up, and comes back."""
     one = tracker(folder, sync_every=4, distributed_timeout=1.0)
     with one.open(NAME) as run:
-        ranks = one._pipeline._ranks
+        ranks = one._pipeline.assembly.ranks
         for step in range(40):
             run.set_step(step)
             run.scalar("sum", 2.0**rank, reduce="sum")
