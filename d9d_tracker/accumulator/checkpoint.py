@@ -263,13 +263,7 @@ def wrap(state: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
 
 
 def saved_ranks(rank: int, size: int, saved_size: int) -> range:
-    """Return which saved ranks' values a rank goes on with, so that each is taken once and their order stays.
-
-    Args:
-        rank: This rank.
-        size: Number of ranks now.
-        saved_size: Number of ranks that saved.
-    """
+    """Return which saved ranks' values a rank goes on with, so that each is taken once and their order stays."""
     if size >= saved_size:
         return range(rank, min(rank + 1, saved_size))
     return range(rank * saved_size // size, (rank + 1) * saved_size // size)
@@ -349,12 +343,7 @@ def _merged(snapshots: list[Snapshot]) -> Snapshot:
 
 
 def _divided(snapshot: Snapshot, rank: int) -> Snapshot:
-    """Expand what a saved rank has logged to series of ``scope="spread"``: its number is not that of who goes on.
-
-    Args:
-        snapshot: Its state.
-        rank: Its number.
-    """
+    """Expand what a saved rank has logged to series of ``scope="spread"``: its number is not that of who goes on."""
     window, tail = snapshot.window, snapshot.tail
     expanded = expand(of_spread(completed(window, tail), True), rank)
     if snapshot.expanded is not None:

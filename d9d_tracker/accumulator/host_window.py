@@ -83,12 +83,7 @@ class HostWindow:
         return replace(self, lanes=self.lanes.copy(), counts=self.counts.copy(), moments=self.moments.copy())
 
     def only(self, scalars: np.ndarray, histograms: np.ndarray) -> Self:
-        """Return the window of some of the series.
-
-        Args:
-            scalars: Slots of the scalar series, ascending.
-            histograms: Slots of the histogram series, ascending.
-        """
+        """Return the window of some of the series."""
         return replace(
             self,
             lanes=self.lanes[:, :, scalars],
@@ -122,11 +117,7 @@ class Tail:
     late: list[Record] = field(default_factory=list)
 
     def merge_into(self, window: HostWindow) -> None:
-        """Merge what was written into the points of the same step of a later window, in place.
-
-        Args:
-            window: The window that follows.
-        """
+        """Merge what was written into the points of the same step of a later window, in place."""
         for row, step in enumerate(window.steps):
             if step != self.step:
                 continue

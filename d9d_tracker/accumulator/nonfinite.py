@@ -44,11 +44,7 @@ class NonFiniteWatch:
         self._heard: list[NonFinite] = []
 
     def look(self, window: HostWindow) -> None:
-        """Find the series that are not finite in a window and were in all before.
-
-        Args:
-            window: This rank's values.
-        """
+        """Find the series that are not finite in a window and were in all before."""
         found = [*self._scalars(window), *self._histograms(window)]
         self._own = [one for one in found if _key(one.name, one.context) not in self._found]
         self._found |= {_key(one.name, one.context) for one in self._own}
@@ -58,19 +54,11 @@ class NonFiniteWatch:
         return _NOTE.dump_json(self._own) if self._own else b""
 
     def hear(self, note: bytes) -> None:
-        """Take what a rank has found.
-
-        Args:
-            note: What its ``take_note`` returned.
-        """
+        """Take what a rank has found."""
         self._heard += _NOTE.validate_json(note) if note else []
 
     def tell(self, is_told_elsewhere: bool = False) -> None:
-        """Tell what was found, each series once: what was heard from all ranks, or else what this one has found.
-
-        Args:
-            is_told_elsewhere: Whether rank 0 tells it too.
-        """
+        """Tell what was found, each series once: what was heard from all ranks, or else what this one has found."""
         found, level = self._heard or self._own, logging.INFO if is_told_elsewhere else logging.WARNING
         self._heard, self._own = [], []
         joined: dict[tuple[str, frozenset[tuple[str, str]]], NonFinite] = {}
@@ -142,11 +130,7 @@ class NonFiniteWatch:
 
 
 def in_words(found: list[NonFinite]) -> str:
-    """Return what was found in words, the first few by name.
-
-    Args:
-        found: What was found.
-    """
+    """Return what was found in words, the first few by name."""
     words = [f"{one} on {spell(one.ranks)}" if one.ranks else str(one) for one in found[:_NAMED]]
     if len(found) > _NAMED:
         words.append(f"and {len(found) - _NAMED} more series, in tracker.report.nonfinite")

@@ -55,12 +55,7 @@ def open_deliveries(
 
 
 def close_at_once(deliveries: dict[str, Delivery], error: BaseException) -> None:
-    """Close what was opened for a run that does not begin.
-
-    Args:
-        deliveries: The deliveries.
-        error: Why it does not.
-    """
+    """Close what was opened for a run that does not begin."""
     for delivery in deliveries.values():
         delivery.begin_close(error)
     for delivery in deliveries.values():

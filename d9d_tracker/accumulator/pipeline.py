@@ -105,9 +105,6 @@ class Pipeline:
     def drain_for_state(self, failed: bool = False) -> bool:
         """Wait until what was swapped has become points; only shortly for other ranks, whose part a state can lack.
 
-        Args:
-            failed: See ``drain``.
-
         Returns:
             Whether a state can be taken.
         """

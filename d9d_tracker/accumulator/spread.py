@@ -24,12 +24,7 @@ _PARTS: tuple[tuple[str, Reduction, int], ...] = (
 
 
 def completed(window: HostWindow, tail: Tail | None) -> HostWindow:
-    """Return a rank's window with what it had logged to such series for the same step before.
-
-    Args:
-        window: The window; it is not changed.
-        tail: What came before, if anything.
-    """
+    """Return a rank's window with what it had logged to such series for the same step before."""
     if tail is None or tail.step not in window.steps:
         return window
     slots = [slot for slot, series in enumerate(window.scalars) if series.spread and series in tail.lanes]
@@ -40,12 +35,7 @@ def completed(window: HostWindow, tail: Tail | None) -> HostWindow:
 
 
 def of_spread(window: HostWindow, spread: bool) -> HostWindow:
-    """Return the window of such series alone, or of all the others.
-
-    Args:
-        window: The window.
-        spread: Which of both.
-    """
+    """Return the window of such series alone, or of all the others."""
     slots = [slot for slot, series in enumerate(window.scalars) if series.spread == spread]
     return window.only(np.array(slots, dtype=np.int64), np.arange(0 if spread else len(window.histograms)))
 
@@ -91,11 +81,7 @@ def expand(window: HostWindow, rank: int) -> HostWindow:
 
 
 def rank_columns(scalars: list[ScalarSeries]) -> tuple[list[int], list[int]]:
-    """Return the slots of the ranks of the largest values, and of these values.
-
-    Args:
-        scalars: The series of an expanded window.
-    """
+    """Return the slots of the ranks of the largest values, and of these values."""
     slot_of = {(series.name, series.context): slot for slot, series in enumerate(scalars) if series.spread}
     pairs = [
         (slot, slot_of[name.removesuffix("_rank"), context])

@@ -81,11 +81,7 @@ class Staging:
         return host, self._ready
 
     def give_back(self, host: torch.Tensor) -> None:
-        """Take a host buffer back that has been read.
-
-        Args:
-            host: What ``copy`` returned.
-        """
+        """Take a host buffer back that has been read."""
         self._has_waited = False
         self._free.put(host)
 

@@ -18,10 +18,6 @@ def points(window: HostWindow) -> Points:
 
     Args:
         window: The states, complete: merged across ranks and with what was written before for the same step.
-
-    Returns:
-        A number for every scalar series and step with a value, a histogram for every histogram series with a call, at
-        the last step that contributed.
     """
     window = summed(window)
     rows, slots = np.nonzero(has_value(window.lanes, window.scalars))

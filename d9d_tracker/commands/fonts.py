@@ -21,11 +21,7 @@ def families() -> list[str]:
 
 
 def drawable(text: str) -> str:
-    """Return a text with Python's escape for each character that no installed font has, or that is not printable.
-
-    Args:
-        text: The text.
-    """
+    """Return a text with Python's escape for each character that no installed font has, or that is not printable."""
     return "".join(one if _is_drawable(one) else one.encode("unicode_escape").decode() for one in text)
 
 

@@ -15,11 +15,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def differing(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
-    """Return for each run those of its hyperparameters in which the runs differ, by dotted names.
-
-    Args:
-        runs: The runs.
-    """
+    """Return for each run those of its hyperparameters in which the runs differ, by dotted names."""
     all_flat = [flat(run.hparams) for run in runs]
     names = dict.fromkeys(name for hparams in all_flat for name in hparams)
     kept = [name for name in names if any(hparams.get(name) != all_flat[0].get(name) for hparams in all_flat)]
@@ -27,12 +23,7 @@ def differing(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
 
 
 def flat(hparams: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return hyperparameters by dotted names.
-
-    Args:
-        hparams: The hyperparameters, nested.
-        prefix: What the names begin with.
-    """
+    """Return hyperparameters by dotted names."""
     leaves: dict[str, Any] = {}
     for name, value in hparams.items():
         leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -40,12 +31,7 @@ def flat(hparams: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def in_words(values: dict[str, Any], most: int = _LONGEST) -> str:
-    """Return names and values on one line, as many as fit.
-
-    Args:
-        values: Hyperparameters or tags.
-        most: Characters, about.
-    """
+    """Return names and values on one line, as many as fit."""
     words: list[str] = []
     for name, value in values.items():
         words.append(shortened(f"{name}={value}", most))
@@ -74,11 +60,7 @@ def labels_of(runs: Sequence[StoredRun]) -> list[str]:
 
 
 def together(*labels: str) -> str:
-    """Return labels as one; empty ones are left out.
-
-    Args:
-        *labels: The labels.
-    """
+    """Return labels as one; empty ones are left out."""
     return "  ".join(filter(None, labels))
 
 
@@ -113,10 +95,6 @@ def shortened_apart(texts: Iterable[str], most: int) -> dict[str, str]:
 
 def unmatched(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
     """Say which patterns match no series, with the names that are near.
-
-    Args:
-        patterns: As the shell's.
-        names: Names of all series.
 
     Returns:
         A line for each such pattern.

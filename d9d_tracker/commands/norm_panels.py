@@ -21,21 +21,13 @@ _MOST_NAMES = 24
 
 
 def family_of(name: str) -> str | None:
-    """Return which norms a series is one of, ``norms/gradients`` for example; None if it is no norm of a part.
-
-    Args:
-        name: Name of a scalar series.
-    """
+    """Return which norms a series is one of, ``norms/gradients`` for example; None if it is no norm of a part."""
     found = _NORM.fullmatch(name)
     return found[1] if found else None
 
 
 def common_view(series: Iterable[Scalars]) -> tuple[float, float] | None:
-    """Return the limits of a logarithmic axis that shows all series; None if nothing is positive.
-
-    Args:
-        series: The norms of a family.
-    """
+    """Return the limits of a logarithmic axis that shows all series; None if nothing is positive."""
     values = np.concatenate([one.values for one in series] or [np.zeros(0)])
     shown = values[np.isfinite(values) & (values > 0)]
     if not shown.size:
@@ -63,12 +55,7 @@ def on_common_axis(draw: "Callable[[Axes], None]", view: tuple[float, float] | N
 
 
 def surface(family: str, series: Sequence[Scalars]) -> "Callable[[Axes], None]":
-    """Return what draws the norms of a family in one run: a row for each part, in the order of the model.
-
-    Args:
-        family: See ``family_of``.
-        series: Its series.
-    """
+    """Return what draws the norms of a family in one run: a row for each part, in the order of the model."""
 
     def draw(axes: "Axes") -> None:
         from matplotlib.colors import LogNorm

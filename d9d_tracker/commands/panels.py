@@ -160,14 +160,7 @@ def view_histograms(several: Sequence[Histograms], clip: float) -> HistogramView
 
 
 def draw_bands(axes: "Axes", series: Histograms, look: Look, view: HistogramView) -> None:
-    """Draw quantiles of a histogram series over time: bands of 98, 90 and 50 percent of its values, and the median.
-
-    Args:
-        axes: Where to draw.
-        series: The series.
-        look: How.
-        view: What is shown.
-    """
+    """Draw quantiles of a histogram series over time: bands of 98, 90 and 50 percent of its values, and the median."""
     fractions = [q for low, high, _ in _BANDS for q in (low, high)]
     lines = series.quantiles([*fractions, 0.5])
     lines = np.insert(np.floor(lines) if view.is_whole else lines, 0, 0.0, axis=1)
@@ -183,11 +176,6 @@ def draw_heat_map(axes: "Axes", series: Histograms, view: HistogramView) -> None
     """Draw where the values of a histogram series lie over time, the darker the more of them.
 
     Each column is one histogram, or the mean of several, and ends at the step that it was logged for.
-
-    Args:
-        axes: Where to draw.
-        series: The series.
-        view: What is shown.
     """
     columns = np.array([_fractions(one, view) for one in series.values])
     borders = _borders(series.steps)
@@ -244,12 +232,7 @@ def merged(several: Sequence[Histograms]) -> Histograms:
 
 
 def say(axes: "Axes", words: str) -> None:
-    """Write words in the middle of a panel.
-
-    Args:
-        axes: The panel.
-        words: The words.
-    """
+    """Write words in the middle of a panel."""
     axes.text(
         0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", fontsize=8, color=_RED, parse_math=False
     )

@@ -28,9 +28,6 @@ class HeldStep:
             points: The points of a window.
             first: The first step that it writes and no earlier window does.
             unfinished: The step that has not ended, if any.
-
-        Returns:
-            The points; and the first step that they write and no earlier ones did.
         """
         if self.step is None and unfinished is None:
             return points, first

@@ -40,11 +40,7 @@ class Queued:
 
 
 class Call(Future[object]):
-    """Something to be done with a backend's run, between two windows.
-
-    Args:
-        action: Gets the run.
-    """
+    """Something to be done with a backend's run, between two windows."""
 
     def __init__(self, action: Callable[[BareRun], object]):
         super().__init__()
@@ -53,10 +49,6 @@ class Call(Future[object]):
 
 class Outbound:
     """What a backend has not accepted, oldest first. Whoever calls it holds the delivery's lock.
-
-    Args:
-        backlog: Where windows are kept on disk.
-        report: Counts what no longer fits there.
 
     Attributes:
         memory: Bytes that its points take in memory, about.
@@ -109,11 +101,7 @@ class Outbound:
         self.memory += queued.bytes
 
     def append_call(self, call: Call) -> None:
-        """Add a call.
-
-        Args:
-            call: The call.
-        """
+        """Add a call."""
         self._items.append(call)
 
     def remove(self, item: Queued | Call) -> None:
@@ -172,12 +160,7 @@ def _row(queued: Queued) -> tuple[int, Points, Contents]:
 
 
 def in_words(windows: Iterable[Queued], calls: int = 0) -> str:
-    """Return what waits, for messages.
-
-    Args:
-        windows: Windows, oldest first.
-        calls: How many calls wait.
-    """
+    """Return what waits, for messages."""
     contents = [queued.contents for queued in windows]
     words = []
     if contents:

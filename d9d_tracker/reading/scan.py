@@ -107,11 +107,7 @@ def _lines(name: str | None) -> re.Pattern[bytes]:
 
 
 def blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the whole lines of a file, as many at a time as make up a block.
-
-    Args:
-        file: The file, where to begin.
-    """
+    """Yield the whole lines of a file, as many at a time as make up a block."""
     rest: list[bytes] = []
     while block := file.read(_BLOCK_BYTES):
         end = block.rfind(b"\n") + 1
