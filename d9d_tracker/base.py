@@ -301,6 +301,10 @@ class BaseTracker(ABC, Generic[TConfig]):
         config: What it was made from by ``tracker_from_config``, if it was.
         amends: Whether the backend can take more values of a step that it was given before. If not, a step that has
             not ended is held back until it has.
+        is_heavy: Whether its SDK computes in Python for long: ``accumulator.writer="auto"`` then opens it in a process
+            of its own.
+        shows_terminal: Whether it stores what the program prints: a process of its own is then told.
+        training: The process that trains, if it is another one than this.
         run_id: The backend's identity of the current or the last run; ``open`` sets it.
         resume_id: Identity of the run that the next ``open`` re-attaches to. ``load_state_dict`` sets it and ``open``
             clears it, so that opening once more starts another run.
@@ -308,6 +312,9 @@ class BaseTracker(ABC, Generic[TConfig]):
 
     config: Any = None
     amends: bool = True
+    is_heavy: bool = False
+    shows_terminal: bool = False
+    training: int | None = None
     run_id: str | None = None
     resume_id: str | None = None
 

@@ -101,8 +101,9 @@ class AccumulatorConfig(_Frozen):
         backlog_bytes: Size of that backlog, per run; the oldest windows are dropped, and reported, beyond it.
         writer: Where the backend runs: on a ``"thread"`` of the training, or in a ``"process"`` of its own, which does
             not hold the training's interpreter, and finishes what it was given when the training is killed. That costs
-            an import of the SDK on opening, and its memory; what the SDK observes by itself (the terminal, the system's
-            metrics) is that process, not the training; and ``run.backend`` does not reach the SDK's own objects.
+            an import of the SDK on opening, and its memory. ``"auto"``: in a process those whose SDK computes in Python
+            (Aim, MLflow, Trackio), until ``run.backend`` is given what no other process could do; the others on a
+            thread.
         summary: Whether the end of a run prints where it is, and what became of it; on a terminal only.
     """
 
@@ -118,7 +119,7 @@ class AccumulatorConfig(_Frozen):
     distributed_timeout: PositiveFloat = 1800.0
     backlog_dir: Path = Path(".d9d_tracker")
     backlog_bytes: PositiveInt = 256 * 2**20
-    writer: Literal["thread", "process"] = "thread"
+    writer: Literal["auto", "thread", "process"] = "auto"
     summary: bool = True
 
     @field_validator("device")

@@ -79,6 +79,20 @@ class Sink(ABC):
             SinkLostError: If what was written since the last ``flush`` is gone as well.
         """
 
+    def takes(self, action: Callable[..., object], arguments: Mapping[str, object]) -> bool:
+        """Return whether the run is where an action can be done."""
+        return True
+
+    def call(self, action: Callable[..., Any], arguments: Mapping[str, object], run: BaseTrackerRun) -> Any:
+        """Have something done with the run, where it is.
+
+        Args:
+            action: What to do.
+            arguments: What it gets besides, by name.
+            run: What it gets first, if it is done here: what a loop logs to, over this.
+        """
+        return action(run, **arguments)
+
     def flush(self) -> None:  # noqa: B027 many backends have nothing to do
         """Block until everything that was written is durable. Does nothing by default."""
 

@@ -128,6 +128,7 @@ def begin(key, names):
 def names(tmp_path, monkeypatch):
     """Return an empty namespace, in a folder of its own, without accounts, which leaves nothing behind."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     monkeypatch.setenv("WANDB_SILENT", "true")
     known = dict(factory._MAP)
     yield {"__name__": "docs"}

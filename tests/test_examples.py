@@ -20,7 +20,12 @@ def load(name):
 
 
 def test_every_example_has_a_test():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"lightning_digits", "transformers_digits", "plain_loop"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {
+        "lightning_digits",
+        "transformers_digits",
+        "plain_loop",
+        "pictures",  # provider/test_pictures.py
+    }
 
 
 def test_lightning(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ ALLOWED = {
     "bare_run": {"base", "context", "lazy_torch", "points", "record", "sink"},
     "backend": {"bare_run", "base", "config", "sink"},
     "delivery": {"bare_run", "points", "record", "sink", "delivery"},
-    "writer": {"backend", "base", "hparams", "points", "provider", "sink", "writer"},
+    "writer": {"backend", "bare_run", "base", "hparams", "points", "provider", "sink", "writer"},
     "provider": {"backend", "bare_run", "base", "config", "hparams", "lazy_torch", "points", "record", "provider"},
     "panel": {"lazy_torch", "panel", "tracing"},
     "ranks": {"config", "errors", "ranks", "accumulator"},

@@ -164,7 +164,7 @@ class HistogramCalls(Calls):
         if chosen is None:
             raise TrackerValueError(
                 f"{label(name, items)}: bins of unequal widths merge with nothing; have the backend take the histogram "
-                "as it is, with run.backend(lambda run: run.histogram(name, histogram))"
+                "as it is, by a function for run.backend that calls its.histogram(name, histogram)"
             )
         series, _ = histogram_series(self.config, name, items, chosen, 1)
         try:

@@ -13,8 +13,9 @@ from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.delivery import OPEN_SECONDS, Delivery
 from d9d_tracker.sink import Sink
+from d9d_tracker.writer.portable import is_portable
 from d9d_tracker.writer.predecessor import wait_for_predecessor
-from d9d_tracker.writer.process import is_portable, open_in_process
+from d9d_tracker.writer.process import open_in_process
 
 from .checkpoint import Snapshot
 
@@ -81,7 +82,7 @@ def _deliver(
             len(kept),
             backlog.path,
         )
-    elsewhere = config.writer == "process" and is_portable(backend)
+    elsewhere = (config.writer == "process" or (config.writer == "auto" and backend.is_heavy)) and is_portable(backend)
     if config.writer == "process" and not elsewhere:
         logger.warning(
             "%s is not made from a configuration that another process could import, or read as JSON (a SecretStr it "
@@ -90,6 +91,16 @@ def _deliver(
         )
     was_open = False
 
+    def come_here(why: str) -> None:
+        nonlocal elsewhere
+        elsewhere = False
+        logger.warning(
+            "run.backend: %s. Until then %s, which was in a process of its own, goes on on a thread of this one, where "
+            "it takes time from the training",
+            why,
+            type(backend).__name__,
+        )
+
     @contextmanager
     def open_backend() -> Iterator[Sink]:
         nonlocal was_open
@@ -97,7 +108,8 @@ def _deliver(
             backend.load_state_dict(backend.state_dict())
         if not elsewhere and loaded is not None:
             wait_for_predecessor(file)  # the last life may have had a writer in a process of its own
-        with open_in_process(backend, properties, file) if elsewhere else open_sink(backend, properties) as sink:
+        inside = open_in_process(backend, properties, file, come_here) if elsewhere else None
+        with inside or open_sink(backend, properties) as sink:
             was_open = True
             backlog.describe(state=backend.state_dict())
             yield sink

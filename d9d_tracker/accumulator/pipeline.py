@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
-from d9d_tracker.bare_run import BareRun
 from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.delivery.outbound import Call
 from d9d_tracker.delivery.report import RunReport
@@ -64,8 +63,8 @@ class Pipeline:
         self._nonfinite = nonfinite
         self._timeout = timeout
         self._pending: deque[Window] = deque()  # put, and not yet turned into points
-        self._calls: deque[Call] = deque()  # put, and not yet with their backends
-        self._abandoned = False
+        self._calls: set[Call] = set()  # put, and not yet with their backends
+        self._has_ended = self._abandoned = False
         self._put(assembly.resumed())
         # SIGINT and SIGTERM may raise between any two lines of Python: of queue.Queue too, but not of this one, in C.
         self._windows: queue.SimpleQueue[Window | dict[str, Call] | threading.Event | None] = queue.SimpleQueue()
@@ -149,12 +148,15 @@ class Pipeline:
         """
         return {name: kept for name, delivery in self._deliveries.items() if (kept := delivery.kept(before))}
 
-    def call(self, name: str | None, action: Callable[[BareRun], object]) -> dict[str, Future[object]]:
+    def call(
+        self, name: str | None, action: Callable[..., object], arguments: Mapping[str, object]
+    ) -> dict[str, Future[object]]:
         """Have backends' threads do something with the backends' runs, behind the windows that were swapped before.
 
         Args:
             name: The backend; all if None. One that this process does not write to gives nothing.
             action: Gets the backend's run. What it raises is the future's.
+            arguments: What it gets besides, by name.
 
         Returns:
             Futures by the name of the backend, which may be cancelled; cancelled if the run is closed first.
@@ -166,10 +168,16 @@ class Pipeline:
             known = ", ".join(map(repr, self._deliveries))
             raise TrackerValueError(f"backend(name={name!r}): this run has {known}; name one of these, or none for all")
         self.send()
-        calls = {key: Call(action) for key in self._deliveries if name in (None, key)}
-        self._calls += calls.values()
+        calls = {key: Call(action, arguments) for key in self._deliveries if name in (None, key)}
+        self._calls |= {*calls.values()}
         self._windows.put(calls)
+        if self._has_ended:  # meanwhile: nobody takes it any more
+            self._cancel_calls()
         return dict(calls)
+
+    def _cancel_calls(self) -> None:
+        for call in [*self._calls]:
+            call.cancel()
 
     def close(self, deadline: float, error: BaseException | None = None) -> None:
         """Send what is left; deliver it and close the backends, each within ``flush_timeout`` seconds.
@@ -199,8 +207,8 @@ class Pipeline:
             timeout = self.assembly.ranks.leave(timeout, failed)
         self._windows.put(None)
         self._thread.join(timeout)
-        for call in list(self._calls):
-            call.cancel()
+        self._has_ended = True
+        self._cancel_calls()
         if self._thread.is_alive():
             self._abandoned = True
             unread = {window.index for window in self._pending}
@@ -231,7 +239,7 @@ class Pipeline:
             if isinstance(item, dict):
                 for name, call in item.items():
                     self._deliveries[name].put_call(call)
-                    self._calls.popleft()
+                    self._calls.discard(call)
                 continue
             try:
                 self._put(self.assembly.take(item))

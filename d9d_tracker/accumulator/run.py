@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from d9d_tracker.bare_run import BareRun
 from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.context import as_context
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.record import Record
+from d9d_tracker.writer.portable import obstacle
 
 from .arguments import check_mapping, check_names, check_number
 from .buffers import Buffers
@@ -143,21 +143,30 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         self._open_pipeline("add_hparams")
         self.buffers.add_late([], plain_hparams(dict(hparams)))
 
-    def backend(self, action: Callable[[BareRun], Any], name: str | None = None) -> dict[str, Future[Any]]:
+    def backend(self, action: Callable[..., Any], name: str | None = None, **arguments: Any) -> dict[str, Future[Any]]:
         """Have the backend do what is not wrapped here: a table or an image, for example. Does not wait.
 
+        It is done where the backend is, behind the windows that were complete before. To a process of its own the
+        function goes by its name, and the arguments and what it returns as JSON: numbers, text, lists, a file's path.
+
         Args:
-            action: Gets the backend's run, behind the windows that were complete before, on the thread that owns it.
+            action: A function of a module. Gets the backend's run, whose ``sdk`` is the object of its SDK.
             name: Which of several backends; all of them if None.
+            **arguments: What the action gets besides.
 
         Returns:
             What it returned or raised, as a future, by the name of the backend; empty on ranks that do not write.
             ``flush`` waits for it, and a state holds nothing of it. A future may be cancelled.
 
         Raises:
+            TrackerTypeError: If it cannot be sent and ``accumulator.writer`` is ``"process"``. With ``"auto"``, the
+                backend then goes on on a thread of the training, which is said.
             TrackerValueError: If the run is closed, or none of its backends has that name.
         """
-        return self._open_pipeline("backend").call(name, action)
+        pipeline = self._open_pipeline("backend")
+        if self.config.writer == "process" and (why := obstacle(action, arguments)):
+            raise TrackerTypeError(f"backend: {why}; or set accumulator.writer to 'auto' or 'thread'")
+        return pipeline.call(name, action, arguments)
 
     def log_at(
         self, step: int, values: Mapping[str, float | torch.Tensor], context: Mapping[str, Any] | None = None

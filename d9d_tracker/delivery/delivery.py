@@ -23,6 +23,7 @@ OPEN_SECONDS = 30.0  # for a server that must be asked first, or a database that
 _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 30.0
 _CLOSING_RETRY_SECONDS = 1.0
+_LEAVING_SECONDS = 0.5  # a thread that waits for a writer looks up five times a second
 # What a wrong configuration or another writer raises on opening; anything else means that the backend is down.
 FINAL_ERRORS = (ImportError, RuntimeError, TypeError, ValueError)
 
@@ -234,7 +235,7 @@ class Delivery:
             self._changed.wait_for(lambda: not self._queue or self._is_over, timeout)
             self._stop = True
             self._changed.notify_all()
-        self._thread.join(max(0.1, deadline - time.monotonic()))
+        self._thread.join(max(_LEAVING_SECONDS, deadline - time.monotonic()))
         with self._changed:
             self._is_over = True
             self._queue.keep()
@@ -353,6 +354,10 @@ class Delivery:
             item = self._queue.head if self._queue else None
         if isinstance(item, Queued):
             self._deliver(sink, item)
+        elif item is not None and not item.cancelled() and not sink.takes(item.action, item.arguments):
+            self._leave_backend()  # and open it where the action is
+            self._sink = None
+            return
         elif item is not None:
             self._make_call(sink, item)
         with self._changed:
@@ -368,7 +373,7 @@ class Delivery:
             return
         self._called_at = time.monotonic()
         try:
-            result = call.action(BareRun([sink]))
+            result = sink.call(call.action, call.arguments, BareRun([sink]))
         except BaseException as error:  # SystemExit too: what the action does is its own
             call.set_exception(error)
         else:

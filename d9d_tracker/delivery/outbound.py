@@ -2,11 +2,10 @@
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from d9d_tracker.bare_run import BareRun
 from d9d_tracker.points import Points
 
 from .backlog import Backlog, Contents
@@ -40,11 +39,12 @@ class Queued:
 
 
 class Call(Future[object]):
-    """Something to be done with a backend's run, between two windows."""
+    """Something to be done with a backend's run and arguments, between two windows."""
 
-    def __init__(self, action: Callable[[BareRun], object]):
+    def __init__(self, action: Callable[..., object], arguments: Mapping[str, object] | None = None):
         super().__init__()
         self.action = action
+        self.arguments = arguments or {}
 
 
 class Outbound:

@@ -66,7 +66,7 @@ class D9dLoopRun:
         histogram = Histogram.from_values(values, IntegerBinning(bins=len(counts)))
         record = Record(point.name, point.step, dict(point.context), histogram)
         if isinstance(run, AccumulatingRun):
-            run.backend(lambda bare: bare.write([record]))
+            run.buffers.add_late([record], {})
         else:
             run.write([record])
 

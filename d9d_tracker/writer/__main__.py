@@ -6,16 +6,17 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
-from importlib import import_module
 from multiprocessing.connection import Connection
-from operator import attrgetter
 from typing import Any
 
 from d9d_tracker.backend import open_sink
+from d9d_tracker.bare_run import BareRun
 from d9d_tracker.base import RunConfig
+from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.points import Points
 from d9d_tracker.provider.lock import let_go
 
+from .portable import load
 from .predecessor import ORPHAN_SECONDS, lock_in_time
 from .wire import from_error, receive, send, to_error
 
@@ -68,16 +69,36 @@ class Writer:
 
     def _answer(self, request: dict[str, Any], points: Points | None) -> None:
         try:
+            if printed := request.pop("printed", ""):
+                sys.stdout.write(printed)
             answer = getattr(self, f"_{request.pop('call')}")(points, **request)
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: an action may raise anything
             self.say(**from_error(error))
         else:
             self.say(done=True, **(answer or {}))
 
-    def _open(self, _: Any, types: list[str], config: Any, properties: Any, lock: str, state: Any) -> dict[str, Any]:
+    def _open(
+        self,
+        _: Any,
+        types: list[str],
+        config: Any,
+        properties: Any,
+        lock: str,
+        arguments: list[str],
+        python_path: str | None,
+        state: Any,
+    ) -> dict[str, Any]:
+        # What an SDK asks its process for is what the training would say.
+        sys.argv[:] = arguments
+        os.environ.pop("PYTHONPATH")
+        os.environ |= {} if python_path is None else {"PYTHONPATH": python_path}
         self._stack.callback(let_go, lock_in_time(lock))
-        tracker_type, config_type = map(_load, types)
+        tracker_type, config_type = map(load, types)
         tracker = tracker_type.from_config(config_type.model_validate(config))
+        tracker.training = self._parent
+        if tracker.shows_terminal:
+            # What the training prints is on its terminal already; the SDK hears it from here.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until this process ends
         if state is not None:
             tracker.load_state_dict(state)
         self._run = self._stack.enter_context(open_sink(tracker, RunConfig(**properties)))
@@ -98,6 +119,9 @@ class Writer:
 
     def _add_hparams(self, _: Any, hparams: dict[str, Any]) -> None:
         self._run.add_hparams(hparams)
+
+    def _call(self, _: Any, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        return plain_hparams({"result": load(action)(BareRun([self._run]), **arguments)})
 
     def _flush(self, _: Any) -> None:
         self._run.flush()
@@ -128,11 +152,6 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._writer.say(log=record.levelno, words=record.getMessage())
-
-
-def _load(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return attrgetter(name)(import_module(module))
 
 
 def main() -> None:

@@ -5,18 +5,20 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from typing_extensions import override
 
-from d9d_tracker.base import BaseTracker, RunConfig
+from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.points import Points
 from d9d_tracker.sink import Refusal, Sink, SinkLostError, Taken
 
+from .portable import obstacle, path_of
+from .terminal import Terminal
 from .wire import from_error, receive, send, to_error
 
 logger = logging.getLogger("d9d_tracker")
@@ -25,24 +27,10 @@ _GLANCE_SECONDS = 0.2
 _EXIT_SECONDS = 5.0
 
 
-def is_portable(backend: BaseTracker[Any]) -> bool:
-    """Return whether another process could make this backend.
-
-    It must be able to import the types, and to get the whole configuration as JSON: a ``SecretStr`` is masked there.
-    """
-    config = backend.config
-    if config is None or any(
-        kind.__module__ == "__main__" or "<locals>" in kind.__qualname__ for kind in (type(backend), type(config))
-    ):
-        return False
-    try:
-        return type(config).model_validate_json(config.model_dump_json()) == config
-    except ValueError:
-        return False
-
-
 @contextmanager
-def open_in_process(backend: BaseTracker[Any], properties: RunConfig, lock: str) -> Iterator["ProcessSink"]:
+def open_in_process(
+    backend: BaseTracker[Any], properties: RunConfig, lock: str, come_here: Callable[[str], None]
+) -> Iterator["ProcessSink"]:
     """Open a backend's run in a process of its own, and close it on leaving.
 
     Args:
@@ -50,6 +38,7 @@ def open_in_process(backend: BaseTracker[Any], properties: RunConfig, lock: str)
         properties: Name, description and hyperparameters of the run.
         lock: What the run is called on this machine: what the writer of a killed training still has to do, the next
             writer waits for.
+        come_here: Is told why an action can only be done in this process; the backend is to be opened here next.
 
     Yields:
         The run.
@@ -57,7 +46,7 @@ def open_in_process(backend: BaseTracker[Any], properties: RunConfig, lock: str)
     Raises:
         Exception: What the backend raised on opening, or its nearest built-in type.
     """
-    sink = ProcessSink(backend, properties, lock)
+    sink = ProcessSink(backend, properties, lock, come_here)
     try:
         yield sink
     except BaseException as error:
@@ -74,10 +63,13 @@ class ProcessSink(Sink):
         backend: The backend's tracker. One that has opened its run before goes on with that.
         properties: Name, description and hyperparameters of the run.
         lock: What the run is called on this machine.
+        come_here: See ``open_in_process``.
     """
 
-    def __init__(self, backend: BaseTracker[Any], properties: RunConfig, lock: str):
+    def __init__(self, backend: BaseTracker[Any], properties: RunConfig, lock: str, come_here: Callable[[str], None]):
         self._backend = backend
+        self._terminal: Terminal | None = None
+        self._come_here = come_here
         ours, theirs = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         command = [sys.executable, "-P", "-m", "d9d_tracker.writer", str(theirs.fileno()), str(os.getpid())]
@@ -87,10 +79,12 @@ class ProcessSink(Sink):
             )
         self._connection: Connection | None = ours
         order = {
-            "types": [f"{kind.__module__}:{kind.__qualname__}" for kind in (type(backend), type(backend.config))],
+            "types": [path_of(type(backend)), path_of(type(backend.config))],
             "config": json.loads(backend.config.model_dump_json()),
             "properties": {**properties.model_dump(exclude={"hparams"}), "hparams": plain_hparams(properties.hparams)},
             "lock": lock,
+            "arguments": sys.argv,
+            "python_path": os.environ.get("PYTHONPATH"),
             "state": None if backend.resume_id is None else backend.state_dict(),
         }
         try:
@@ -98,14 +92,9 @@ class ProcessSink(Sink):
         except BaseException:
             self._hang_up()
             raise
+        self._terminal = Terminal() if backend.shows_terminal else None
         backend.load_state_dict(opened["state"])
         backend.resume_id = None
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"{type(self._backend).__name__}'s run is in a process of its own, where {name!r} cannot be reached from "
-            "here; set accumulator.writer to 'thread' for that"
-        )
 
     @override
     def write_points(self, points: Points) -> Taken:
@@ -129,6 +118,17 @@ class ProcessSink(Sink):
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
         self._ask({"call": "add_hparams", "hparams": plain_hparams(hparams)})
+
+    @override
+    def takes(self, action: Callable[..., object], arguments: Mapping[str, object]) -> bool:
+        why = obstacle(action, arguments)
+        if why is not None:
+            self._come_here(why)
+        return why is None
+
+    @override
+    def call(self, action: Callable[..., Any], arguments: Mapping[str, object], run: BaseTrackerRun) -> Any:
+        return self._ask({"call": "call", "action": path_of(action), "arguments": arguments})["result"]
 
     @override
     def flush(self) -> None:
@@ -158,8 +158,9 @@ class ProcessSink(Sink):
 
     def _answers(self, request: dict[str, Any], points: Points | None) -> Iterator[dict[str, Any]]:
         """Yield what the writer answers, and an empty answer five times a second while it does not."""
+        printed = "" if self._terminal is None else self._terminal.take()
         with self._alive() as connection:
-            send(connection, request, points)
+            send(connection, request | ({"printed": printed} if printed else {}), points)
         answer: dict[str, Any] = {}
         while not answer.get("done"):
             answer = {}
@@ -185,6 +186,8 @@ class ProcessSink(Sink):
             raise SinkLostError(f"the writer of {name} has died (code={self._writer.returncode})") from error
 
     def _hang_up(self, timeout: float = 0) -> None:
+        if self._terminal is not None:
+            self._terminal.close()
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -13,6 +13,7 @@ import torch
 from aim.storage.context import Context
 from pydantic import ValidationError
 
+from d9d_tracker import AccumulatorConfig, tracker_from_config
 from d9d_tracker.base import RunConfig
 from d9d_tracker.provider.aim.config import AimConfig
 from d9d_tracker.provider.aim.tracker import AimTracker
@@ -221,3 +222,31 @@ def test_a_rewind_spares_what_aim_itself_measures(aim_storage: AimStorage) -> No
         run.rewind(1)
     names = [(name, step) for name, _, step in aim_storage.scalars(str(tracker.run_id))]
     assert sorted(names) == [("__system__cpu", 0), ("__system__cpu", 1), ("__system__cpu", 2), ("loss", 0)]
+
+
+def test_in_a_process_of_its_own_it_observes_the_training(
+    aim_storage: AimStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "writer"))
+    monkeypatch.setenv("PYTHONPATH", "where/it/was")
+    import actions
+
+    accumulator = AccumulatorConfig(device="cpu", sync_every=2, backlog_dir=tmp_path / "backlog", flush_timeout=300)
+    tracker = tracker_from_config(AimConfig(repo=str(aim_storage.folder), accumulator=accumulator))
+    write = sys.stdout.write
+    with tracker.open(RunConfig(name="observed")) as run:
+        print("the first line")
+        print("and an error", file=sys.stderr)
+        run.scalar("loss", 1.0)
+        (process, system) = run.backend(actions.observed)[""].result(300)
+        print("the last line")
+    print("behind its end")
+    assert sys.stdout.write == write
+    assert capsys.readouterr().out.count("the last line") == 1
+    assert process == os.getpid()
+    assert system["arguments"] == sys.argv
+    assert system["env_variables"]["PYTHONPATH"] == "where/it/was"
+    logs = aim_storage.run(str(tracker.run_id)).get_terminal_logs()
+    (lines,) = logs.values.sparse_list()[1:]
+    printed = ["the first line", "and an error", "the last line"]
+    assert [line.data for line in lines if line.data in (*printed, "behind its end")] == printed

@@ -136,6 +136,7 @@ def _output(folder: Path) -> str:
 
 def config_of(folder: Path, provider: str) -> dict[str, Any]:
     accumulator = {
+        "writer": "thread",  # where faults are planted
         "sync_every": 5,
         "max_scalars": 8,
         "max_histograms": 4,

@@ -10,12 +10,20 @@ import threading
 import time
 from pathlib import Path
 
+import actions
 import pytest
 import torch
 import troubled
 from pydantic import SecretStr
 
-from d9d_tracker import AccumulatorConfig, RunConfig, read, register_backend, tracker_from_config
+from d9d_tracker import (
+    AccumulatorConfig,
+    RunConfig,
+    TrackerTypeError,
+    read,
+    register_backend,
+    tracker_from_config,
+)
 from d9d_tracker.testing import RecordingTracker
 
 register_backend(troubled.TroubledConfig, troubled.TroubledTracker)
@@ -175,12 +183,97 @@ def test_the_backend_is_told_how_the_run_ended(tmp_path, error):
     assert curve(tmp_path, "loss") == [step + 0.5 for step in range(20)]
 
 
-def test_what_is_not_wrapped_says_where_to_find_it(tmp_path):
+def heavy(folder, **accumulator):
+    return make(folder, **{"writer": "auto", **accumulator})
+
+
+@pytest.fixture
+def is_heavy(monkeypatch):
+    monkeypatch.setattr(troubled.TroubledTracker, "is_heavy", True)
+
+
+def writers(folder):
+    return [int(line) for line in (folder / "writers").read_text().split()]
+
+
+def test_by_default_a_backend_whose_sdk_is_heavy_is_in_a_process_and_others_are_on_a_thread(tmp_path, is_heavy):
+    assert AccumulatorConfig().writer == "auto"
+    for folder in (tmp_path / "heavy", tmp_path / "light"):
+        with heavy(folder).open(RunConfig(name="run")) as run:
+            log(run, ["loss"])
+        troubled.TroubledTracker.is_heavy = False
+    assert writers(tmp_path / "heavy") != [os.getpid()]
+    assert writers(tmp_path / "light") == [os.getpid()]
+
+
+@pytest.mark.parametrize("writer", ["thread", "auto", "process"])
+def test_a_function_with_json_arguments_is_done_where_the_backend_is(tmp_path, is_heavy, writer):
+    arguments = {"pixels": [[0.5, 1], [2, 3]], "text": "ä", "nothing": None}
+    with heavy(tmp_path, writer=writer).open(RunConfig(name="run")) as run:
+        log(run, ["loss"], range(5))
+        (done,) = run.backend(actions.where, **arguments).values()
+        (logged,) = run.backend(actions.log, step=3, late=1.5).values()
+        (left,) = run.backend(actions.leave).values()
+        assert done.result(60) == {"process": writers(tmp_path)[0], "id": "run", **arguments}
+        assert logged.result(60) is None
+        assert isinstance(left.exception(60), SystemExit)
+        assert isinstance(run.backend(actions.unfold)[""].result(60), str if writer != "thread" else object)
+        log(run, ["loss"], range(5, 10))
+    assert len(writers(tmp_path)) == 1
+    assert (writers(tmp_path) == [os.getpid()]) == (writer == "thread")
+    assert curve(tmp_path, "loss") == [step + 0.5 for step in range(10)]
+    assert curve(tmp_path, "late") == [1.5]
+
+
+def test_a_writer_that_dies_of_an_action_ends_that_alone(tmp_path, is_heavy):
+    with heavy(tmp_path).open(RunConfig(name="run")) as run:
+        log(run, ["loss"], range(5))
+        (died,) = run.backend(actions.die).values()
+        log(run, ["loss"], range(5, 10))
+        assert "has died (code=3)" in str(died.exception(60))
+        assert run.backend(actions.where)[""].result(60)["process"] == writers(tmp_path)[1]
+    assert curve(tmp_path, "loss") == [step + 0.5 for step in range(10)]
+
+
+@pytest.mark.parametrize("is_sent", [True, False], ids=["lambda", "arguments"])
+def test_what_cannot_be_sent_brings_the_backend_to_a_thread_and_says_what_to_do_instead(
+    tmp_path, is_heavy, is_sent, caplog
+):
+    with heavy(tmp_path).open(RunConfig(name="run")) as run:
+        log(run, ["loss"], range(7))
+        if is_sent:
+            futures = run.backend(lambda its: actions.where(its))
+        else:
+            futures = run.backend(actions.where, pixels=torch.zeros(2))
+        assert futures[""].result(60)["process"] == os.getpid()
+        log(run, ["loss"], range(7, 12))
+        run.backend(lambda its: None)
+    assert len(writers(tmp_path)) == 2
+    assert writers(tmp_path)[1] == os.getpid()
+    assert curve(tmp_path, "loss") == [step + 0.5 for step in range(12)]
+    said = [message for message in caplog.messages if "goes on on a thread" in message]
+    assert len(said) == 1
+    assert ("pass a function of a module" if is_sent else "pixels=tensor([0., 0.]) is no JSON") in said[0]
+
+
+def test_where_a_process_was_asked_for_what_cannot_be_sent_is_refused(tmp_path):
     with make(tmp_path).open(RunConfig(name="run")) as run:
-        run.set_step(0)
-        (future,) = run.backend(lambda its: its.file).values()
-        with pytest.raises(AttributeError, match="writer to 'thread'"):
-            future.result(30)
+        log(run, ["loss"], range(2))
+        with pytest.raises(TrackerTypeError, match=r"<lambda> cannot be imported: pass a function of a module"):
+            run.backend(lambda its: None)
+        with pytest.raises(TrackerTypeError, match=r"path=.* is no JSON: pass numbers, text, lists"):
+            run.backend(actions.where, path=tmp_path)
+        with pytest.raises(TrackerTypeError, match="test_process"):
+            run.backend(_defined_in("__main__"))
+
+
+def _defined_in(module):
+    def test_process(its):
+        raise AssertionError("it was refused")
+
+    test_process.__module__ = module
+    test_process.__qualname__ = "test_process"
+    return test_process
 
 
 def test_a_backend_that_no_other_process_could_make_stays_on_a_thread(recorded, caplog):

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from aim.sdk.configs import get_aim_repo_name
 from aim.sdk.repo_utils import get_repo
 from aim.sdk.utils import clean_repo_path
 from aimrocks.errors import RocksIOError
+from psutil import Process
 from typing_extensions import override
 
 from d9d_tracker.backend import RecordRun, RecordTracker
@@ -183,6 +185,13 @@ class AimTracker(RecordTracker[AimConfig]):
     repository is started anew under another hash, with a warning.
     """
 
+    is_heavy = True
+
+    @override
+    def __init__(self, config: AimConfig):
+        super().__init__(config)
+        self.shows_terminal = config.capture_terminal_logs
+
     @override
     def how_to_open(self) -> str | None:
         return command("aim", "up", "--repo", self.config.repo)
@@ -219,6 +228,9 @@ class AimTracker(RecordTracker[AimConfig]):
         return AimRun(run, lock, partial(self._open_aim, repo, run.hash))
 
     def _open_aim(self, repo: Any, run_id: str | None) -> aim.Run:
+        if self.training is not None:  # whose use of the processor and the memory it is about
+            resources: Any = import_module("aim.ext.resource.tracker")
+            resources.Process = partial(Process, self.training)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # Aim needs it

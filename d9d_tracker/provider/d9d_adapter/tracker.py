@@ -37,6 +37,11 @@ class D9dRun(RecordRun):
         self._d9d_context = context
         self._run = context.__enter__()
 
+    @property
+    def sdk(self) -> Any:
+        """The run of d9d."""
+        return self._run
+
     @override
     def write_record(self, record: Record) -> None:
         if not isinstance(record.value, Histogram):

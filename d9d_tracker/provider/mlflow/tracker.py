@@ -172,6 +172,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
     """
 
     amends = False
+    is_heavy = True
 
     @override
     def how_to_open(self) -> str | None:

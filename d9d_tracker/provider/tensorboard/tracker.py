@@ -1,5 +1,6 @@
 """Backend that writes TensorBoard event files."""
 
+import functools
 import logging
 import os
 import re
@@ -72,6 +73,13 @@ class TensorBoardRun(RecordRun):
             self._let_go()
             raise
 
+    @functools.cached_property
+    def sdk(self) -> Any:
+        """A ``SummaryWriter`` of torch, whose events go to this run's file, with its next flush."""
+        from .writer import Writer  # which imports torch
+
+        return Writer(self._folder, self._put_value)
+
     def rewind(self, step: int) -> None:
         """Make readers forget what an earlier life of this run wrote at ``step`` or later.
 
@@ -101,7 +109,10 @@ class TensorBoardRun(RecordRun):
         tag = flat_name(self._claims.name(record.name, kind), record.context)
         if record.time is not None:
             self._times.setdefault(record.step, record.time)
-        self._pending.setdefault(record.step, {})[tag] = events.point(tag, value)
+        self._put_value(record.step, events.point(tag, value))
+
+    def _put_value(self, step: int, value: Any) -> None:
+        self._pending.setdefault(step, {})[value.tag] = value
 
     @override
     def sync(self) -> None:
@@ -125,8 +136,8 @@ class TensorBoardRun(RecordRun):
         self._size += len(data)
         self._purge_from = None
         if self._pending:
-            last = max(self._pending)
-            self._written = {last: {**self._written.get(last, {}), **self._pending[last]}}
+            last = max([*self._pending, *self._written])
+            self._written = {last: {**self._written.get(last, {}), **self._pending.get(last, {})}}
             self._times = {step: began for step, began in self._times.items() if step == last}
             self._pending = {}
 

@@ -1,5 +1,6 @@
 """Backend that writes to Trackio."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -70,6 +71,15 @@ class TrackioRun(RecordRun):
             **({} if group is None else {"_Group": encodable(group)}),
         }
 
+    @functools.cached_property
+    def sdk(self) -> Any:
+        """A ``trackio.Run`` of this run: what is logged there has the step that it is given."""
+        run = import_module("trackio.run").Run(
+            url=None, project=self._project, client=None, name=self._name, run_id=self.id, initial_last_step=self.step
+        )
+        run._config_logged = True  # it is ours
+        return run
+
     @override
     def rewind(self, step: int) -> None:
         super().rewind(step)
@@ -125,6 +135,8 @@ class TrackioRun(RecordRun):
     def release(self) -> None:
         try:
             self.sync()
+            if "sdk" in vars(self):
+                self.sdk.finish()
         finally:
             let_go(self._lock)
 
@@ -136,6 +148,7 @@ class TrackioTracker(RecordTracker[TrackioConfig]):
     """
 
     amends = False
+    is_heavy = True
 
     @override
     def how_to_open(self) -> str | None:

@@ -187,6 +187,8 @@ class WandbTracker(RecordTracker[WandbConfig]):
             if run_id and mode == "offline" and not earlier:
                 _LOGGER.warning("run %r: W&B's earlier files are not in %s: going on without them", run_id, folder)
             folder.mkdir(parents=True, exist_ok=True)
+            # The only run is also `wandb.run`, which people's own code calls.
+            is_only = getattr(wandb.setup(), "most_recent_active_run", wandb) is None
             run = wandb.init(
                 project=config.project,
                 entity=config.entity,
@@ -196,7 +198,7 @@ class WandbTracker(RecordTracker[WandbConfig]):
                 dir=folder,
                 id=new_id,
                 resume="must" if run_id and mode == "online" else None,
-                reinit="create_new",
+                reinit="default" if is_only else "create_new",
                 name=encodable(properties.name),
                 notes=encodable(properties.description),
                 config=_storable(plain_hparams(properties.hparams)),
