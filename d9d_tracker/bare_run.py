@@ -117,11 +117,15 @@ class BareRun(BaseTrackerRun):
 
     @override
     def log_at(
-        self, step: int, values: "Mapping[str, float | torch.Tensor]", context: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        values: "Mapping[str, float | torch.Tensor | Histogram]",
+        context: Mapping[str, Any] | None = None,
     ) -> None:
         for name, value in values.items():
             self._check_open(name)
-            record = self._record(name, as_float(name, value), None if context is None else dict(context))
+            finished = value if isinstance(value, Histogram) else as_float(name, value)
+            record = self._record(name, finished, None if context is None else dict(context))
             self._write([record._replace(step=step)])
 
     @override

@@ -210,9 +210,12 @@ class BaseTrackerRun(ABC):
             self.scalar(name, value, context)
 
     def log_at(
-        self, step: int, values: "Mapping[str, float | torch.Tensor]", context: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        values: "Mapping[str, float | torch.Tensor | Histogram]",
+        context: Mapping[str, Any] | None = None,
     ) -> None:
-        """Log numbers of a step that may be over.
+        """Log numbers and histograms of a step that may be over.
 
         Args:
             step: The step.
@@ -223,7 +226,8 @@ class BaseTrackerRun(ABC):
             ValueError: If the backend takes nothing for a step that is over.
         """
         tags = {**self.get_context(), **(context or {})}
-        self.write(Record(name, step, tags, float(value)) for name, value in values.items())
+        finished = {name: one if isinstance(one, Histogram) else float(one) for name, one in values.items()}
+        self.write(Record(name, step, tags, value) for name, value in finished.items())
 
     def scalar_series(self, name: str, context: dict[str, str] | None = None) -> ScalarHandle:
         """Return a handle of a scalar series: for blocks that share compiled code, each logging under its own name.

@@ -112,17 +112,17 @@ class Points(Sequence[Record]):
         """Return these points and others, which replace those of the same series and step.
 
         Args:
-            late: Points that are numbers, of any order; of one series and step, the last one counts.
+            late: Points of any order; of one series and step, the last one counts.
         """
-        newest = {(record.name, frozenset(record.context.items()), record.step): record for record in late}
+
+        def place(record: Record) -> tuple[Any, ...]:
+            is_histogram = isinstance(record.value, Histogram)
+            return record.name, frozenset(record.context.items()), record.step, is_histogram
+
+        newest = {place(record): record for record in late}
         if not newest:
             return self
-        kept = [
-            record
-            for record in self
-            if isinstance(record.value, Histogram)
-            or (record.name, frozenset(record.context.items()), record.step) not in newest
-        ]
+        kept = [record for record in self if place(record) not in newest]
         return self.of(sorted([*kept, *newest.values()], key=attrgetter("step"))).with_hparams(self.hparams)
 
     def with_hparams(self, hparams: dict[str, Any]) -> Self:

@@ -311,6 +311,27 @@ class LogAt(Way):
         return _is_made_of(calls, stored.scalars.get(self._series, {}), lambda of: (float(k) for k in of))
 
 
+class LogAtHistogram(LogAt):
+    """``log_at`` with a histogram, which is of its step and not of a window."""
+
+    def __init__(self):
+        super().__init__("a histogram")
+
+    def log(self, run: Any, k: Any, step: int) -> None:
+        run.log_at(step, {self._series: Histogram.from_values(torch.tensor([float(int(k) % VALUES)]), ROUND)})
+
+    def found(self, stored: Stored, windows: bool) -> Any:
+        return (stored.bins or stored.populations).get(self._series)
+
+    def expected(self, calls: Mapping[int, int], stored: Stored, ends: Sequence[int] | None) -> Any:
+        values = {step: {float(k % VALUES): 1} for k, step in calls.items()}
+        return values if stored.bins else {step: _summed(value) for step, value in values.items()}
+
+    def holds(self, stored: Stored, calls: int) -> bool:
+        sums = {step: total for step, (_, total) in stored.populations.get(self._series, {}).items()}
+        return _is_made_of(calls, sums, lambda of: (float(k % VALUES) for k in of))
+
+
 class Hparams(Way):
     """``add_hparams``, of the run or of the backend's run by ``backend(...)``, whose futures must be kept."""
 
@@ -361,7 +382,7 @@ def all_ways() -> list[Way]:
         ]
     ways += [Population(call) for call in ("bins", "bins_many", "counts", "histogram", "handle bins")]
     ways += [Population("bins", "rank"), Watch()]
-    ways += [LogAt("the current step"), LogAt("a step late"), LogAt("over a scalar")]
+    ways += [LogAt("the current step"), LogAt("a step late"), LogAt("over a scalar"), LogAtHistogram()]
     return [*ways, Hparams(), Hparams(by_backend=True)]
 
 

@@ -77,6 +77,18 @@ def test_of_one_series_and_step_what_came_last_stands():
     assert points.hparams == {"a": 1}
 
 
+def test_what_came_last_replaces_its_own_kind():
+    first, last, number = RECORDS[3], replace_value(RECORDS[3]), RECORDS[3]._replace(value=5.0)
+    assert isinstance(first.value, Histogram)
+    points = Points.of([first]).replaced([number, last])
+    assert list(points) == [number, last]
+    assert points[1].value is last.value
+
+
+def replace_value(record):
+    return record._replace(value=Histogram.from_values(torch.tensor([9.0])))
+
+
 def test_no_points_are_false():
     assert not Points.of([])
     assert list(Points.of([])) == []

@@ -12,10 +12,10 @@ from .readings import Reading
 
 @dataclass
 class Late:
-    """Numbers of ``log_at``, hyperparameters of ``add_hparams``, and what instruments read.
+    """Points of ``log_at``, hyperparameters of ``add_hparams``, and what instruments read.
 
     Attributes:
-        records: The numbers, in the order in which they were logged; of one series and step, the last one counts.
+        records: The points, in the order in which they were logged; of one series and step, the last one counts.
         hparams: The hyperparameters, plain JSON values.
         readings: What instruments read while the window was open, which is put into it as it arrives.
     """
@@ -38,7 +38,7 @@ class Late:
         self.hparams |= hparams
 
     def take_until(self, step: float) -> "Late":
-        """Take out the numbers up to a step, and all hyperparameters."""
+        """Take out the points up to a step, and all hyperparameters."""
         taken = Late([one for one in self.records if one.step <= step], self.hparams)
         self.records, self.hparams = [one for one in self.records if one.step > step], {}
         return taken

@@ -18,7 +18,7 @@ from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.context import as_context
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.hparams import plain_hparams
-from d9d_tracker.record import Record
+from d9d_tracker.record import Histogram, Record
 from d9d_tracker.writer.portable import obstacle
 
 from .arguments import check_mapping, check_names, check_number
@@ -169,21 +169,24 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         return pipeline.call(name, action, arguments)
 
     def log_at(
-        self, step: int, values: Mapping[str, float | torch.Tensor], context: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        values: Mapping[str, float | torch.Tensor | Histogram],
+        context: Mapping[str, Any] | None = None,
     ) -> None:
-        """Log numbers that are finished, of a step that may be over: at an epoch, or when an evaluation comes late.
+        """Log what is finished, of a step that may be over: at an epoch, or when an evaluation comes late.
 
         They travel with the window that is open, and are in its state. At one step the last of them stands, also in
-        place of what ``scalar`` has accumulated there for the same series; of several ranks, what the lowest logs. A
+        place of what was accumulated there for the same series; of several ranks, what the lowest logs. A
         backend that takes nothing for a step that it was given before (W&B) refuses them, which is counted.
 
         Args:
             step: The step. What is logged at one that has not begun waits for it, in the state, or for the end.
-            values: Name and value of each series; a tensor on a GPU is waited for.
+            values: Name and value of each series, numbers and histograms; a tensor on a GPU is waited for.
             context: Tags; merged with the persistent context, over which they win.
 
         Raises:
-            TrackerTypeError: If a value is no number, or the step no int.
+            TrackerTypeError: If a value is neither, or the step no int.
             TrackerValueError: If a value has not one element, a name is empty, the step does not fit into int64, or it
                 is called in compiled code.
         """
@@ -196,9 +199,14 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         if self._is_silent("log_at"):
             return
         tags = {**dict(self._context), **as_context("log_at", {} if context is None else dict(context))}
-        numbers = {name: check_number(name, (), value, self.buffers.device) for name, value in values.items()}
         now = time.time()
-        self.buffers.add_late([Record(name, step, tags, float(number), now) for name, number in numbers.items()], {})
+
+        def finished(name: str, value: Any) -> Record:
+            if not isinstance(value, Histogram):
+                value = float(check_number(name, (), value, self.buffers.device))
+            return Record(name, step, tags, value, now)
+
+        self.buffers.add_late([finished(name, value) for name, value in values.items()], {})
 
     def watch(
         self,

@@ -51,11 +51,7 @@ class AccelerateTracker(GeneralTracker):
 
     @on_main_process
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Add hyperparameters.
-
-        Args:
-            values: Hyperparameters.
-        """
+        """Add hyperparameters."""
         self._tracked.add_hparams(values)
 
     @on_main_process
@@ -84,9 +80,5 @@ class AccelerateTracker(GeneralTracker):
         return self._tracked.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the run of the checkpoint.
-
-        Args:
-            state_dict: What ``state_dict`` returned.
-        """
+        """Go on with the run of the checkpoint."""
         self._tracked.load_state_dict(state_dict)

@@ -8,17 +8,16 @@ This is the way for d9d 0.24 and newer. Up to d9d 0.23, whose interface this lib
 library runs in d9d's loop as it is.
 """
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from typing import Any, Self
+from typing import Any
 
-import torch
+import numpy as np
 
-from d9d_tracker.accumulator import AccumulatingRun
 from d9d_tracker.base import BaseTrackerRun, RunConfig
-from d9d_tracker.config import IntegerBinning
-from d9d_tracker.record import Histogram, Record
+from d9d_tracker.record import Histogram
 
 from .framework_run import FrameworkRun
 from .lazy_run import AnyTracker
@@ -51,24 +50,12 @@ class D9dLoopRun:
         """
         self._tracked.set_step(point.step)
         if hasattr(value, "counts"):
-            self._write_counts(point, value.counts)
+            with self._tracked.without_context() as run:
+                run.log_at(point.step, {point.name: _histogram(value.counts.numpy())}, dict(point.context))
         elif hasattr(value, "value"):
             self._tracked.log({point.name: value.value}, point.step, dict(point.context))
         else:
             raise ValueError(f"{point.name!r} got {type(value).__name__}: d9d writes a Scalar or a Histogram")
-
-    def _write_counts(self, point: Any, counts: torch.Tensor) -> None:
-        run, counts = self.run, counts.to(torch.int64)
-        if isinstance(run, AccumulatingRun) and point.step == self._tracked.step:
-            run.counts(point.name, counts, dict(point.context))
-            return
-        values = torch.arange(len(counts)).repeat_interleave(counts)
-        histogram = Histogram.from_values(values, IntegerBinning(bins=len(counts)))
-        record = Record(point.name, point.step, dict(point.context), histogram)
-        if isinstance(run, AccumulatingRun):
-            run.buffers.add_late([record], {})
-        else:
-            run.write([record])
 
 
 class D9dLoopTracker:
@@ -85,13 +72,10 @@ class D9dLoopTracker:
 
     @contextmanager
     def open(self, properties: Any) -> Iterator[D9dLoopRun]:
-        """Open a run.
+        """Open a run, which d9d's loop writes to.
 
         Args:
             properties: d9d's ``RunConfig``.
-
-        Yields:
-            What d9d's loop writes to.
         """
         self._tracked = FrameworkRun(self._tracked.tracker, RunConfig(**properties.model_dump()))
         try:
@@ -107,51 +91,52 @@ class D9dLoopTracker:
         return self._tracked.tracker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the run of a state.
-
-        Args:
-            state_dict: What ``state_dict`` returned.
-        """
+        """Go on with the run of a state."""
         self._tracked.tracker.load_state_dict(state_dict)
 
 
-class PlugIn:
-    """What ``plug_in`` returns: to undo it, or to leave it at the end of a ``with`` block.
-
-    Args:
-        tracker: The tracker, or the configuration of one.
-    """
-
-    def __init__(self, tracker: AnyTracker):
-        self._job_logger: Any = import_module("d9d.loop.component.job_logger").JobLogger
-        build = self._before = self._job_logger._build_tracker
-
-        def build_tracker(job_logger: Any) -> Any:
-            self.undo()
-            return D9dLoopTracker(tracker) if job_logger._dist_context.is_main_process else build(job_logger)
-
-        self._plugged = self._job_logger._build_tracker = build_tracker
-
-    def undo(self) -> None:
-        """Leave d9d as it was, if no job was built meanwhile."""
-        if self._job_logger._build_tracker is self._plugged:
-            self._job_logger._build_tracker = self._before
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.undo()
-
-
-def plug_in(tracker: AnyTracker) -> PlugIn:
+def plug_in(tracker: AnyTracker) -> ExitStack:
     """Have the next job that this process builds log to a backend of this library.
 
     d9d makes its tracker from a closed union of configurations, so its ``JobLogger`` is told here: on the main process
-    the job gets this tracker whatever its configuration says, which may as well be ``{"provider": "null"}``. Once a job
-    was built, or the ``with`` block is left, d9d is as it was.
+    the job gets this tracker whatever its configuration says, which may as well be ``{"provider": "null"}``.
 
     Args:
         tracker: A tracker that one process uses, or the configuration of one.
+
+    Returns:
+        What leaves d9d as it was at the end of a ``with`` block or by ``close()``; once a job was built, it is.
     """
-    return PlugIn(tracker)
+    job_logger: Any = import_module("d9d.loop.component.job_logger").JobLogger
+    before, plugged = job_logger._build_tracker, ExitStack()
+
+    def build(job: Any) -> Any:
+        plugged.close()
+        return D9dLoopTracker(tracker) if job._dist_context.is_main_process else before(job)
+
+    def undo() -> None:
+        if job_logger._build_tracker is build:
+            job_logger._build_tracker = before
+
+    job_logger._build_tracker = build
+    plugged.callback(undo)
+    return plugged
+
+
+def _histogram(counts: np.ndarray) -> Histogram:
+    """Return how often each of the integers from 0 on was counted as a histogram of them."""
+    used = np.flatnonzero(counts)
+    first, last = (int(used[0]), int(used[-1])) if used.size else (0, -1)
+    counts, integers = counts[first : last + 1].astype(np.int64), np.arange(first, last + 2, dtype=np.float64)
+    return Histogram(
+        edges=integers,
+        counts=counts,
+        sum=float(counts @ integers[:-1]),
+        sum_squares=float(counts @ integers[:-1] ** 2),
+        min=float(first) if used.size else math.nan,
+        max=float(last) if used.size else math.nan,
+        zeros=int(counts[0]) if used.size and first == 0 else 0,
+        nan=0,
+        posinf=0,
+        neginf=0,
+    )

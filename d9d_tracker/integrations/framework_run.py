@@ -2,13 +2,12 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from d9d_tracker.base import BaseTrackerRun, RunConfig
-
 from .framework_values import numbers_of, same
-from .lazy_run import AnyTracker, LazyRun
+from .lazy_run import LazyRun
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -18,17 +17,10 @@ class FrameworkRun(LazyRun):
 
     A first value is the mean of the ranks' values; one that replaces it, or comes for another step than the current
     one, is rank 0's.
-
-    Args:
-        tracker: See ``LazyRun``, as for the others.
-        properties: See there.
-        is_alone: See there.
     """
 
-    def __init__(
-        self, tracker: AnyTracker | BaseTrackerRun, properties: RunConfig | None = None, is_alone: bool = False
-    ):
-        super().__init__(tracker, properties, is_alone)
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
         self._logged: dict[str, dict[str, Any]] = {}  # at this step, by context and name
         self._said: set[str] = set()
 
@@ -44,22 +36,15 @@ class FrameworkRun(LazyRun):
         super().set_step(step)
 
     def log(self, metrics: Mapping[str, Any], step: int | None = None, context: dict[str, str] | None = None) -> None:
-        """Log what a framework has, without the persistent context.
+        """Log what a framework has, without the persistent context; what is no number is left out and named once.
 
-        Args:
-            metrics: Names and values, of any kind; what is no number is left out and named once.
-            step: The step, which may be any; None for the current one. A run that was given open is logged to at the
-                step where its owner has it, unless the framework goes back.
-            context: Tags.
+        The step may be any; None is the current one, which in a run that was given open is where its owner has it.
         """
         numbers = numbers_of(metrics)
         if not numbers:
             return
-        run, tags, at = self.run, dict(context or {}), self.step if step is None else step
-        before = run.get_context()
-        if before:
-            run.set_context({})
-        try:
+        tags, at = dict(context or {}), self.step if step is None else step
+        with self.without_context() as run:
             if step is None and self._is_given:
                 self._write(numbers, lambda some: run.scalars(some, tags))
                 return
@@ -70,6 +55,16 @@ class FrameworkRun(LazyRun):
                 numbers = {n: value for n, value in numbers.items() if n in known and not same(known[n], value)}
                 known.update({**news, **numbers})
             self._write(numbers, lambda some: run.log_at(at, some, tags))
+
+    @contextmanager
+    def without_context(self) -> Iterator[Any]:
+        """Take the persistent context, which is the loop's, away for a block, which gets the open run."""
+        run = self.run
+        before = run.get_context()
+        if before:
+            run.set_context({})
+        try:
+            yield run
         finally:
             if before:
                 run.set_context(before)

@@ -16,9 +16,7 @@ _left_out: set[str] = set()
 def numbers_of(metrics: Mapping[Any, Any]) -> dict[str, float | torch.Tensor]:
     """Return the numbers among metrics: floats, and tensors of one element that are on a device.
 
-    Args:
-        metrics: Names and values. A mapping among them becomes ``name/key``; text, vectors and the like are left out,
-            and named once a process.
+    A mapping among them becomes ``name/key``; text, vectors and the like are left out, and named once a process.
     """
     numbers: dict[str, float | torch.Tensor] = {}
     for name, value in metrics.items():

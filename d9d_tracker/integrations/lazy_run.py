@@ -23,14 +23,7 @@ class LazyRun:
         tracker: A tracker, the configuration of one, also as plain data, or an open run, which stays its owner's to
             step and to close.
         properties: Name, description and hyperparameters of the run.
-        is_alone: Whether only one process of a job ever gets here, so that no other must be waited for: a configuration
-            then has its ``accumulator.distributed`` set to ``"off"`` where it is ``"auto"``.
-
-    Attributes:
-        tracker: The tracker; None if the run was given open.
-        properties: What the run is opened with.
-        step: The step that was set last.
-        error: What has ended the run, where the framework said so earlier than it closes it.
+        is_alone: Whether only one process of a job ever gets here: a configuration's ``"auto"`` then is ``"off"``.
     """
 
     _all_open: ClassVar[set[Self]] = set()
@@ -38,20 +31,12 @@ class LazyRun:
     def __init__(
         self, tracker: AnyTracker | BaseTrackerRun, properties: RunConfig | None = None, is_alone: bool = False
     ):
-        if isinstance(tracker, dict):
-            tracker = cast(TrackerConfig, TypeAdapter(AnyTrackerConfig).validate_python(tracker))
-        if isinstance(tracker, TrackerConfig):
-            accumulator = tracker.accumulator
-            if is_alone and accumulator is not None and accumulator.distributed == "auto":
-                alone = accumulator.model_copy(update={"distributed": "off"})
-                tracker = tracker.model_copy(update={"accumulator": alone})
-            tracker = tracker_from_config(tracker)
-        self._is_given = isinstance(tracker, BaseTrackerRun)
-        self.tracker: Any = None if isinstance(tracker, BaseTrackerRun) else tracker
+        self._run = tracker if isinstance(tracker, BaseTrackerRun) else None
+        self._is_given = self._run is not None
+        self.tracker: Any = None if isinstance(tracker, BaseTrackerRun) else _tracker_of(tracker, is_alone)
         self.properties = properties or RunConfig(name="run")
         self.step = 0
-        self.error: BaseException | None = None
-        self._run = tracker if isinstance(tracker, BaseTrackerRun) else None
+        self.error: BaseException | None = None  # has ended the run, which the framework closes later
         self._context: dict[str, str] = {}  # of a run that is not open
         self._is_step_due = True
         self._has_ended = False
@@ -129,3 +114,13 @@ class LazyRun:
         self._all_open.discard(self)
         self._run.finish(error or self.error)
         self._run, self.error, self._has_ended, self._is_step_due = None, None, True, False
+
+
+def _tracker_of(given: AnyTracker, is_alone: bool) -> BaseTracker[Any]:
+    if isinstance(given, BaseTracker):
+        return given
+    config = cast(TrackerConfig, TypeAdapter(AnyTrackerConfig).validate_python(given))
+    if is_alone and config.accumulator is not None and config.accumulator.distributed == "auto":
+        alone = config.accumulator.model_copy(update={"distributed": "off"})
+        config = config.model_copy(update={"accumulator": alone})
+    return tracker_from_config(config)

@@ -123,4 +123,5 @@ class CallbackPart:
 
 
 def _step(trainer: Any) -> int:
-    return trainer.fit_loop.epoch_loop._batches_that_stepped  # what loggers are told, known nowhere else beforehand
+    """What loggers are told. Nothing else has it between checkpoints: ``global_step`` counts optimizers as well."""
+    return trainer.fit_loop.epoch_loop.on_save_checkpoint()["_batches_that_stepped"]

@@ -14,12 +14,7 @@ from .lazy_run import AnyTracker
 
 
 class LoggerPart:
-    """See ``d9d_tracker.integrations.lightning.TrackerLogger``.
-
-    Attributes:
-        tracked: The run, open or not.
-        is_stepped: Whether a ``TrackerCallback`` sets its step. Otherwise what Lightning logs does.
-    """
+    """See ``d9d_tracker.integrations.lightning.TrackerLogger``."""
 
     def __init__(
         self,
@@ -34,7 +29,7 @@ class LoggerPart:
         base: Any = super()
         base.__init__(save_dir or ".", name, version or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
         self.tracked = FrameworkRun(tracker, RunConfig(name=name, description=description))
-        self.is_stepped = False
+        self.is_stepped = False  # by a callback; otherwise what Lightning logs sets the step
         self._folder = None if save_dir is None else os.fspath(save_dir)
         self._before_names = f"{prefix}-" if prefix else ""
 
@@ -58,11 +53,7 @@ class LoggerPart:
         return self._folder or "."
 
     def settle_in(self, folder: str) -> None:
-        """Say where folders of runs are, if that was not said; and that the step is set.
-
-        Args:
-            folder: The folder.
-        """
+        """Say where folders of runs are, if that was not said; and that the step is set."""
         self._folder, self.is_stepped = self._folder or folder, True
 
     def begin_again(self) -> None:
@@ -73,33 +64,17 @@ class LoggerPart:
         self.tracked.set_context(before.get_context())
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log what Lightning has collected.
-
-        Args:
-            metrics: Names and values.
-            step: Lightning's step.
-        """
+        """Log what Lightning has collected, at its step."""
         if step is not None and not self.is_stepped:
             self.tracked.set_step(step)
         self.tracked.log({f"{self._before_names}{name}": value for name, value in metrics.items()}, step)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None, *args: Any, **kwargs: Any) -> None:
-        """Log hyperparameters, before the run is opened or later.
-
-        Args:
-            params: Hyperparameters.
-            *args: Not used.
-            **kwargs: Not used.
-        """
+        """Log hyperparameters, before the run is opened or later."""
         self.tracked.add_hparams(vars(params) if isinstance(params, Namespace) else dict(params or {}))
 
     def log_graph(self, model: Any, input_array: Any = None) -> None:
-        """Open the run of a training without a callback, which has no checkpoint to read; compiled code cannot.
-
-        Args:
-            model: The module in training.
-            input_array: Not used.
-        """
+        """Open the run of a training without a callback, which has no checkpoint to read; compiled code cannot."""
         if not self.is_stepped and model.trainer.state.fn == "fit":
             self.run.get_context()
 
@@ -107,11 +82,7 @@ class LoggerPart:
         """Do nothing: Lightning asks for it whenever something was logged."""
 
     def finalize(self, status: str) -> None:
-        """Make everything durable; close the run if it failed.
-
-        Args:
-            status: ``"success"`` or ``"failed"``.
-        """
+        """Make everything durable; close the run if ``status`` is ``"failed"``."""
         if status == "failed":
             self.close()
         elif self.tracked.is_open:

@@ -1,5 +1,6 @@
-"""Trainings in Lightning with a second logger beside ours, of Lightning's own kind, that writes down every call."""
+"""Trainings in Lightning with two loggers beside ours: its CSVLogger, and one that writes down every call."""
 
+import csv
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from torch.utils.data import DataLoader
 
 from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig, read
@@ -117,7 +118,7 @@ def data(batches=4, seed=0, size=4):
 
 
 def trainer_of(config, folder, tracker=None, checkpoint=None, callback=True, **options):
-    """A trainer with our logger and the witness; ``checkpoint`` has a ModelCheckpoint's options."""
+    """A trainer with our logger, the witness and a CSVLogger; ``checkpoint`` has a ModelCheckpoint's options."""
     seed_everything(0, verbose=False)
     logger = tracker or TrackerLogger(config, name="line", save_dir=folder / "saved")
     witness = Witness(folder / "witness.jsonl")
@@ -129,7 +130,20 @@ def trainer_of(config, folder, tracker=None, checkpoint=None, callback=True, **o
     if checkpoint is not None:
         callbacks.append(ModelCheckpoint(folder / "checkpoints", **checkpoint))
     with warnings.catch_warnings(action="ignore"):
-        return logger, witness, Trainer(logger=[logger, witness], callbacks=callbacks, **{**defaults, **options})
+        loggers = [logger, witness, CSVLogger(folder, "csv")]
+        return logger, witness, Trainer(logger=loggers, callbacks=callbacks, **{**defaults, **options})
+
+
+def csv_points(folder):
+    """What Lightning's CSVLogger has of its last life, by name and step: the last value of each."""
+    points: dict[str, dict[int, float]] = {}
+    file = max(folder.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    for row in csv.DictReader(file.open()):
+        step = int(row.pop("step"))
+        for name, value in row.items():
+            if value:
+                points.setdefault(name, {})[step] = float(value)
+    return points
 
 
 def stored(folder, run=-1):

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from d9d_tracker import BaseTracker, BaseTrackerRun, JsonlTrackerConfig, RunConfig
+from d9d_tracker import (
+    BaseTracker,
+    BaseTrackerRun,
+    Histogram,
+    IntegerBinning,
+    JsonlTrackerConfig,
+    RunConfig,
+    read,
+)
 from d9d_tracker.integrations.d9d import D9dLoopTracker, plug_in
 
 REAL = pytest.mark.skipif(
@@ -43,7 +51,24 @@ def test_points_arrive_at_their_steps_and_late_ones_too(config, stored, accumula
     assert points["loss", ("stage", "train")] == {step: float(step) for step in range(6)}
     assert points["late",] == {1: 3.0, 2: 4.0, 3: 5.0}
     assert points["late tokens",] == {1: 3, 2: 4, 3: 5}
-    assert sum(points["tokens",].values()) == 6 * 2 + sum(range(6))
+    assert points["tokens",] == {step: 2 + step for step in range(6)}
+
+
+@pytest.mark.parametrize("counts", [[0, 2, 0, 5, 0], [3], [0, 0], [1, 4, 2]])
+def test_counts_are_the_histogram_of_what_was_counted(config, counts):
+    tracker = D9dLoopTracker(config)
+    with tracker.open(RunConfig(name="job")) as run:
+        run.run.set_context({"stage": "train"})  # is not d9d's
+        run.write(Point("experts", 0), SimpleNamespace(counts=torch.tensor(counts)))
+        assert run.run.get_context() == {"stage": "train"}
+    (series,) = read(config.path)[0].load()
+    (stored,) = series.values
+    values = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    expected = Histogram.from_values(values, IntegerBinning(bins=len(counts)))
+    assert series.context == {}
+    assert {name: repr(getattr(stored, name)) for name in expected.__slots__} == {
+        name: repr(getattr(expected, name)) for name in expected.__slots__
+    }
 
 
 def test_up_to_version_0_23_its_loop_takes_our_runs_as_they_are():
@@ -133,5 +158,5 @@ def test_other_processes_than_the_main_one_keep_its_null_tracker(config):
 
     plugged = plug_in(config)
     assert isinstance(job_logger(SimpleNamespace(current_step=0), is_main=False)._tracker, NullTracker)
-    plugged.undo()  # there is nothing to undo any more
+    plugged.close()  # there is nothing to undo any more
     assert isinstance(job_logger(SimpleNamespace(current_step=0))._tracker, NullTracker)

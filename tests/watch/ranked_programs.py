@@ -98,6 +98,33 @@ def stages(rank: int, folder: Path) -> tuple[dict, float]:
     return content(one), math.sqrt(12) * (rank + 1)
 
 
+def sharded_meanwhile(rank: int, folder: Path) -> tuple[dict, dict]:
+    """Return what is tracked of a model that is sharded while it is watched: whole before, in pieces after it."""
+    model, one, expected = Model(), tracker(folder, sync_every=1, max_scalars=64, max_histograms=16), {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with one.open(NAME) as run:
+        run.watch(model, parameters=True, activations=True, norms=True)
+        for step in range(4):
+            run.set_step(step)
+            if step == 2:
+                fully_shard(model.up)
+                fully_shard(model)
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            torch.manual_seed(step)  # on all ranks, whose gradients are the same then
+            model(torch.randn(4, 6)).square().mean().backward()
+            for name, parameter in model.named_parameters():
+                for kind, tensor in (("gradients", whole(parameter.grad)), ("parameters", whole(parameter))):
+                    times = 1 if step >= 2 else dist.get_world_size()
+                    sizes = {f"{kind}/{name}": times * tensor.numel(), f"norms/{kind}/{name}": tensor.norm().item()}
+                    expected |= {(key, (), step): value for key, value in sizes.items()}
+            expected |= {(f"activations/{name}", (), step): 4 * 2 * size for name, size in (("up", 8), ("down", 3))}
+            optimizer.step()
+            optimizer.zero_grad()
+    totals = {("norms/gradients", ()), ("norms/parameters", ())}
+    found = {key: sum(one[1]) if isinstance(one, tuple) else one for key, one in content(one).items()}
+    return {key: value for key, value in found.items() if key[:2] not in totals}, expected
+
+
 def flat_shards(rank: int, folder: Path) -> str:
     model = FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu"), use_orig_params=True)
     with tracker(folder).open(NAME) as run:
