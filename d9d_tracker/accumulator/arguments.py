@@ -244,7 +244,8 @@ def check_counts(name: str, items: ContextItems, values: object, device: torch.d
         TrackerTypeError: If it is no tensor of integers, or one that is split or partial.
         TrackerValueError: If it is not a vector, or lies elsewhere.
     """
-    if is_distributed(values) and any(placement.is_shard() for placement in values.placements):
+    # What is neither is a shard, in one of several ways that do not all say so.
+    if is_distributed(values) and not all(one.is_replicate() or one.is_partial() for one in values.placements):
         fail(TrackerTypeError, f"{label(name, items)}: the counts are split across ranks; pass .full_tensor()")
     vector, counts = check_population(name, items, values, device)
     if vector.dtype.is_floating_point or vector.dtype == torch.bool:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 
 from d9d_tracker import TrackerTypeError
@@ -54,7 +55,7 @@ def counted(rank: int, folder: Path, compiled: bool) -> dict:
 def scalars(rank: int, folder: Path, compiled: bool) -> tuple[dict, list[str]]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     one = tracker(folder)
-    errors = []
+    errors, strided = [], _StridedShard(0, split_factor=2)  # of FSDP and tensor parallelism together
     local = torch.tensor(float(rank + 1))
 
     def partial(kind: str) -> DTensor:
@@ -75,6 +76,8 @@ def scalars(rank: int, folder: Path, compiled: bool) -> tuple[dict, list[str]]:
         "partial scalar": lambda run, name: run.scalar(name, partial("sum"), reduce="last"),
         "partial minimum": lambda run, name: run.scalar(name, partial("min")),
         "shard scalar": lambda run, name: run.scalar(name, distribute_tensor(torch.ones(1), mesh, [Shard(0)])),
+        "shard counts": lambda run, name: run.counts(name, distribute_tensor(torch.arange(4), mesh, [Shard(0)])),
+        "strided counts": lambda run, name: run.counts(name, DTensor.from_local(torch.arange(2), mesh, [strided])),
     }
     with one.open(NAME) as run:
         (torch.compile(log, fullgraph=True, backend="aot_eager") if compiled else log)(run)

@@ -36,9 +36,8 @@ def test_scalars(tmp_path, compiled):
                 "min": 1.0,
                 "max": 3.0,
             }
-        assert len(errors) == 4
-        names = ("partial bins", "partial scalar", "partial minimum", "shard scalar")
-        moves = ("redistribute", "full_tensor", "full_tensor", "full_tensor")
+        names = ("partial bins", "partial scalar", "partial minimum", "shard scalar", "shard counts", "strided counts")
+        moves = ("redistribute", *["full_tensor"] * 5)
         for error, name, move in zip(errors, names, moves, strict=True):
             assert repr(name) in error
             assert move in error
