@@ -88,6 +88,7 @@ def run(plan: Plan) -> Result:
             own = copy.deepcopy(model)  # because watching leaves hooks on it
             forward = forward_of(own, Contender(), backend=plan.backend, bfloat16=plan.device == "cuda")
             trainings.append(Training(contender, own, batch, forward, gradients=contender.tracks))
+        names = [contender.name for contender in contenders]  # before W&B's says that it watches
         found = take_turns(
             {training.contender.name: subject(training, every) for training in trainings[:-1]},
             subject(trainings[-1], every),
@@ -95,8 +96,8 @@ def run(plan: Plan) -> Result:
             windows=1,
             device=plan.device,
         )
-        for contender in contenders:
-            pairs = found[contender.name]
+        for contender, name in zip(contenders, names, strict=True):
+            pairs = found[name]
             cells = {
                 "vs untracked": pairs.ratio(),
                 "added ms a step": pairs.added().scaled(1e3),

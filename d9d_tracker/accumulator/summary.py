@@ -67,7 +67,7 @@ def print_summary(
         table.add_row(Text(series), Text(f"{record.value:.6g}"))
     if len(values) > _LAST_VALUES:
         table.add_row("", f"and {len(values) - _LAST_VALUES} more series")
-    table.add_row("points", f"{report.delivered:,} written, in {copies:,} copies to the host")
+    table.add_row("points", f"{report.delivered:,} written, in {copies:,} {'copy' if copies == 1 else 'copies'} to the host")
     for label, words in _losses(report):
         table.add_row(label, Text(words, style="bold red"))
     if report.nonfinite:

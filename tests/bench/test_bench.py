@@ -49,6 +49,14 @@ def test_every_figure_is_a_median_between_its_quartiles(quick_run):
     assert all(spread["low"] <= spread["median"] <= spread["high"] for spread in spreads)
 
 
+@pytest.mark.slow
+def test_norms_of_contenders_also_of_one_that_gets_another_name(tmp_path):
+    done = _bench("--quick", "--only", "n", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(next(tmp_path.glob("*.json")).read_text())["results"]
+    assert {"nothing", "each norm, each .item()", "d9d_tracker → null"} <= {row["name"] for row in result["rows"]}
+
+
 def test_the_pace_of_every_contender_is_kept_for_the_plot(quick_run):
     out, _ = quick_run
     (path,) = out.glob("*.json")
