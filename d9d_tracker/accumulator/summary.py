@@ -67,7 +67,8 @@ def print_summary(
         table.add_row(Text(series), Text(f"{record.value:.6g}"))
     if len(values) > _LAST_VALUES:
         table.add_row("", f"and {len(values) - _LAST_VALUES} more series")
-    table.add_row("points", f"{report.delivered:,} written, in {copies:,} {'copy' if copies == 1 else 'copies'} to the host")
+    kind = "copy" if copies == 1 else "copies"
+    table.add_row("points", f"{report.delivered:,} written, in {copies:,} {kind} to the host")
     for label, words in _losses(report):
         table.add_row(label, Text(words, style="bold red"))
     if report.nonfinite:
