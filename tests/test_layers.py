@@ -25,7 +25,7 @@ ALLOWED = {
     "delivery": {"bare_run", "points", "record", "sink", "delivery"},
     "writer": {"backend", "bare_run", "base", "hparams", "points", "provider", "sink", "writer"},
     "provider": {"backend", "bare_run", "base", "config", "hparams", "lazy_torch", "points", "record", "provider"},
-    "panel": {"lazy_torch", "panel", "tracing"},
+    "panel": {"errors", "lazy_torch", "panel", "tracing"},
     "ranks": {"config", "errors", "ranks", "accumulator"},
     "accumulator": {
         "at_exit",

@@ -17,6 +17,7 @@ from .late import Late
 from .moving import Logged, Moving
 from .nonfinite import NonFiniteWatch
 from .spread import completed, expand, merge_expanded, of_spread, since
+from .totals import Counted, Totals
 from .watch.promises import Promises
 from .window import Window
 from .window_points import points
@@ -35,12 +36,14 @@ class State:
         late: What waits for its step to be reached, by other ranks too.
         expanded: What other ranks of an earlier life logged to series of ``scope="spread"``, if anything.
         moving: What is on its way to rank 0, or held back there.
+        totals: The running totals that were delivered.
     """
 
     tail: Tail | None = None
     late: Late = field(default_factory=Late)
     expanded: HostWindow | None = None
     moving: Moving = field(default_factory=Moving)
+    totals: Counted = field(default_factory=dict)
 
 
 class Finished(NamedTuple):
@@ -97,6 +100,7 @@ class Assembly:
         self._expanded = left.expanded
         self._earlier = left.moving.merged(left.moving.taken)
         self._recent: tuple[Logged, ...] = ()
+        self._totals = Totals(left.totals)
         if ranks is not None:
             report.missing = ranks.missing
         self._note_state()
@@ -126,6 +130,7 @@ class Assembly:
         merged = self._merge(self._with_earlier(expand(logged, self.rank), window.unfinished), window)
         finished, late = None, []
         if merged is not None:
+            merged = self._totals.added_to(merged)
             finished, late = self._finish_window(merged, window.unfinished)
         self._tail = None if window.unfinished is None else self._tail_of(merged, logged, late)
         if self.rank > 0:
@@ -139,7 +144,7 @@ class Assembly:
             try:
                 for host in self.ranks.finish():
                     self._hear(self.ranks)
-                    yield self._finish_window(host, None)[0]
+                    yield self._finish_window(self._totals.added_to(host), None)[0]
             finally:
                 self.ranks.close()
         if self._late:
@@ -168,7 +173,7 @@ class Assembly:
         held, taken = (None, {}) if self.ranks is None else (self.ranks.held, self.ranks.taken)
         rows = [one for one in (self._earlier, held) if one is not None]
         moving = Moving(list(self._recent), functools.reduce(merge_expanded, rows) if rows else None, dict(taken))
-        self._reached = self._newest, State(self._tail, late, self._expanded, moving)
+        self._reached = self._newest, State(self._tail, late, self._expanded, moving, self._totals.counted)
 
     def _with_earlier(self, host: HostWindow, unfinished: int | None) -> HostWindow:
         """Add what other ranks of an earlier life logged for a window, and keep it for a step that goes on."""

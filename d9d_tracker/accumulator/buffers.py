@@ -141,6 +141,11 @@ class Buffers:
             self._stream = current
 
     @property
+    def is_last_step(self) -> bool:
+        """Whether the window ends with the current step."""
+        return self.clock.passed + 1 == self.sync_every
+
+    @property
     def without_slot(self) -> int:
         """How many values had no slot left in this run."""
         return self.scalar_series.dropped + self.histogram_series.dropped

@@ -25,12 +25,13 @@ from .buffers import Buffers, Clock
 from .host_window import HostWindow, Tail, contradictions, empty_window, merge_windows
 from .late import Late
 from .moving import Moving
-from .registry import HistogramSeries, ScalarSeries
+from .registry import ContextItems, HistogramSeries, ScalarSeries
 from .spread import completed, expand, merge_expanded, of_spread
 
 logger = logging.getLogger("d9d_tracker")
 
 VERSION = 2
+Total = tuple[tuple[str, ContextItems], float]
 _KEYS = ("version", "backend", "table", "arrays")
 
 
@@ -74,6 +75,7 @@ class _Table(_Steps):
     tail_late: str = ""
     expanded: _Steps | None = None
     moving: str = ""
+    totals: list[Total] = field(default_factory=list)
 
 
 _BACKEND = TypeAdapter(BackendState)
@@ -94,6 +96,7 @@ class Snapshot:
         late: What came finished while the window was open.
         expanded: What other ranks of an earlier life logged to series of ``scope="spread"``, if anything.
         moving: What has left the device and is not with the backends.
+        totals: The running totals that were delivered, by name and context.
         backend: What belongs to the backend.
     """
 
@@ -107,6 +110,7 @@ class Snapshot:
     backend: BackendState
     expanded: HostWindow | None = None
     moving: Moving = field(default_factory=Moving)
+    totals: list[Total] = field(default_factory=list)
 
     @property
     def rewind_to(self) -> int:
@@ -152,6 +156,7 @@ def save(snapshot: Snapshot) -> dict[str, Any]:
         "" if snapshot.tail is None else _to_text(Late(snapshot.tail.late)),
         None if expanded is None else _Steps(expanded.scalars, [], expanded.steps, expanded.times),
         snapshot.moving.dump(),
+        snapshot.totals,
     )
     arrays = _arrays_of(window, "") | ({} if tail is None else _arrays_of(tail, "tail_"))
     arrays |= {} if expanded is None else _arrays_of(expanded, "expanded_")
@@ -199,6 +204,7 @@ def read(state: Any) -> Snapshot:
             backend,
             None if table.expanded is None else _window(table.expanded, arrays, "expanded_"),
             Moving.load(table.moving),
+            table.totals,
         )
     except (TypeError, ValueError, KeyError, AttributeError, OSError, zlib.error) as error:
         raise ValueError(f"the state of the tracker is damaged: {error}") from error

@@ -62,6 +62,10 @@ class Meter:
         assert self._ring is not None
         self._ring.give_back(*events)
 
+    def part(self, name: str, context: ContextItems, reduce: Reduction, ratios: tuple[tuple[str, int], ...]) -> int:
+        """Return the slot of a series of all ranks that goes into ratios: see ``ScalarSeries.sums``."""
+        return self._buffers.scalar_series.slot(ScalarSeries(name, context, reduce, sums=ratios))
+
     def log(self, values: Sequence[tuple[str, Value]], compiling: bool = False, reduce: Reduction = "sum") -> None:
         """Add numbers to the current step.
 

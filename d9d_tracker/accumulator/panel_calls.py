@@ -5,13 +5,19 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.panel.memory import memory
+from d9d_tracker.panel.rates import Rates
+from d9d_tracker.panel.step import Steps
+from d9d_tracker.panel.system import Sample, System
 from d9d_tracker.panel.timers import Clock, Timed, block
 
-from .arguments import check_names
+from .arguments import Number, check_names, check_number
 from .buffers import Buffers
 from .calls import Calls
+from .host_scalars import as_number
 from .meter import Meter
 from .registry import ContextItems
+from .target import Target
 
 _Item = TypeVar("_Item")
 
@@ -21,7 +27,7 @@ class PanelCalls(Calls):
 
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
         super().__init__(buffers, config)
-        self._has_ranks = False
+        self._ranks = 1
         self.forget_panel()
 
     def time(self, name: str) -> AbstractContextManager[Any]:
@@ -70,13 +76,92 @@ class PanelCalls(Calls):
     def _context_of_a_block(self) -> ContextItems:
         return self._items("time", None, "global")
 
+    def monitor(self) -> None:
+        """Log, from now on, how long steps take, and at the end of each window what memory and machine are like.
+
+        Nothing is waited for. In a job of several ranks each is four series, as of ``scope="spread"``.
+
+        - ``time/step``: seconds of the host between two calls of ``set_step``; ``time/device``: of the GPU, between
+          events at the same places; ``time/idle``: what the GPU waited for data, in the loops of ``run.timed``. Steps
+          in which code was compiled have the context ``compiling=true``.
+        - ``memory/allocated``, ``memory/reserved``: bytes of the GPU's caching allocator; ``memory/allocated/peak``,
+          ``memory/reserved/peak``: the most since the window before. For that the allocator's peaks are reset at each
+          window: ``torch.cuda.max_memory_allocated()`` tells of the window then. ``memory/retries``: how often the
+          allocator has freed its cache because the GPU was full. ``memory/host``: bytes of the process.
+        - With the extra ``system``, asked for by the collector's thread: ``system/gpu/utilization`` (percent of the
+          time in which a kernel ran), ``system/gpu/power`` (watts), ``system/gpu/temperature`` (degrees Celsius),
+          ``system/gpu/clock`` (MHz), ``system/cpu`` (percent of all cores), ``system/ram`` (bytes in use), and bytes a
+          second: ``system/disk/read``, ``system/disk/written``, ``system/network/received``, ``system/network/sent``.
+
+        Raises:
+            TrackerValueError: If it is called in compiled code, or while a CUDA graph is captured.
+        """
+        self._refuse_inside_graphs("monitor")
+        if self._is_silent("monitor"):
+            return
+        self._step_times().logs = self.clock.logs_idle = True
+        self._system = self._system or System(self.buffers.device)
+
+    def rate(self, name: str, n: Number, *, flops: float | None = None, peak: float | None = None) -> None:
+        """Count units of work, tokens for example, whose number a second is logged.
+
+        Args:
+            name: What they are called.
+            n: How many this rank has worked on, a number or a tensor of one element, which is not waited for. Those of
+                a step and of all ranks are summed.
+            flops: Floating point operations of a unit, forward and backward. Needs ``peak``.
+            peak: Those that the device of a rank can do a second.
+
+        Logs ``<name>``, the running total, which a resumed run goes on with; ``<name>/s``, the units of a step by the
+        seconds that it took the slowest rank, from one ``set_step`` to the next; and with ``flops`` the fraction of
+        the peak that was reached, ``mfu``. A step in which code was compiled, or that is not whole, has the total only.
+
+        Raises:
+            TrackerTypeError: If ``n`` is no number.
+            TrackerValueError: If it is called in compiled code or while a CUDA graph is captured, ``n`` has not one
+                element, the name is that of another series, one of ``flops`` and ``peak`` is missing or not above 0, or
+                another rate has given ``flops``.
+        """
+        self._refuse_inside_graphs("rate")
+        check_names([name])
+        if self._is_silent(name):
+            return
+        self._step_times()
+        slot = self._rates.slot(name, self._context_of_a_block(), flops, peak)
+        known = as_number(n)
+        if known is not None:
+            self.buffers.add_readings([(slot, known)])
+            return
+        number, scalars = check_number(name, (), n, self.buffers.device), self.buffers.scalars
+        if slot >= 0:
+            self.buffers.change(scalars.write, Target([slot], scalars.places), [number], "sum", None)
+
+    def _step_times(self) -> Steps:
+        if self._steps is None:
+            self._steps = Steps(self.clock, self._end_step)
+            self._rates = Rates(self._meter.part, self._ranks)
+        return self._steps
+
+    def _end_step(self, seconds: float, compiling: bool) -> None:
+        if not compiling:
+            self.buffers.add_readings(self._rates.times(seconds))
+        if self._system is not None and (self._is_first or self.buffers.is_last_step):
+            self._is_first = False
+            self._meter.log([*memory(self.buffers.device).items()], reduce="last")
+            sample = Sample(self._system)
+            self._meter.log([(name, sample.value(name)) for name in self._system.names], reduce="last")
+
     def forget_panel(self) -> None:
         """Have no instruments, for a new run."""
         self._clock: Clock | None = None
+        self._steps: Steps | None = None
+        self._system: System | None = None
+        self._is_first = True
 
     @property
     def clock(self) -> Clock:
         """What takes the time; ``clock.seconds`` may be replaced by another clock."""
         if self._clock is None:
-            self._clock = Clock(Meter(self.buffers, self._has_ranks, self._context_of_a_block, self._is_silent))
+            self._meter = Meter(self.buffers, self._ranks > 1, self._context_of_a_block, self._is_silent)
+            self._clock = Clock(self._meter)
         return self._clock

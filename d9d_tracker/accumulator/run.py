@@ -85,6 +85,8 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
                 f"set_step({step}): the run is at step {current} and steps never go back; to repeat steps, "
                 "resume from a checkpoint of that step or open another run"
             )
+        if self._steps is not None:
+            self._steps.pass_to(step > current)
         if step > current and self.buffers.advance(step):
             pipeline.send()
 
@@ -272,17 +274,18 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         self._refuse_inside_graphs("flush")
         self._open_pipeline("flush").flush()
 
-    def attach(self, pipeline: Pipeline, end: Callable[[BaseException | None], None]) -> None:
+    def attach(self, pipeline: Pipeline, end: Callable[[BaseException | None], None], ranks: int) -> None:
         """Open the run: what is logged goes to a pipeline from now on.
 
         Args:
             pipeline: Takes the windows.
             end: Closes the run.
+            ranks: How many processes share it.
         """
         assembly = pipeline.assembly
         self._pipeline, self._rank, self.promises = pipeline, str(assembly.rank), assembly.promises
         self._context, self._tags = (), {}
-        self._has_ranks = assembly.ranks is not None
+        self._ranks = ranks
         self.forget_panel()
         self.buffers.places.refill(())
         self._stepped, self.stepping_thread = self.buffers.clock.step > 0, None

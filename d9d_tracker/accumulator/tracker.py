@@ -152,7 +152,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         self.report = self._pipeline.report
         self._loaded = self._left = None
         self._name = properties.name
-        run.attach(self._pipeline, self.end)
+        run.attach(self._pipeline, self.end, 1 if job is None else job.size)
         at_exit.add(self, self.end)
         return run
 
@@ -323,7 +323,9 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         nonfinite = NonFiniteWatch(rank, ranks is not None, report, self._on_nonfinite)
         left, has_one_row = State(), self._run.buffers.resolution == "window"
         if self._loaded is not None:
-            left = State(self._loaded.tail, Late(), self._loaded.expanded, replace(self._loaded.moving, taken=taken))
+            loaded = self._loaded
+            moving = replace(loaded.moving, taken=taken)
+            left = State(loaded.tail, Late(), loaded.expanded, moving, dict(loaded.totals))
         assembly = Assembly(rank, ranks, nonfinite, report, left, has_one_row)
         return Pipeline(self._run.buffers, deliveries, assembly, nonfinite, report, self._config.flush_timeout)
 
@@ -365,6 +367,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             backend,
             there.expanded,
             there.moving,
+            list(there.totals.items()),
         )
 
     def _find_job(self) -> Job | None:

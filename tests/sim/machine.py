@@ -164,6 +164,7 @@ class Machine:
         waits: What the host waited for by operators.
         clock: The host's seconds, before which no work begins that is issued then.
         seconds: How far each stream has come.
+        statistics: The allocator's, which a test may set.
     """
 
     def __init__(self, seed: int, eagerness: float, mode_of_thread: Callable[[], int]):
@@ -180,6 +181,7 @@ class Machine:
         self.waits: list[str] = []
         self.clock: Callable[[], float] = lambda: 0.0
         self.seconds: dict[Stream, float] = {}
+        self.statistics: dict[str, float] = {}
         self._busy: Any = None  # the stream whose work is being done
 
     @property

@@ -129,6 +129,10 @@ def _torch_cuda(made: Machine) -> dict[str, Any]:
         "set_sync_debug_mode": lambda mode: setattr(made, "sync_debug", mode),
         "get_sync_debug_mode": lambda: made.sync_debug,
         "_sleep": made.sleep,
+        "memory_stats": lambda device=None: dict(made.statistics),
+        "reset_peak_memory_stats": lambda device=None: made.statistics.update(
+            {name: made.statistics[name.replace("peak", "current")] for name in made.statistics if "peak" in name}
+        ),
     }
 
 

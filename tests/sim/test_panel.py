@@ -1,5 +1,7 @@
 """The instrument panel on a GPU made of software: exact seconds of the device in every order, and what they cost."""
 
+import threading
+
 import pytest
 import torch
 from sim.machine import Event
@@ -7,7 +9,7 @@ from sim.simulation import simulated
 from sim.trainings import opened, points
 
 from d9d_tracker.accumulator import checkpoint
-from d9d_tracker.panel import timers
+from d9d_tracker.panel import system, timers
 from d9d_tracker_kernels import SUM
 
 SCHEDULES = 4
@@ -123,3 +125,111 @@ def test_while_a_graph_is_captured_nothing_is_timed_and_it_is_said_once(caplog, 
     found = series(records, "time/inside", "time/replay", "time/capture")
     assert found == {"time/inside": {0: 4.0}, "time/replay": dict.fromkeys(range(5), 4.0), "time/capture": {0: 0.0}}
     assert caplog.text.count("in a CUDA graph that is captured cannot be timed") == 1
+
+
+@pytest.mark.parametrize("seed", range(SCHEDULES))
+@pytest.mark.parametrize(("work", "waited"), [(7, 3.0), (30, 0.0)], ids=["waits for data", "is behind"])
+def test_a_captured_step_and_what_the_device_waits_for(seed, work, waited, monkeypatch):
+    monkeypatch.setattr(system, "find_spec", lambda name: None)
+    records, now = [], [0.0]
+
+    def loader():
+        for batch in range(12):
+            now[0] += 10.0  # the host waits
+            yield batch
+
+    with simulated(seed) as made, opened("cuda", records) as (_, run):
+        tokens = torch.full((1,), 20.0, device="cuda")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            sleep(work)
+        made.clock = run.clock.seconds = lambda: now[0]
+        made.sync_debug = "error"
+        made.statistics = {
+            f"{kind}_bytes.all.{of}": 1.0 for kind in ("allocated", "reserved") for of in ("current", "peak")
+        }
+        run.monitor()
+        for batch in run.timed(loader()):
+            run.set_step(batch)
+            made.statistics["allocated_bytes.all.peak"] += 5.0
+            run.rate("tokens", tokens)
+            graph.replay()
+        assert made.waits == []
+    steps = range(1, 11)
+    names = (
+        "time/step",
+        "time/device",
+        "time/idle",
+        "time/data",
+        "time/data/host",
+        "tokens/s",
+        "memory/allocated/peak",
+    )
+    found = series(records, *names)
+    assert {name: {step: of.get(step) for step in steps} for name, of in found.items() if "/peak" not in name} == {
+        "time/step": dict.fromkeys(steps, 10.0),
+        "time/device": dict.fromkeys(steps, max(10.0, work)),
+        "time/idle": dict.fromkeys(steps, waited),
+        "time/data": dict.fromkeys(steps, waited),
+        "time/data/host": dict.fromkeys(steps, 10.0),
+        "tokens/s": dict.fromkeys(steps, 2.0),
+    }
+    assert found["memory/allocated/peak"] == {0: 6.0, 3: 1 + 3 * 5.0, 7: 1 + 4 * 5.0}
+
+
+def test_the_whole_panel_copies_once_a_window_and_records_an_event_a_step(monkeypatch):
+    counts = []
+    for panel in (False, True):
+        recorded, record = [], Event.record
+
+        def count(self, stream=None, recorded=recorded, record=record):
+            recorded.append(self.enable_timing)
+            record(self, stream)
+
+        with monkeypatch.context() as patch, simulated(3) as made, opened("cuda", [], sync_every=5) as (tracker, run):
+            patch.setattr(Event, "record", count)
+            if panel:
+                run.monitor()
+            made.sync_debug = "error"
+            for step in range(31):
+                if step == 1:
+                    before, issued = recorded.count(True), made.issued
+                run.set_step(step)
+                if panel:
+                    run.rate("tokens", 7)
+                sleep(1)
+            assert made.waits == []
+            counts.append((recorded.count(True) - before, recorded.count(False), tracker.copies, made.issued - issued))
+    (plain_timed, plain_other, plain_copies, plain_issued), (timed, other, copies, issued) = counts
+    assert (plain_timed, timed) == (0, 30)
+    assert (other, copies) == (plain_other, plain_copies)
+    assert issued - plain_issued == 30  # nothing else, neither kernels nor copies
+
+
+def test_the_gpu_is_asked_by_torchs_functions_on_the_collectors_thread(monkeypatch):
+    threads, records = set(), []
+
+    def asked(value):
+        def ask(device):
+            threads.add((threading.current_thread().name, device.index))
+            return value
+
+        return ask
+
+    monkeypatch.setattr(system, "find_spec", lambda name: name == "pynvml" or None)
+    with simulated(0), opened("cuda:1", records) as (_, run):
+        for name, value in {"utilization": 93, "power_draw": 640_000, "temperature": 61}.items():
+            monkeypatch.setattr(torch.cuda, name, asked(value))
+        monkeypatch.setattr(torch.cuda, "clock_rate", lambda device: 1 / 0)  # as where it is not supported
+        run.monitor()
+        for step in range(5):
+            run.set_step(step)
+    names = ("utilization", "power", "temperature", "clock")
+    found = series(records, *(f"system/gpu/{name}" for name in names))
+    assert [list(of.items()) for of in found.values()] == [
+        [(0, 93.0), (3, 93.0)],
+        [(0, 640.0), (3, 640.0)],
+        [(0, 61.0), (3, 61.0)],
+        [],
+    ]
+    assert threads == {("d9d_tracker collector", 1)}
