@@ -18,6 +18,7 @@ from d9d_tracker.provider.console import ASCII_BLOCKS, BLOCKS, bars, sparkline
 from d9d_tracker.reading import Histograms, Scalars, StoredRun, read
 
 from .labels import differing, flat, in_words, unmatched
+from .pace import PATTERNS, pace
 
 _WIDE_TERMINAL, _NARROW_TERMINAL = 100, 60
 _WIDE, _NARROW = 32, 16
@@ -118,6 +119,7 @@ def _parts_of_run(run: StoredRun, patterns: list[str], console: Console, rows: i
     title = Text(f"{run.name}  ", style="bold").append(str(run.path), style="not bold dim")
     try:
         loaded = run.load(*patterns)
+        words = pace(run.load(*PATTERNS) if patterns else loaded)
         missing = unmatched(patterns, [one.name for one in run.series()])
     except ValueError as error:
         yield title
@@ -125,6 +127,8 @@ def _parts_of_run(run: StoredRun, patterns: list[str], console: Console, rows: i
         return
     if loaded:
         title.append(f"  step {max(int(series.steps[-1]) for series in loaded):,}")
+    if words:
+        title.append(f"  {words}", style="not bold")
     yield title
     if run.hparams:
         yield Text(in_words(flat(run.hparams)), style="dim")

@@ -29,16 +29,17 @@ class AccelerateTracker(GeneralTracker):
     Args:
         tracker: A configuration, a tracker that one process uses, or an open run.
         name: Name of the run, unless it is open.
+        monitor: Whether to call ``run.monitor()``. Its steps are those that are logged.
     """
 
     name = "d9d_tracker"
     requires_logging_directory = False
     main_process_only = True
 
-    def __init__(self, tracker: AnyTracker | BaseTrackerRun, name: str = "accelerate"):
+    def __init__(self, tracker: AnyTracker | BaseTrackerRun, name: str = "accelerate", *, monitor: bool = False):
         super().__init__(_blank=True)
         self._is_given = isinstance(tracker, BaseTrackerRun)
-        self._tracked = FrameworkRun(tracker, RunConfig(name=name), is_alone=True)
+        self._tracked = FrameworkRun(tracker, RunConfig(name=name), is_alone=True, monitor=monitor)
 
     @property
     def tracker(self) -> Any:

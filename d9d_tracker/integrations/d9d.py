@@ -65,10 +65,11 @@ class D9dLoopTracker:
 
     Args:
         tracker: A tracker that one process uses, or the configuration of one.
+        monitor: Whether to call ``run.monitor()``. Its steps are those that d9d writes.
     """
 
-    def __init__(self, tracker: AnyTracker):
-        self._tracked = FrameworkRun(tracker, is_alone=True)
+    def __init__(self, tracker: AnyTracker, monitor: bool = False):
+        self._tracked = FrameworkRun(tracker, is_alone=True, monitor=monitor)
 
     @contextmanager
     def open(self, properties: Any) -> Iterator[D9dLoopRun]:
@@ -77,7 +78,8 @@ class D9dLoopTracker:
         Args:
             properties: d9d's ``RunConfig``.
         """
-        self._tracked = FrameworkRun(self._tracked.tracker, RunConfig(**properties.model_dump()))
+        before, config = self._tracked, RunConfig(**properties.model_dump())
+        self._tracked = FrameworkRun(before.tracker, config, monitor=before.monitors)
         try:
             yield D9dLoopRun(self._tracked)
         except BaseException as error:
@@ -95,7 +97,7 @@ class D9dLoopTracker:
         self._tracked.tracker.load_state_dict(state_dict)
 
 
-def plug_in(tracker: AnyTracker) -> ExitStack:
+def plug_in(tracker: AnyTracker, monitor: bool = False) -> ExitStack:
     """Have the next job that this process builds log to a backend of this library.
 
     d9d makes its tracker from a closed union of configurations, so its ``JobLogger`` is told here: on the main process
@@ -103,6 +105,7 @@ def plug_in(tracker: AnyTracker) -> ExitStack:
 
     Args:
         tracker: A tracker that one process uses, or the configuration of one.
+        monitor: Whether to call ``run.monitor()``. Its steps are those that d9d writes.
 
     Returns:
         What leaves d9d as it was at the end of a ``with`` block or by ``close()``; once a job was built, it is.
@@ -112,7 +115,7 @@ def plug_in(tracker: AnyTracker) -> ExitStack:
 
     def build(job: Any) -> Any:
         plugged.close()
-        return D9dLoopTracker(tracker) if job._dist_context.is_main_process else before(job)
+        return D9dLoopTracker(tracker, monitor) if job._dist_context.is_main_process else before(job)
 
     def undo() -> None:
         if job_logger._build_tracker is build:

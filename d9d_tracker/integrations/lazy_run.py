@@ -24,12 +24,17 @@ class LazyRun:
             step and to close.
         properties: Name, description and hyperparameters of the run.
         is_alone: Whether only one process of a job ever gets here: a configuration's ``"auto"`` then is ``"off"``.
+        monitor: Whether to call ``run.monitor()``.
     """
 
     _all_open: ClassVar[set[Self]] = set()
 
     def __init__(
-        self, tracker: AnyTracker | BaseTrackerRun, properties: RunConfig | None = None, is_alone: bool = False
+        self,
+        tracker: AnyTracker | BaseTrackerRun,
+        properties: RunConfig | None = None,
+        is_alone: bool = False,
+        monitor: bool = False,
     ):
         self._run = tracker if isinstance(tracker, BaseTrackerRun) else None
         self._is_given = self._run is not None
@@ -40,6 +45,9 @@ class LazyRun:
         self._context: dict[str, str] = {}  # of a run that is not open
         self._is_step_due = True
         self._has_ended = False
+        self.monitors = monitor
+        if self._run is not None:
+            self._monitor(self._run)
 
     def __getattr__(self, name: str) -> Any:
         """What a run has."""
@@ -63,10 +71,17 @@ class LazyRun:
             self._all_open.add(self)
             if self._has_ended and isinstance(self._run, BareRun):
                 self._run.go_on()  # it is the same life: nothing that was logged is logged again
+            self._monitor(self._run)
             if self._is_step_due and (self.step > 0 or is_new):
                 self._run.set_step(self.step)
             self._run.set_context(self._context)
         return self._run
+
+    def _monitor(self, run: Any) -> None:
+        if self.monitors and isinstance(run, BareRun):
+            logger.warning("monitor=True: a run without an accumulator measures nothing; leave accumulator as it is")
+        elif self.monitors:
+            run.monitor()
 
     def get_context(self) -> dict[str, str]:
         """Return the persistent context, without opening the run."""

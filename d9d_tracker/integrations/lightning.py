@@ -35,6 +35,7 @@ class TrackerLogger(LoggerPart, CSVLogger):
         save_dir: Where folders of runs are; by default the trainer's ``default_root_dir``.
         version: Name of this life's folder; by default, one that no other has.
         prefix: Put before the names of what Lightning logs, with a hyphen.
+        monitor: Whether to call ``run.monitor()``. Without a ``TrackerCallback`` its steps are those that are logged.
     """
 
 

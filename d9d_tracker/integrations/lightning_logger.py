@@ -25,10 +25,11 @@ class LoggerPart:
         save_dir: str | os.PathLike[str] | None = None,
         version: str | None = None,
         prefix: str = "",
+        monitor: bool = False,
     ):
         base: Any = super()
         base.__init__(save_dir or ".", name, version or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
-        self.tracked = FrameworkRun(tracker, RunConfig(name=name, description=description))
+        self.tracked = FrameworkRun(tracker, RunConfig(name=name, description=description), monitor=monitor)
         self.is_stepped = False  # by a callback; otherwise what Lightning logs sets the step
         self._folder = None if save_dir is None else os.fspath(save_dir)
         self._before_names = f"{prefix}-" if prefix else ""
@@ -60,7 +61,7 @@ class LoggerPart:
         """Close the run, and log to another one from now on."""
         before = self.tracked
         before.finish()
-        self.tracked = FrameworkRun(before.tracker, before.properties)
+        self.tracked = FrameworkRun(before.tracker, before.properties, monitor=before.monitors)
         self.tracked.set_context(before.get_context())
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

@@ -26,6 +26,7 @@ class TrackerLogger:
         name: Name of the run, unless it is open.
         hparams: Hyperparameters of the run: ``trainer.config`` as a dictionary, for example.
         context: Tags of all that torchtitan logs.
+        monitor: Whether to call ``run.monitor()``. Its steps are those that torchtitan logs.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class TrackerLogger:
         name: str = "torchtitan",
         hparams: dict[str, Any] | None = None,
         context: dict[str, str] | None = None,
+        *,
+        monitor: bool = False,
     ):
-        self.tracked = FrameworkRun(tracker, RunConfig(name=name), is_alone=True)
+        self.tracked = FrameworkRun(tracker, RunConfig(name=name), is_alone=True, monitor=monitor)
         self.tracked.add_hparams(hparams or {})
         self._context = context
 
@@ -60,6 +63,8 @@ def attach(
     name: str = "torchtitan",
     hparams: dict[str, Any] | None = None,
     pp_schedule: str = "1F1B",
+    *,
+    monitor: bool = False,
 ) -> TrackerLogger | None:
     """Have a ``MetricsProcessor`` log to a run as well, on the rank on which torchtitan logs.
 
@@ -72,6 +77,7 @@ def attach(
         name: Name of the run, unless it is open.
         hparams: Hyperparameters of the run.
         pp_schedule: torchtitan's pipeline schedule.
+        monitor: See ``TrackerLogger``.
 
     Returns:
         The logger; None on the other ranks.
@@ -83,7 +89,8 @@ def attach(
     if not is_each and rank != _rank_of_the_loss(processor.parallel_dims, pp_schedule):
         return None
     context = {"rank": str(rank)} if is_each and is_given else None
-    logger = TrackerLogger(tracker, f"{name} rank {rank}" if is_each else name, None if is_given else hparams, context)
+    own_name, own_hparams = f"{name} rank {rank}" if is_each else name, None if is_given else hparams
+    logger = TrackerLogger(tracker, own_name, own_hparams, context, monitor=monitor)
     container = import_module("torchtitan.components.metrics").LoggerContainer()  # it seldom is where types are checked
     container.add_logger(processor.logger)
     container.add_logger(logger)

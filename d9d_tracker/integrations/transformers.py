@@ -34,6 +34,7 @@ class TrackerCallback(TrainerCallback, ExportableState):
         tracker: A tracker, or the configuration of one.
         name: Name of the run; by default ``args.run_name``, or the name of the output folder.
         checkpoint: Where the folder of the checkpoint to go on from is now, if it was moved.
+        monitor: Whether to call ``run.monitor()``.
         **watch: What ``run.watch`` is called with for the model in training; without any, it is not watched.
     """
 
@@ -46,9 +47,11 @@ class TrackerCallback(TrainerCallback, ExportableState):
         tracker: AnyTracker,
         name: str | None = None,
         checkpoint: str | Path | None = None,
+        *,
+        monitor: bool = False,
         **watch: Any,
     ):
-        self.tracked = FrameworkRun(tracker)
+        self.tracked = FrameworkRun(tracker, monitor=monitor)
         self._name = name
         self._checkpoint = checkpoint
         self._watch = watch
@@ -84,7 +87,7 @@ class TrackerCallback(TrainerCallback, ExportableState):
         """Begin a run, or go on with that of the checkpoint."""
         if self._has_trained:
             self.close()
-            self.tracked = FrameworkRun(self.tracked.tracker)
+            self.tracked = FrameworkRun(self.tracked.tracker, monitor=self.tracked.monitors)
         self._prepare(args, state, model)
         saved, step = cast(dict[str, Any], state.stateful_callbacks), state.global_step
         kind, name = type(self).__name__, self.tracked.properties.name

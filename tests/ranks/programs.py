@@ -595,3 +595,21 @@ def rank_0_alone(rank: int, folder: Path) -> dict:
             run.scalar("loss", float(rank + 1))
             run.bins("values", torch.ones(3))
     return {"content": content(one), "report": one.report.delivered}
+
+
+def panel_over_lives(rank: int, folder: Path, life: int) -> int:
+    """Each life has another number of ranks, of which the slowest step in turn; it saves in a window, and goes on."""
+    one, now = jsonl_tracker(folder, sync_every=4), 0.0
+    size = one.world_size
+    if life:
+        distributed.load(one, folder / f"checkpoint{life - 1}")
+    with one.open(NAME) as run:
+        run.monitor()
+        run.clock.seconds = lambda: now
+        for step in range(6 * life, 6 * life + 6):
+            run.set_step(step)
+            run.rate("tokens", 10 * (rank + 1), flops=2.0, peak=10.0)
+            with run.time("work"):
+                now += 4.0 if step % size == rank else 1.0
+        dcp.save({"tracker": one}, checkpoint_id=folder / f"checkpoint{life}")
+    return size
