@@ -71,6 +71,11 @@ class InnerLoop:
         """The number to keep small: it decides whether memory or arithmetic is the limit."""
         return self.instructions.total() / self.elements
 
+    @property
+    def float64_per_element(self) -> float:
+        """How many of them compute in float64 or convert from or to it, which most GPUs do 16 to 64 times as slowly."""
+        return _count(self.instructions, r"D(ADD|MUL|FMA|SETP|MNMX)|\S*F64") / self.elements
+
 
 def compile_kernel(
     target: str,

@@ -12,9 +12,9 @@ How the work is laid out, for readers new to GPUs:
 Inside a segment the loop is optimistic: it tests no element for NaN or infinity. A segment whose sum of squares comes
 out non-finite (or so small that float32 squares vanished) is read a second time, slowly and exactly, in float64.
 
-Sums run over UNROLL * VECTOR elements in float32 and over those sums in float64 (all in float64 for float64, int32 and
-int64 values). A thread adds up at most 16 products in float32, each addition off by at most 2**-24 of its result: the
-error of a sum is below 2**-20, or 1e-6, of the sum of magnitudes.
+Sums run over UNROLL * VECTOR elements in float32 and over those sums in float64 (all in float64 for float64 and int64
+values; in int64, exactly, and then in float64 for int32). A thread adds up at most 16 products in float32, each
+addition off by at most 2**-24 of its result: the error of a sum is below 2**-20, or 1e-6, of the sum of magnitudes.
 
 What is summed in float32 is the distance to a pivot, the segment's first value; the pivot is added back in float64. So
 the variance of values far from zero does not drown in rounding. A pivot far off the others would drown them itself:
@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 from d9d_tracker_kernels import binning, shared_atomics
-from d9d_tracker_kernels.cells import find_cell, widen
+from d9d_tracker_kernels.cells import allocate, find_cell, summand, widen
 from d9d_tracker_kernels.tiles import finite_moments, max_tile, min_tile, sum_squares_tile, sum_tile
 
 EXPONENTIAL = tl.constexpr(binning.EXPONENTIAL)
@@ -130,6 +130,7 @@ def _count_segment(
     read 16 bytes at a time whatever the alignment. `head` elements before the first value do not belong to it.
     """
     TILE: tl.constexpr = UNROLL * THREADS * VECTOR
+    MOST: tl.constexpr = (1 << (WIDE.primitive_bitwidth - 1)) - 1 if WIDE.is_int() else float("inf")
     ITEM: tl.constexpr = values.dtype.element_ty.primitive_bitwidth // 8
     address = values.to(tl.int64)
     head = (address & 15) // ITEM
@@ -141,11 +142,11 @@ def _count_segment(
     moments += row * MOMENTS
     partials += row * PARTIALS_STRIDE
 
-    cells = shared_atomics.allocate(CELL_COUNT, THREADS) if INLINE_PTX else tl.zeros([CELL_COUNT], tl.int32)
+    cells = allocate(binning, KIND, CELL_COUNT, THREADS, INLINE_PTX)
     total = tl.zeros([THREADS], tl.float64)
     squares = tl.zeros([THREADS], tl.float64)
-    smallest = tl.full([THREADS], float("inf"), WIDE)
-    largest = tl.full([THREADS], float("-inf"), WIDE)
+    smallest = tl.full([THREADS], MOST, WIDE)
+    largest = tl.full([THREADS], -MOST - 1, WIDE)
     zeros = tl.zeros([THREADS], tl.float32)
 
     start = tl.maximum(first * TILE, head)
@@ -157,11 +158,10 @@ def _count_segment(
     full_first = first + tl.where((first == 0) & (head > 0), 1, 0)
     full_stop = tl.maximum(tl.minimum(stop, end // TILE), full_first)
     for tile in range(full_first, full_stop):
-        loaded = tl.load(base + tile * TILE + tl.arange(0, TILE))
-        cell = find_cell(loaded, binning, KIND, K)
+        x = widen(tl.load(base + tile * TILE + tl.arange(0, TILE)))
+        cell = find_cell(x, cells, binning, KIND, K, INLINE_PTX)
         cells = _count(cells, cell, None, CELL_COUNT, INLINE_PTX)
-        x = widen(loaded)
-        distance = x - pivot
+        distance = summand(x - pivot)
         total += sum_tile(distance, UNROLL, THREADS, VECTOR).to(tl.float64)
         squares += sum_squares_tile(distance, UNROLL, THREADS, VECTOR).to(tl.float64)
         smallest = tl.minimum(smallest, min_tile(x, UNROLL, THREADS, VECTOR))
@@ -178,21 +178,23 @@ def _count_segment(
         unit = tl.where(i < before, first * UNROLL + i, full_stop * UNROLL + i - before)
         index = unit * UNIT + tl.arange(0, UNIT)
         mask = (index >= head) & (index < end)
-        loaded = tl.load(base + index, mask=mask, other=0)
-        cell = find_cell(loaded, binning, KIND, K)
+        x = widen(tl.load(base + index, mask=mask, other=0))
+        cell = find_cell(x, cells, binning, KIND, K, INLINE_PTX)
         cells = _count(cells, cell, mask, CELL_COUNT, INLINE_PTX)
-        x = widen(loaded)
-        distance = tl.where(mask, x - pivot, 0.0)
+        distance = summand(tl.where(mask, x - pivot, 0))
         total += sum_tile(distance, 1, THREADS, VECTOR).to(tl.float64)
         squares += sum_squares_tile(distance, 1, THREADS, VECTOR).to(tl.float64)
-        smallest = tl.minimum(smallest, min_tile(tl.where(mask, x, inf), 1, THREADS, VECTOR))
-        largest = tl.maximum(largest, max_tile(tl.where(mask, x, -inf), 1, THREADS, VECTOR))
+        smallest = tl.minimum(smallest, min_tile(tl.where(mask, x, MOST), 1, THREADS, VECTOR))
+        largest = tl.maximum(largest, max_tile(tl.where(mask, x, -MOST - 1), 1, THREADS, VECTOR))
         zeros += sum_tile(tl.where(mask & (x == 0), 1.0, 0.0), 1, THREADS, VECTOR)
 
     segment_total = tl.sum(total)
     segment_squares = tl.sum(squares)
     segment_smallest = tl.min(smallest).to(tl.float64)
     segment_largest = tl.max(largest).to(tl.float64)
+    if WIDE.is_int():
+        segment_smallest = tl.where(size > 0, segment_smallest, inf)
+        segment_largest = tl.where(size > 0, segment_largest, -inf)
     nan = tl.zeros([], tl.int64)
     posinf = tl.zeros([], tl.int64)
     neginf = tl.zeros([], tl.int64)

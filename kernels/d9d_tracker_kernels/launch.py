@@ -182,7 +182,7 @@ def variant(
         "UNROLL": elements_per_thread(dtype, rdna) // vector,
         "THREADS": THREADS,
         "VECTOR": vector,
-        "WIDE": tl.float64 if dtype in _FLOAT64_DTYPES else tl.float32,
+        "WIDE": ELEMENT_TYPES[dtype] if dtype in _FLOAT64_DTYPES else tl.float32,
         "INLINE_PTX": INLINE_PTX,
         "num_warps": THREADS // warp_size,
         # Edges must be rounded as on the host, where a product is rounded before it is added to.

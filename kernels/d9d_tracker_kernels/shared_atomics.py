@@ -15,32 +15,46 @@ NVIDIA's "Parallel Thread Execution ISA".
 import triton
 import triton.language as tl
 
-# The array of the program's cells, 8 KiB. Braces would end its life at once: it must stay visible to the texts below.
+# The array of the program's cells, 8 KiB, and behind them their edges, if there are any. Braces would end its life at
+# once: it must stay visible to the texts below.
 _DECLARE = tl.constexpr(".shared .align 16 .b32 cells_of_program[2048]; mov.u32 $0, cells_of_program;")
+_DECLARE_BOTH = tl.constexpr(".shared .align 16 .b32 cells_of_program[4096]; mov.u32 $0, cells_of_program;")
 _CLEAR = tl.constexpr("{ .reg .u32 a; mad.lo.u32 a, $1, 4, $2; st.shared.b32 [a], 0; mov.b32 $0, 0; }")
 _COUNT = tl.constexpr("{ .reg .u32 a; mad.lo.u32 a, $1, 4, $2; red.shared.add.u32 [a], 1; mov.b32 $0, 0; }")
 _COUNT_IF = tl.constexpr(
     "{ .reg .u32 a; .reg .pred p; setp.ne.b32 p, $3, 0; mad.lo.u32 a, $1, 4, $2;"
     " @p red.shared.add.u32 [a], 1; mov.b32 $0, 0; }"
 )
+_STORE_EDGE = tl.constexpr("{ .reg .u32 a; mad.lo.u32 a, $1, 4, $2; st.shared.f32 [a + 8192], $3; mov.b32 $0, 0; }")
+_READ_EDGE = tl.constexpr("{ .reg .u32 a; mad.lo.u32 a, $1, 4, $2; ld.shared.f32 $0, [a + 8192]; }")
 _READ = tl.constexpr("{ .reg .u32 a; mad.lo.u32 a, $1, 4, $2; ld.shared.u32 $0, [a]; }")
 
 
 @triton.jit
-def allocate(CELL_COUNT: tl.constexpr, THREADS: tl.constexpr):
-    """Declares and clears the program's cells.
+def allocate(edges, CELL_COUNT: tl.constexpr, THREADS: tl.constexpr):
+    """Declares and clears the program's cells, and keeps edges, float32 [CELL_COUNT] or None.
 
     Returns:
         The array's address in shared memory, int32.
     """
     # One element for each thread: the declaration must occur once in the program's text.
     thread = tl.arange(0, THREADS)
-    address = tl.inline_asm_elementwise(_DECLARE, "=r,r", [thread], dtype=tl.int32, is_pure=False, pack=1)
+    declare: tl.constexpr = _DECLARE if edges is None else _DECLARE_BOTH
+    address = tl.inline_asm_elementwise(declare, "=r,r", [thread], dtype=tl.int32, is_pure=False, pack=1)
     address = tl.max(address, 0)
     cell = tl.arange(0, CELL_COUNT)
     tl.inline_asm_elementwise(_CLEAR, "=r,r,r", [cell, address], dtype=tl.int32, is_pure=False, pack=1)
+    if edges is not None:
+        args = [cell, address, edges]
+        tl.inline_asm_elementwise(_STORE_EDGE, "=r,r,r,f", args, dtype=tl.int32, is_pure=False, pack=1)
     tl.debug_barrier()
     return address
+
+
+@triton.jit
+def edge(address, cell):
+    """The edges of the given numbers, float32."""
+    return tl.inline_asm_elementwise(_READ_EDGE, "=f,r,r", [cell, address], dtype=tl.float32, is_pure=False, pack=1)
 
 
 @triton.jit

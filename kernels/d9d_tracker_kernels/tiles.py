@@ -23,7 +23,10 @@ def sum_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexp
 def sum_squares_tile(x, UNROLL: tl.constexpr, THREADS: tl.constexpr, VECTOR: tl.constexpr):
     """Sum of squares, [THREADS]. In pairs, because a * a + b * b takes two instructions for two elements."""
     a, b = tl.split(tl.reshape(x, [UNROLL * THREADS * VECTOR // 2, 2]))
-    return sum_tile(tl.fma(a, a, b * b), UNROLL, THREADS, VECTOR // 2)
+    # int64 holds what was int32: two squares are below 2**64.
+    is_exact: tl.constexpr = x.dtype == tl.int64
+    pairs = (a * a + b * b).to(tl.uint64, bitcast=True).to(tl.float64) if is_exact else tl.fma(a, a, b * b)
+    return sum_tile(pairs, UNROLL, THREADS, VECTOR // 2)
 
 
 @triton.jit

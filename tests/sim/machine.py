@@ -139,7 +139,7 @@ class Graph:
             raise RuntimeError("capture ended with streams that were not joined")
 
     def replay(self) -> None:
-        stream = machine().current()
+        stream = machine().current(self.origin and self.origin.device)
         for work in self.work:
             machine().enqueue(stream, work)
 

@@ -18,14 +18,16 @@ WAYS = {
     "graphed callables": (graphed, "cuda", {}),
     "on a side stream": (on_side_streams, "cuda", {}),
     "windows of a step": (captured, "cuda", {"sync_every": 1}),
+    "norms, captured by hand": (captured, "cuda", {"norms": True, "max_scalars": 320}),
     "on the device that is not current": (as_it_is, "cuda:1", {"sync_every": 7}),
+    "captured where it is not current": (captured, "cuda:1", {}),
 }
 
 
 @functools.cache
-def expected(sync_every: int = 4):
+def expected(**config):
     """The points of the CPU."""
-    return train("cpu", as_it_is, sync_every=sync_every)
+    return train("cpu", as_it_is, **config)
 
 
 def comparable(points, how):

@@ -117,19 +117,20 @@ class Training:
 How = Callable[[Training], Callable[[int], None]]
 
 
-def train(device: str, how: How, **config: Any) -> Points:
+def train(device: str, how: How, norms: bool = False, **config: Any) -> Points:
     """Train, with contexts that change, a flush and a state; return the points, and what the state held.
 
     Args:
         device: Where.
         how: Gets the training, and returns what runs a step of it.
+        norms: Whether to log norms, too.
         **config: Of the accumulator.
     """
     records: list[Any] = []
     with opened(device, records, **config) as (tracker, run):
         training = Training(run, device)
         step_of = how(training)
-        run.watch(training.model, parameters=True, activations=True)
+        run.watch(training.model, parameters=True, activations=True, norms=norms, updates=norms)
         for step in range(STEPS):
             run.set_step(step)
             _set_context(run, step)
@@ -185,7 +186,7 @@ def captured(training: Training) -> Callable[[int], None]:
             training.step()
             return
         if not is_captured:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(training.device)):
                 training.step()
             is_captured = True
         graph.replay()
