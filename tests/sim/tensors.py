@@ -30,10 +30,6 @@ class Memory:
             self._storages[storage.data_ptr()] = storage
             self._devices[storage.data_ptr()] = device
 
-    def tolist(self) -> Any:
-        machine().wait_for_operator("tolist")
-        return self.hidden.tolist()
-
     def is_pinned(self, tensor: torch.Tensor) -> bool:
         return self._devices.get(tensor.untyped_storage().data_ptr(), 0) is None or tensor.numel() == 0
 

@@ -72,6 +72,13 @@ def by_places(group, dtype, partials):
         return locate(group, dtype, partials)
 
 
+def compiled_for_itself(*arguments):
+    """Eager code with a variant of its own, which captured code has not."""
+    sizes = scalar_kernels.SIZES if gpu.is_current_stream_capturing() else scalar_kernels.SIZES[-1:]
+    with mock.patch.object(scalar_kernels, "SIZES", sizes):
+        merge(*arguments)
+
+
 def pageable(self):
     buffer = torch.empty(self._numbers, dtype=torch.float64, device="cpu")
     self._events[id(buffer)] = gpu.Event()
@@ -88,6 +95,7 @@ PLANTED = {
     "a fresh stream for each place": (captured, Places, "_stream_apart", on_a_fresh_stream),
     "the slot of a place is not waited for": (captured, places, "relaxed", never_relaxed),
     "the table of places comes from pageable memory": (captured, Places, "_write_all", from_pageable_memory),
+    "eager scalars have a variant of their own": (captured, scalar_kernels, "merge", compiled_for_itself),
     "plans are known by their places": (captured, launch, "_locate", by_places),
     "place and cadence swapped": (as_it_is, launch, "launch", swapped(launch.launch, 6, 7)),
     "place and cadence of counts swapped": (as_it_is, ready_counts, "launch", swapped(ready_counts.launch, 5, 6)),

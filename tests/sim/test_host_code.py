@@ -1,11 +1,14 @@
 """What the host code gives the devices: which one, whose streams, what memory."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from sim.simulation import simulated
 
 from d9d_tracker import AccumulatorConfig
 from d9d_tracker.accumulator.buffers import Buffers
+from d9d_tracker.accumulator.event_wait import wait_for
 from d9d_tracker_kernels import CELLS, HEADER, allocate, histogram_many_, launch
 
 
@@ -57,3 +60,13 @@ def test_a_finished_histogram_comes_from_pinned_memory():
         torch.cuda.set_sync_debug_mode("default")
         assert len(made.waits) == waits
         assert buffers.histograms.counts.tolist()[1][HEADER + 3] == 5
+
+
+def test_a_window_arrives_while_a_graph_is_captured():
+    """It would end the capture of whoever captures globally, were the collector not relaxed about it."""
+    with simulated(2):
+        event = torch.cuda.Event()
+        event.record()
+        with torch.cuda.graph(torch.cuda.CUDAGraph()), ThreadPoolExecutor(1) as collector:
+            collector.submit(wait_for, event).result()
+        assert event.query()
