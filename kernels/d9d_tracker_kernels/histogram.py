@@ -23,6 +23,7 @@ a segment whose pivot lies more than 8 standard deviations from its mean is read
 
 # Kernels are in Triton's language, which only looks like Python: pyright cannot type it.
 # pyright: reportArgumentType=false, reportInvalidTypeForm=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportAssignmentType=false
 
 import triton
 import triton.language as tl
