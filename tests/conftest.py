@@ -38,7 +38,6 @@ _LONGEST = (
     "writer/test_process.py",
     "provider/test_replay.py",
     "provider/test_contract.py",
-    "integrations/test_ranks.py",
     "integrations/test_lightning_oracle.py",
     "ranks/test_failure.py",
 )

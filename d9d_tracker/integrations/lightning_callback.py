@@ -123,5 +123,5 @@ class CallbackPart:
 
 
 def _step(trainer: Any) -> int:
-    """What loggers are told. Nothing else has it between checkpoints: ``global_step`` counts optimizers as well."""
-    return trainer.fit_loop.epoch_loop.on_save_checkpoint()["_batches_that_stepped"]
+    """What loggers are told, which only checkpoints have: ``global_step`` counts each of several optimizers."""
+    return trainer.fit_loop.epoch_loop.on_save_checkpoint().get("_batches_that_stepped", trainer.global_step)

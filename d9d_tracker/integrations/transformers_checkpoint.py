@@ -31,13 +31,7 @@ def load(
 ) -> dict[str, Any] | None:
     """Return the state of the run that the loaded ``trainer_state.json`` names; None, with a word, if it is not found.
 
-    Args:
-        saved: What callbacks of this kind have written there: their runs, and their output folders.
-        name: The name of the run, by which several callbacks are told apart.
-        told: Folders where the checkpoint may be besides; what is none is passed over.
-        output: The Trainer's output folder.
-        step: The step of the checkpoint.
-        rank: This process.
+    What callbacks of this kind ``saved`` there are their runs and output folders; several are told apart by ``name``.
     """
     known = [saved["attributes"]] if isinstance(saved, dict) else [one["attributes"] for one in reversed(saved)]
     if len(known) > 1:

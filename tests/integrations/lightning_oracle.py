@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -160,6 +161,14 @@ def stored(folder, run=-1):
     return {key[0] if len(key) == 1 else key: value for key, value in points.items()}, own
 
 
+def counted(histograms):
+    """How many values were counted in the bin that each begins."""
+    found = Counter()
+    for one in histograms.values:
+        found.update(dict(zip(one.edges.tolist(), one.counts.tolist(), strict=False)))
+    return {value: count for value, count in found.items() if count}
+
+
 def config_in(folder):
     """Configuration of a backend in a folder, for another process."""
     accumulator = AccumulatorConfig(device="cpu", sync_every=4, backlog_dir=folder / "backlog", distributed_timeout=60)
@@ -179,6 +188,7 @@ class Apart(Net):
     def training_step(self, batch, index):
         loss = super().training_step(batch, index)
         self.log("rank", float(self.global_rank + index))
+        self.logger.experiment.bins("values", torch.full((3,), 1.0 + self.global_rank))
         return loss
 
     def validation_step(self, batch, index, dataloader_idx=0):

@@ -259,7 +259,7 @@ def test_names_have_a_prefix(config, stored, tmp_path):
     assert {"teacher-loss", "teacher-val_loss", "teacher-epoch"} == {key[0] for key in stored()[1]} - {"outputs"}
 
 
-def test_each_package_has_classes_of_its_own():
+def test_each_package_has_classes_of_its_own(stored, tmp_path):
     program = """
 import lightning.pytorch, pytorch_lightning
 from d9d_tracker.integrations import lightning as ours, pytorch_lightning as theirs
@@ -268,8 +268,24 @@ assert issubclass(ours.TrackerCallback, lightning.pytorch.Callback)
 assert issubclass(theirs.TrackerLogger, pytorch_lightning.loggers.Logger)
 assert issubclass(theirs.TrackerCallback, pytorch_lightning.Callback)
 assert not issubclass(ours.TrackerLogger, pytorch_lightning.loggers.Logger)
+
+import sys, torch
+class Model(pytorch_lightning.LightningModule):
+    def training_step(self, batch, index):
+        self.log("loss", float(index))
+    def configure_optimizers(self):
+        return None
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.zeros(4, 1))
+logger = theirs.TrackerLogger({"provider": "jsonl", "path": sys.argv[1]})
+trainer = pytorch_lightning.Trainer(logger=logger, callbacks=[theirs.TrackerCallback()], max_epochs=1,
+                                    log_every_n_steps=1, accelerator="cpu", default_root_dir=sys.argv[1])
+trainer.fit(Model())
+logger.close()
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=200, cwd=Path(__file__).parents[2])
+    command = [sys.executable, "-c", program, str(tmp_path / "runs")]
+    subprocess.run(command, check=True, timeout=200, cwd=Path(__file__).parents[2])
+    assert stored()[1]["loss",] == {step: float(step) for step in range(4)}
 
 
 def test_plain_data_is_a_configuration_too(tmp_path):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import lightning_oracle
 import pytest
-from lightning_oracle import Net, TwoOptimizers, Witness, csv_points, data, stored, trainer_of
+from lightning_oracle import Net, TwoOptimizers, Witness, counted, csv_points, data, stored, trainer_of
 
+from d9d_tracker import read
 from d9d_tracker.integrations.lightning import TrackerLogger
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -90,8 +91,6 @@ def test_fit_twice(config, tmp_path):
 
 
 def test_a_training_that_begins_anew_is_another_run(config, tmp_path):
-    from d9d_tracker import read
-
     first, witness, trainer = trainer_of(config, tmp_path)
     first.run.set_context({"fold": "1"})
     trainer.fit(Net(), data(), data(2, seed=1))
@@ -134,8 +133,6 @@ def stored_after_flush(logger, folder):
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_another_life_that_only_looks_leaves_the_run_as_it_is(config, tmp_path, stage):
-    from d9d_tracker import read
-
     logger, witness, trainer = trainer_of(config, tmp_path, checkpoint={"save_top_k": -1, "filename": "{epoch}"})
     trainer.fit(Net(), data(), data(2, seed=1))
     logger.close()
@@ -216,3 +213,4 @@ def test_two_ranks_whose_mean_is_stored_and_which_go_on_without_a_false_word(tmp
     points, own = stored(tmp_path / "runs")
     assert points == {name: {**before.get(name, {}), **new} for name, new in means().items()}
     assert own == {step: float(step) for step in range(11)}
+    assert counted(read(tmp_path / "runs")[0].histograms("values")) == {1.0: 11 * 3, 2.0: 11 * 3}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import transformers_oracle
+from lightning_oracle import counted
 from transformers_oracle import Killing, history, stored, trainer_of
 
 from d9d_tracker import read
@@ -182,9 +183,10 @@ def test_two_ranks(tmp_path):
         assert {name: points for name, points in stored(run).items() if name not in times} == {
             name: points for name, points in expected.items() if name not in times
         }
+        return counted(run.histograms("values"))
 
     live("9")
-    live("11", "resume")
+    assert live("11", "resume") == {1.0: 11 * 3, 2.0: 11 * 3}
 
 
 @pytest.mark.parametrize("restores", [False, True])
