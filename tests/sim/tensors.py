@@ -3,6 +3,7 @@
 import bisect
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ class Memory:
     """All memory of a simulation, pinned and of devices; none is freed before it ends, so that addresses are unique."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # the collector drives the device beside the training
         self._bases: list[int] = []
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._devices: dict[int, int | None] = {}
@@ -25,10 +27,11 @@ class Memory:
     def add(self, tensor: torch.Tensor, device: int | None) -> None:
         """Keep a tensor's memory: a device's, or pinned memory of the host."""
         storage = tensor.untyped_storage()
-        if storage.nbytes() and storage.data_ptr() not in self._storages:
-            bisect.insort(self._bases, storage.data_ptr())
-            self._storages[storage.data_ptr()] = storage
-            self._devices[storage.data_ptr()] = device
+        with self._lock:
+            if storage.nbytes() and storage.data_ptr() not in self._storages:
+                bisect.insort(self._bases, storage.data_ptr())
+                self._storages[storage.data_ptr()] = storage
+                self._devices[storage.data_ptr()] = device
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
         return self._devices.get(tensor.untyped_storage().data_ptr(), 0) is None or tensor.numel() == 0
@@ -39,20 +42,19 @@ class Memory:
         Raises:
             RuntimeError: If that is no memory of the device.
         """
-        where = bisect.bisect_right(self._bases, address) - 1
-        base = self._bases[where] if where >= 0 else 0
-        storage = self._storages.get(base)
-        if storage is None or address + size > base + storage.nbytes() or self._devices[base] != device:
+        base, whole = self.region(address, device) or (0, torch.empty(0))
+        if address + size > base + whole.numel():
             raise RuntimeError(f"an illegal memory access: {size} bytes at {address:#x} of cuda:{device}")
-        whole = torch.empty(0, dtype=torch.uint8).set_(storage)
         return whole[address - base : address - base + size]
 
     def region(self, address: int, device: int) -> tuple[int, torch.Tensor] | None:
         """Return the base and the bytes of the memory of a device that an address lies in; None if it is none."""
-        where = bisect.bisect_right(self._bases, address) - 1
-        if where < 0 or self._devices[self._bases[where]] != device:
-            return None
-        return self._bases[where], torch.empty(0, dtype=torch.uint8).set_(self._storages[self._bases[where]])
+        with self._lock:
+            where = bisect.bisect_right(self._bases, address) - 1
+            if where < 0 or self._devices[self._bases[where]] != device:
+                return None
+            base = self._bases[where]
+            return base, torch.empty(0, dtype=torch.uint8).set_(self._storages[base])
 
 
 class CudaTensor(torch.Tensor):
@@ -234,8 +236,6 @@ def _copy(to: torch.Tensor, source: torch.Tensor, non_blocking: bool) -> None:
 @contextlib.contextmanager
 def on_all_threads(mode: Any) -> Iterator[None]:
     """Have a mode also on threads that are started meanwhile."""
-    import threading
-
     run = threading.Thread.run
 
     def with_mode(thread: threading.Thread) -> None:
