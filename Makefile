@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx test-sim matrix matrix-table wheel docs pictures bench bench-gpu gpu-day gpu-wheels
+.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx test-sim test-device matrix matrix-table wheel docs pictures bench bench-gpu gpu-day gpu-wheels
 
 help:
 	@echo "make demo       train a small network and track it with Aim"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-kill  the crash harness with KILLS=200 kills"
 	@echo "make test-ptx   the compiled kernels executed on the CPU, CASES=5000 random cases and every variant"
 	@echo "make test-sim   trainings on a GPU made of software, in SCHEDULES=100 orders of its streams"
+	@echo "make test-device  the tests of devices without kernels of ours, on DEVICE=mps"
 	@echo "make matrix-table  each way of logging at each moment: what holds, as a table"
 	@echo "make matrix     the compile, accumulator and kernel tests on several versions of torch, which takes gigabytes"
 	@echo "make wheel      the wheel, tested in an empty environment"
@@ -108,6 +109,11 @@ gpu-wheels: # what the tracker needs beside torch, for a machine that reaches no
 	rm -rf .gpu-day
 	$(PYTHON) -m pip install --quiet --no-compile --target .gpu-day --only-binary :all: --python-version $(GPU_PYTHON) \
 		--platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 pydantic rich typing_extensions
+
+DEVICE ?= privateuseone
+test-device: $(VENV)/dev
+	DEVICE=$(DEVICE) PYTHONPATH=.:kernels:tests $(RUN) -m pytest -q -p devices.plugin \
+		tests/devices/on_device tests/accumulator tests/watch
 
 SCHEDULES ?= 100
 test-sim: $(VENV)/dev

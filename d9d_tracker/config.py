@@ -83,8 +83,8 @@ class AccumulatorConfig(_Frozen):
 
     Attributes:
         sync_every: N, the number of steps in a window: values travel to the host once per window.
-        device: Where the buffers live: ``"auto"`` (the current CUDA device if there is one, else the CPU) or a
-            torch device such as ``"cuda:1"`` or ``"cpu"``.
+        device: Where the training runs: ``"auto"`` (torch's current accelerator if there is one, else the CPU) or a
+            torch device such as ``"cuda:1"``, ``"mps"`` or ``"cpu"``. Values on others are taken too.
         max_scalars: Number of scalar series the buffers have room for.
         max_histograms: Number of histogram series the buffers have room for.
         scalar_resolution: One scalar point per ``"step"`` or per ``"window"``.
@@ -129,11 +129,13 @@ class AccumulatorConfig(_Frozen):
             import torch  # which knows the others
 
             try:
-                torch.device(device)
+                is_real = torch.device(device).type != "meta"
             except RuntimeError as error:
                 raise ValueError(
                     f"{device!r} is no torch device; use 'auto', 'cpu' or 'cuda:0', for example"
                 ) from error
+            if not is_real:
+                raise ValueError("on 'meta' no values are; use 'auto', or the device that the training runs on")
         return device
 
     @field_validator("distributed", mode="before")

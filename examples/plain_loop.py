@@ -1,11 +1,11 @@
 """A loop to copy from: compiled, gradient accumulation, AMP, an average of the weights, evaluation, checkpoints.
 
 Interrupt it and start it again: it goes on in the middle of its window, and every point is there once.
-Needs scikit-learn and a C++ compiler.
+Needs scikit-learn and a C++ compiler. Runs on any device of torch: ``python plain_loop.py --device mps``.
 """
 
+import argparse
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -13,22 +13,23 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from d9d_tracker import JsonlTrackerConfig, RunConfig, tracker_from_config
+from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig, RunConfig, tracker_from_config
 from d9d_tracker.commands.demo import Digits
 
 MICRO_BATCHES, BATCH, EVALUATE_EVERY, SAVE_EVERY = 2, 64, 50, 100
 HPARAMS = {"lr": 3e-3, "batch": BATCH * MICRO_BATCHES, "ema": 0.99}
 
 
-def main(out: str = "runs", steps: int = 400) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def main(out: str = "runs", steps: int = 400, device_name: str | None = None) -> None:
+    device = torch.device(device_name or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     train, held_out = Digits.load(device)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 10)).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(HPARAMS["ema"]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=HPARAMS["lr"])
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    tracker = tracker_from_config(JsonlTrackerConfig(path=Path(out)))
+    accumulator = AccumulatorConfig(device=str(device))
+    tracker = tracker_from_config(JsonlTrackerConfig(path=Path(out), accumulator=accumulator))
     stateful = {"model": model, "average": average, "optimizer": optimizer, "scaler": scaler, "tracker": tracker}
 
     checkpoint, first = Path(out, "plain_loop.pt"), 0
@@ -78,4 +79,7 @@ def main(out: str = "runs", steps: int = 400) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", nargs="?", default="runs")
+    parser.add_argument("--device")
+    main(parser.parse_args().out, device_name=parser.parse_args().device)

@@ -145,7 +145,8 @@ def test_the_doctor_prints_its_table_and_passes(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    for row in ("torch", "extra pandas", "graph breaks", "recompiles", "host syncs", "kernels added"):
+    compiled = "graph breaks", "recompiles", "host syncs", "kernels added"
+    for row in ("torch", "bank", "no accelerator", "extra pandas", *compiled):
         assert row in printed
     assert "pass" in printed
     assert "fail" not in printed

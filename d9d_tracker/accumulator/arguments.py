@@ -96,11 +96,11 @@ def check_number(
         reduce: The reduction of the series.
 
     Returns:
-        A Python number, or a tensor of one element on the device.
+        A Python number, or a tensor of one element: on the device, or, if that is the host, on one without a bank.
 
     Raises:
         TrackerTypeError: If it is neither a real number nor a real tensor.
-        TrackerValueError: If it is a tensor that has not exactly one element or lies elsewhere.
+        TrackerValueError: If it is a tensor that has not exactly one element, or lies where it cannot be read.
     """
     if isinstance(value, torch.Tensor):
         return _check_element(name, items, value, device, reduce)
@@ -161,21 +161,24 @@ def _check_element(
             )
     if value.device == device:
         return value
-    if value.device.type != "cpu":
+    if value.device.type == "meta":
         fail(
-            TrackerValueError,
-            f"{label(name, items)}: the value is on {value.device} and the buffers are on {device}; set "
-            "accumulator.device to where the training runs",
+            TrackerValueError, f"{label(name, items)}: a tensor on {value.device} has no value; log what it stands for"
         )
     if torch.compiler.is_compiling():
-        return value.to(device, non_blocking=True)
-    if gpu.is_current_stream_capturing():
+        return value.to(device, non_blocking=True) if device.type == GPU else value
+    if GPU in (device.type, value.device.type) and gpu.is_current_stream_capturing():
+        where = "the CPU" if value.is_cpu else value.device
         fail(
             TrackerValueError,
-            f"{label(name, items)}: the value is on the CPU, where a replay of the CUDA graph that is being captured "
-            f"would not read it again; move it to {device} first, or log it outside of the capture",
+            f"{label(name, items)}: the value is on {where}, where a replay of the CUDA graph that is being "
+            f"captured would not read it again; move it to {device} first, or log it outside of the capture",
         )
-    return float(value.item())
+    if value.device.type == GPU == device.type:
+        return value.to(device, non_blocking=True)
+    if device.type == GPU or value.device.type == "cpu":
+        return float(value.item())
+    return value
 
 
 def check_population(
@@ -191,7 +194,7 @@ def check_population(
 
     Raises:
         TrackerTypeError: If it is not a tensor, or one that cannot be binned (complex, quantized, sparse, partial).
-        TrackerValueError: If it lies elsewhere.
+        TrackerValueError: If it lies where it cannot be counted.
     """
     if not isinstance(values, torch.Tensor):
         kind = type(values).__name__
@@ -222,13 +225,19 @@ def check_population(
         move = "log .abs() or its parts" if values.is_complex() else "convert it to a dtype that holds its values"
         move = "pass dequantize()" if values.is_quantized else move
         fail(TrackerTypeError, f"{label(name, items)}: cannot bin values of {values.dtype}; {move}")
-    if values.device != device:
+    if values.device != device and _refuses(values.device, device):
         fail(
             TrackerValueError,
-            f"{label(name, items)}: the values are on {values.device} and the buffers are on {device}; set "
-            "accumulator.device to where the training runs",
+            f"{label(name, items)}: the values are on {values.device}, and what runs again without Python counts on "
+            f"{device} alone; move them there, or log them in eager code",
         )
     return values, counts
+
+
+def _refuses(device: torch.device, bank: torch.device) -> bool:
+    if device.type == "meta" or GPU not in (device.type, bank.type):
+        return device.type == "meta"
+    return bank.type == GPU if torch.compiler.is_compiling() else gpu.is_current_stream_capturing()
 
 
 def check_counts(name: str, items: ContextItems, values: object, device: torch.device) -> tuple[torch.Tensor, bool]:
@@ -242,7 +251,7 @@ def check_counts(name: str, items: ContextItems, values: object, device: torch.d
 
     Raises:
         TrackerTypeError: If it is no tensor of integers, or one that is split or partial.
-        TrackerValueError: If it is not a vector, or lies elsewhere.
+        TrackerValueError: If it is not a vector, or lies where it cannot be counted.
     """
     # What is neither is a shard, in one of several ways that do not all say so.
     if is_distributed(values) and not all(one.is_replicate() or one.is_partial() for one in values.placements):

@@ -4,7 +4,7 @@ import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -15,15 +15,20 @@ from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.record import Record
 from d9d_tracker.tracing import mark_static
 from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS, allocate
-from d9d_tracker_kernels.device import GPU, gpu
+from d9d_tracker_kernels.device import GPU
 
+from .arguments import Number
+from .devices import device_of, has_bank
 from .event_ring import Elapsed
 from .host_window import HostWindow
 from .late import Late
 from .places import Places
+from .plain import Parts, PlainBank
 from .readings import Value
+from .reductions import VALUE_LANE, Reduction
 from .registry import HistogramSeries, Registry, ScalarSeries
 from .scalars import ScalarBank
+from .sides import Sides, Streams
 from .target import Target
 from .window import Staging, Window
 
@@ -68,6 +73,10 @@ class Buffers:
     Attributes:
         device: Where the tensors are.
         is_gpu: Whether that is a GPU.
+        is_plain: Whether ``accumulator.device`` has no bank of its own, so that the tensors are on the host.
+        host: What numbers of eager code are merged by, quickest; None if they go another way.
+        sides: Histograms of values on other devices than the tensors.
+        plain: What was logged on devices that have no bank, until the window ends.
         scalars: Scalar state.
         histograms: Histogram state: counts, moments and the kernels' scratch.
         device_step: The current step for kernels to read, int64 of shape ``[1]``.
@@ -84,7 +93,9 @@ class Buffers:
     """
 
     def __init__(self, config: AccumulatorConfig):
-        device = _device(config.device)
+        values_on = device_of(config.device)
+        device = values_on if has_bank(values_on) else torch.device("cpu")
+        self.is_plain = values_on.type != device.type
         self.resolution: Literal["step", "window"] = config.scalar_resolution
         self.sync_every = config.sync_every
         self._per_step = self.resolution == "step"
@@ -113,7 +124,10 @@ class Buffers:
         self._changes: deque[_Change] = deque()
         self._deferred: deque[_Change] = deque()
         self._late = Late()
-        self._stream: Any = None  # that of the last change
+        self._streams = Streams()
+        self.sides = Sides(config.max_histograms, self._streams)
+        self.plain = PlainBank(config.max_histograms)
+        self.host = None if self.is_plain else self.scalars.host
 
     def start(self) -> None:
         """Empty everything for a new run. The places that compiled code knows mean nothing until they are refilled."""
@@ -127,18 +141,16 @@ class Buffers:
         self.places.start()
         self.scalars.reset()
         self.histograms.reset_()
+        self.sides.reset(None)
+        self.plain.reset()
+        self.host = None if self.is_plain else self.scalars.host
         self.clock = Clock(0, time.time(), 0, [], [])
         self.device_step.fill_(0)
 
     def follow(self) -> None:
         """Have this thread's stream wait for the one that changed the bank last, in eager code, if it is another."""
-        if not self.is_gpu or gpu.is_current_stream_capturing():
-            return
-        current = gpu.current_stream(self.device)
-        if current != self._stream:
-            if self._stream is not None:
-                current.wait_stream(self._stream)
-            self._stream = current
+        if self.is_gpu:
+            self._streams.follow(self.device)
 
     @property
     def is_last_step(self) -> bool:
@@ -200,14 +212,71 @@ class Buffers:
         self.clock, self._late = clock, late
         self.device_step.fill_(clock.step)
 
+    def has_bank(self, values: Iterable[Any]) -> bool:
+        """Tell whether values are merged by the bank's own operators; may be traced.
+
+        Args:
+            values: Numbers, and tensors where ``arguments.py`` lets them be.
+        """
+        if self.is_gpu:
+            return True
+        return not (self.is_plain or any(isinstance(value, torch.Tensor) and not value.is_cpu for value in values))
+
+    def merge(self, target: Target, values: list[Number], reduce: Reduction, weight: Number | None) -> None:
+        """Merge scalars, in eager code; see ``ScalarBank.write``. They may be on devices that have no bank."""
+        if self.has_bank((*values, weight)) and (self.is_gpu or self.host is not None):
+            self.scalars.write(target, values, reduce, weight)
+        else:
+            self.merge_plain(target, values, VALUE_LANE[reduce], weight)
+
+    def merge_plain(self, target: Target, values: Sequence[Number], lane: int, weight: Number | None) -> None:
+        """Merge scalars that are on devices without a bank, and what is logged beside them: order counts."""
+        self.host = None
+        slots = [int(slot) for slot in target.table.numpy()[target.at]]
+        self.plain.merge(self.clock.rows, slots, values, lane, 1.0 if weight is None else weight)
+        self.empty_plain()
+
+    def empty_plain(self) -> None:
+        """Merge what was kept of values on devices that have no bank, if that is much: training has not stepped."""
+        if self.plain.is_full:
+            rows = [*self.scalars.window.numpy()[: self.clock.rows], self.scalars.current.numpy()]
+            arrived = self.plain.copy_to_host()
+            self.plain.reset()
+            arrived.merge_into(Parts(rows, self.histograms.counts.numpy(), self.histograms.moments.numpy()))
+
     def count(self, target: Target, populations: list[torch.Tensor], *parameters: Any) -> None:
         """Count populations into histograms; may be traced.
 
         Args:
             target: The place of each.
-            populations: Tensors on the device.
+            populations: Tensors; in traced and captured code on the device.
             *parameters: Cadence and binning, see ``histogram_at``.
         """
+        if torch.compiler.is_compiling() or all(values.device == self.device for values in populations):
+            self._count_here(target, populations, *parameters)
+            return
+        for device in dict.fromkeys(values.device for values in populations):
+            own = [index for index, values in enumerate(populations) if values.device == device]
+            part = Target([target.at[index] for index in own], target.table)
+            self._count_on(device, part, [populations[index] for index in own], *parameters)
+
+    def _count_on(
+        self, device: torch.device, target: Target, populations: list[torch.Tensor], every: int, *binning: Any
+    ) -> None:
+        step = self.clock.step
+        if device == self.device or step % every:
+            if device == self.device:
+                self._count_here(target, populations, every, *binning)
+        elif self.is_gpu:
+            self.sides.count(device, step, target.at, populations, binning)
+        else:
+            for place, values in zip(target.at, populations, strict=True):
+                slot = int(target.table[place])
+                if slot >= 0 and not self.plain.count(values, slot, step, binning):
+                    self._count_here(Target([place], target.table), [values.cpu()], 1, *binning)
+            self.empty_plain()
+
+    def _count_here(self, target: Target, populations: list[torch.Tensor], *parameters: Any) -> None:
         bank, (at, table, _) = self.histograms, target
         state = (bank.counts, bank.moments, bank.partials, table, self.device_step)
         if len(at) == 1:
@@ -219,12 +288,20 @@ class Buffers:
         """Add counts to a histogram of integers; may be traced.
 
         Args:
-            values: int of shape ``[n]``, on the device.
+            values: int of shape ``[n]``, in traced and captured code on the device.
             at: Its place.
             every: Its cadence.
             table: Which slot each place means.
         """
         bank = self.histograms
+        if values.device != self.device:
+            if self.clock.step % every:
+                return
+            if self.is_gpu:
+                self.sides.add_counts(values.device, self.clock.step, at, values)
+            elif (slot := int(table[at])) >= 0:
+                self.plain.add_counts(values, slot, self.clock.step)
+            return
         torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, table, self.device_step, at, every)
 
     def merge_histogram(self, row: int, counts: np.ndarray, moments: np.ndarray) -> None:
@@ -317,14 +394,10 @@ class Buffers:
             clock, scalars, histograms = self.clock, self.scalar_series.series[:], self.histogram_series.series[:]
             late = Late(self._late.records[:], dict(self._late.hparams))
             readings = self._late.readings[:]
-            host, ready = self.staging.copy(
-                (
-                    self.scalars.window[: clock.rows, :, : len(scalars)],
-                    self.scalars.current[:, : len(scalars)],
-                    self.histograms.moments[: len(histograms)],
-                    self.histograms.counts[: len(histograms)].view(torch.float64),
-                )
-            )
+            rows = self.scalars.window[: clock.rows, :, : len(scalars)], self.scalars.current[:, : len(scalars)]
+            moments, counts = self._histograms(len(histograms))
+            host, ready = self.staging.copy((*rows, moments, counts.view(torch.float64)))
+            arrived = self.plain.copy_to_host()
             self._make_deferred()
         deadline = time.monotonic() + timeout
         awaited = [value.is_there for *_, value in readings if isinstance(value, Elapsed)]
@@ -334,7 +407,10 @@ class Buffers:
                     raise RuntimeError(f"the device has not answered for {timeout:g} s")
                 time.sleep(1e-3)
         steps, times = [*clock.filed[: clock.rows], clock.step], [*clock.times[: clock.rows], clock.began]
-        views = Window(0, steps, times, host, None, None, scalars, histograms, Late(readings=readings)).wait()
+        window = Window(
+            0, steps, times, host, None, None, scalars, histograms, Late(readings=readings), arrived=arrived
+        )
+        views = window.wait()
         copied = replace(views, lanes=views.lanes.copy(), counts=views.counts.copy(), moments=views.moments.copy())
         self.staging.give_back(host)
         return clock, copied, late
@@ -378,7 +454,7 @@ class Buffers:
         scalars, histograms = self.scalar_series.series[:], self.histogram_series.series[:]
         changes += [
             (self._send, (after, unfinished, is_last, scalars, histograms)),
-            (self.histograms.reset_, (len(histograms),)),
+            (self._reset, (len(histograms),)),
         ]
         return Clock(after.step, after.began, after.step, [], [], windows=after.windows + 1, copies=after.copies + 1)
 
@@ -394,14 +470,11 @@ class Buffers:
             if self.outbox[-1].late is self._late:
                 self._late = Late()
             return
-        host, ready, error = None, None, None
+        host, ready, arrived, error = None, None, None, None
         try:
-            host, ready = copy_to_host(
-                self.scalars.window[: clock.rows, :, : len(scalars)],
-                self.histograms.moments[: len(histograms)],
-                self.histograms.counts[: len(histograms)],
-                self.staging,
-            )
+            arrived = self.plain.copy_to_host()
+            lanes = self.scalars.window[: clock.rows, :, : len(scalars)]
+            host, ready = copy_to_host(lanes, *self._histograms(len(histograms)), self.staging)
         except Exception as failure:  # out of memory, for one: the window is lost, and training goes on
             error = failure
         steps, times = list(clock.filed[: clock.rows]), list(clock.times[: clock.rows])
@@ -418,9 +491,19 @@ class Buffers:
                 late=self._late,
                 is_last=is_last,
                 error=error,
+                arrived=arrived,
             )
         )
         self._late = Late()
+
+    def _histograms(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the moments of the first series and their counts, of all devices, as ``copy_to_host`` takes them."""
+        return self.sides.joined(self.histograms.moments[:rows], self.histograms.counts[:rows])
+
+    def _reset(self, rows: int) -> None:
+        self.histograms.reset_(rows)
+        self.sides.reset(rows)
+        self.plain.reset()
 
 
 def copy_to_host(
@@ -438,11 +521,3 @@ def copy_to_host(
         See ``Staging.copy``.
     """
     return staging.copy((lanes, moments, counts.view(torch.float64)))
-
-
-def _device(device: str) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    if gpu.is_available():
-        return torch.device(GPU, gpu.current_device())
-    return torch.device("cpu")

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from d9d_tracker.tracing import register_effect
-from d9d_tracker_kernels.device import DISPATCH_KEY
 
 from .runs import runs
 from .target import Target
@@ -41,19 +40,29 @@ def _merge_scalars(
 ) -> None:
     buffers = runs[token].buffers
     table = buffers.places.table if places is None else places
-    torch.ops.d9d_tracker.merge_scalars_(buffers.scalars.current, table, at, values, [], lane, weight, 1.0)
+    if buffers.has_bank((*values, weight)) and (buffers.is_gpu or buffers.host is not None):
+        torch.ops.d9d_tracker.merge_scalars_(buffers.scalars.current, table, at, values, [], lane, weight, 1.0)
+    else:
+        buffers.change(buffers.merge_plain, Target(at, table), values, lane, weight)
 
 
 def _histogram(
     token: str, places: torch.Tensor | None, values: list[torch.Tensor], at: list[int], *parameters: Any
 ) -> None:
     buffers = runs[token].buffers
-    buffers.count(Target(at, buffers.places.table if places is None else places), values, *parameters)
+    target = Target(at, buffers.places.table if places is None else places)
+    if buffers.has_bank(values):
+        buffers.count(target, values, *parameters)
+    else:
+        buffers.change(buffers.count, target, values, *parameters)
 
 
 def _add_counts(token: str, values: torch.Tensor, at: int, every: int) -> None:
     buffers = runs[token].buffers
-    buffers.add_counts(values, at, every, buffers.places.table)
+    if buffers.has_bank([values]):
+        buffers.add_counts(values, at, every, buffers.places.table)
+    else:
+        buffers.change(buffers.add_counts, values, at, every, buffers.places.table)
 
 
 for _name, _function in (
@@ -61,8 +70,7 @@ for _name, _function in (
     ("histogram_with_effect", _histogram),
     ("add_counts_with_effect", _add_counts),
 ):
-    _library.impl(_name, _function, "CPU")
-    _library.impl(_name, _function, DISPATCH_KEY)
+    _library.impl(_name, _function, "CompositeExplicitAutograd")
     _library.impl(_name, lambda *_: None, "Meta")
     register_effect(f"d9d_tracker::{_name}")
 

@@ -16,7 +16,7 @@ from .calls import WHAT_A_HANDLE_LOGS, Calls, Scope
 from .effects import add_counts_with_effect, histogram_with_effect
 from .fitting import fitting
 from .handles import AccumulatingBinsHandle
-from .regions import has_effect_here
+from .regions import has_effect_here, refuse_effect_here
 from .registry import label
 from .slots import counts_at, histogram_at, histogram_series
 from .target import Target
@@ -40,7 +40,7 @@ class HistogramCalls(Calls):
         Args:
             name: Name of the series.
             values: The population: any shape and stride, float16, bfloat16, float32, float64, bool or an integer
-                dtype, on the device of the buffers. An empty tensor gives an empty histogram. Of a ``DTensor`` the
+                dtype, on any device. An empty tensor gives an empty histogram. Of a ``DTensor`` the
                 local shard is counted, without communication, and what its mesh replicates on one rank only. A plain
                 tensor counts on every rank that logs it.
             context: Tags for this population alone; merged with the persistent context, over which they win.
@@ -52,8 +52,8 @@ class HistogramCalls(Calls):
 
         Raises:
             TrackerTypeError: If it is not a tensor, or one that cannot be binned (complex, quantized, sparse, partial).
-            TrackerValueError: If it lies on another device, ``every`` is not positive, the name is empty, the binning
-                is not that of the series.
+            TrackerValueError: If it lies where it cannot be counted, ``every`` is not positive, the name is empty, the
+                binning is not that of the series.
         """
         self._count([name], [values], context, binning, every, scope)
 
@@ -98,16 +98,16 @@ class HistogramCalls(Calls):
 
         Args:
             name: Name of the series.
-            values: An integer dtype, not negative, of shape ``[n]`` with 1 to 2046 counts, on the device of the
-                buffers; ``n`` is that of the series. Of a replicated ``DTensor`` one rank's copy counts.
+            values: An integer dtype, not negative, of shape ``[n]`` with 1 to 2046 counts, on any device;
+                ``n`` is that of the series. Of a replicated ``DTensor`` one rank's copy counts.
             context: Tags for these counts alone; merged with the persistent context, over which they win.
             every: See ``bins``.
             scope: See ``bins``.
 
         Raises:
             TrackerTypeError: If it is no tensor of integers, or split across ranks.
-            TrackerValueError: If it is not a vector of 1 to 2046, lies on another device, ``every`` is not positive,
-                the name is empty, or the series has another ``n``.
+            TrackerValueError: If it is not a vector of 1 to 2046, lies where it cannot be counted, ``every`` is not
+                positive, the name is empty, or the series has another ``n``.
         """
         check_names([name])
         if self._is_silent(name) or self._is_repeated(name):
@@ -121,7 +121,7 @@ class HistogramCalls(Calls):
         table = self._table(held)
         if not torch.compiler.is_compiling():
             buffers.change(buffers.add_counts, vector, at, cadence, table)
-        elif is_backward_traced():
+        elif is_backward_traced() or self._has_effect([vector]):
             add_counts_with_effect(self._token, vector, at, cadence)
         else:
             buffers.add_counts(vector, at, cadence, table)
@@ -251,8 +251,15 @@ class HistogramCalls(Calls):
         buffers = self.buffers
         if not torch.compiler.is_compiling():
             buffers.change(buffers.count, target, populations, *parameters)
-        elif is_backward_traced() or has_effect_here(target.is_handle):
+        elif is_backward_traced() or has_effect_here(target.is_handle) or self._has_effect(populations):
             table = target.table if target.is_handle else None
             histogram_with_effect(self._token, table, populations, target.at, *parameters)
         else:
             buffers.count(target, populations, *parameters)
+
+    def _has_effect(self, populations: Sequence[torch.Tensor]) -> bool:
+        """Tell, while tracing, whether to count by an operator with an effect: on devices that have no bank."""
+        has_bank = self.buffers.has_bank(populations)
+        if not has_bank:
+            refuse_effect_here()
+        return not has_bank

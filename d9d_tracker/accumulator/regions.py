@@ -34,6 +34,20 @@ def has_effect_here(is_handle: bool) -> bool:
     return is_handle and not torch.is_grad_enabled()
 
 
+@assume_constant_result
+def refuse_effect_here() -> None:
+    """Refuse, while tracing, to log by an operator with an effect where a region would lose its gradient by it.
+
+    Raises:
+        TrackerValueError: If the code is in a region, in training.
+    """
+    if is_in_region() and torch.is_grad_enabled():
+        raise TrackerValueError(
+            "logged inside a torch.compiler.nested_compile_region, in training, on a device that has no bank of its "
+            "own; return the value and log it outside of the region"
+        )
+
+
 def _refuse_repeated(module: torch.fx.GraphModule) -> None:
     _refuse(module, 2, "that is called more than once")
 

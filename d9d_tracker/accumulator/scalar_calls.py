@@ -16,7 +16,7 @@ from .handles import AccumulatingScalarHandle
 from .host_scalars import as_number
 from .placement import norm_of
 from .reductions import Reduction
-from .regions import has_effect_here
+from .regions import has_effect_here, refuse_effect_here
 from .registry import label
 from .slots import scalar_at, scalar_series
 from .target import Target
@@ -53,8 +53,8 @@ class ScalarCalls(Calls):
 
         Raises:
             TrackerTypeError: If the value is neither a real number nor a real tensor.
-            TrackerValueError: If the tensor has not exactly one element, lies on a device other than the buffers', the
-                name is empty, or the reduction is not that of the series.
+            TrackerValueError: If the tensor has not exactly one element, or lies where it cannot be read, the name is
+                empty, or the reduction is not that of the series.
         """
         if not self._merge_on_host((name,), (value,), context, reduce, weight, scope):
             self._merge([name], [value], context, reduce, weight, scope)
@@ -156,7 +156,7 @@ class ScalarCalls(Calls):
         """Merge numbers as almost every call does, quickly; False, with nothing done, if there is more to the call."""
         if torch.compiler.is_compiling():
             return False
-        host = self.buffers.scalars.host
+        host = self.buffers.host
         if host is None or not names or not self.is_open or scope != "global" or not is_plain():
             return False
         factor = 1.0
@@ -177,7 +177,7 @@ class ScalarCalls(Calls):
 
     def _merge_handle_on_host(self, handle: AccumulatingScalarHandle, value: Any, weight: Number | None) -> bool:
         """See ``_merge_on_host``."""
-        host = self.buffers.scalars.host
+        host = self.buffers.host
         number, factor = as_number(value), 1.0 if weight is None else as_number(weight)
         if host is None or number is None or factor is None or not self.is_open or not is_plain():
             return False
@@ -213,7 +213,7 @@ class ScalarCalls(Calls):
         spread = scope == "spread"
         held, token = self.holds_places(), self._token
         at = [scalar_at(token, held, n, items, reduce, r, spread) for n, r in zip(names, roots, strict=True)]
-        host = self.buffers.scalars.host
+        host = self.buffers.host
         if not held and host is not None and scope == "global" and set(roots) == {1.0} and -1 not in at:
             host.known.update(zip([(name, items, reduce) for name in names], at, strict=True))
         if -1 in at:  # none was left
@@ -225,10 +225,14 @@ class ScalarCalls(Calls):
 
     def _write(self, target: Target, numbers: list[Number], reduce: Reduction, weight: Number | None) -> None:
         buffers, scalars = self.buffers, self.buffers.scalars
-        if not torch.compiler.is_compiling():
-            buffers.change(scalars.write, target, numbers, reduce, weight)
-        elif is_backward_traced() or has_effect_here(target.is_handle):
+        is_traced, has_bank = torch.compiler.is_compiling(), buffers.has_bank((*numbers, weight))
+        if not is_traced and (has_bank or is_plain()):
+            buffers.change(buffers.merge, target, numbers, reduce, weight)
+        elif not has_bank or is_backward_traced() or has_effect_here(target.is_handle):
+            if is_traced and not has_bank:
+                refuse_effect_here()
             arguments = scalars.effect_arguments(target.at, numbers, reduce, weight)
-            merge_scalars_with_effect(self._token, target.table if target.is_handle else None, *arguments)
+            table = target.table if target.is_handle or not is_traced else None
+            merge_scalars_with_effect(self._token, table, *arguments)
         else:
             scalars.write(target, numbers, reduce, weight)

@@ -78,7 +78,7 @@ class ScalarBank:
     def effect_arguments(
         self, at: list[int], values: list[Number], reduce: Reduction, weight: Number | None
     ) -> tuple[list[int], list[torch.Tensor], int, torch.Tensor | None]:
-        """Return, under trace, what the operator takes that writes with an effect: see effects.py.
+        """Return what the operator takes that writes with an effect: see effects.py.
 
         Args:
             at: Places.
@@ -86,8 +86,13 @@ class ScalarBank:
             reduce: See ``write``.
             weight: See ``write``.
         """
-        factor = None if weight is None else self._traced(weight)
-        return at, [self._traced(value) for value in values], VALUE_LANE[reduce], factor
+        made = [self._as_it_is(value) for value in values]
+        return at, made, VALUE_LANE[reduce], None if weight is None else self._as_it_is(weight)
+
+    def _as_it_is(self, value: Number) -> torch.Tensor:
+        if isinstance(value, torch.Tensor) and value.device != self._zero.device:  # one that may have no float64
+            return value.detach() if torch.is_grad_enabled() else value
+        return self._traced(value)
 
     def _write_traced(
         self, places: torch.Tensor, at: list[int], values: list[Number], reduce: Reduction, weight: Number | None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from d9d_tracker.errors import TrackerValueError, fail
 from d9d_tracker.lazy_torch import assume_constant_result
 from d9d_tracker_kernels import COUNT, MAX
 
@@ -11,6 +12,7 @@ from .calls import Calls
 from .registry import ContextItems, ScalarSeries
 from .runs import runs
 
+Finish = Callable[[list[torch.Tensor], torch.Tensor | None], torch.Tensor]
 MakeSeries = Callable[[str, ContextItems], ScalarSeries]
 
 _makers: dict[str, MakeSeries] = {}
@@ -36,18 +38,41 @@ class VectorScalars:
         """Forget what makes the series; nothing is merged any more."""
         _makers.pop(self._name, None)
 
-    def merge(self, keys: Sequence[str], values: torch.Tensor, context: dict[str, str] | None, every: int) -> None:
+    def merge(
+        self,
+        keys: Sequence[str],
+        vectors: list[torch.Tensor],
+        context: dict[str, str] | None,
+        every: int,
+        finish: Finish,
+        scale: torch.Tensor | None,
+    ) -> None:
         """Merge one number into each of several series, on the device. May be traced and captured.
 
         Args:
             keys: Distinct keys of series that have one reduction.
-            values: float64 of shape ``[len(keys)]``, on the device of the buffers.
+            vectors: What the numbers are made of, a vector for each of their devices and dtypes.
             context: Tags for these values alone.
             every: Merge on steps of the run that are divisible by it.
+            finish: Makes the numbers, float64 of shape ``[len(keys)]``, of the vectors and the scale as float64.
+            scale: Of one element, or None.
+
+        Raises:
+            TrackerValueError: If it is traced or captured, and they are where only the device of the buffers may be.
         """
         run = self._run
         bank, items = run.buffers.scalars, run._items("watch", context, "global")
+        device = bank.current.device
+        if run.holds_places() and any(vector.device != device for vector in vectors):
+            fail(TrackerValueError, f"norms on several devices, or on {vectors[0].device}, are of eager code alone")
+        if not run.buffers.has_bank(vectors):
+            row = run.buffers.clock.rows
+            slots, is_max = self._find(keys, items), self._make(keys[0], items).reduce == "max"
+            run.buffers.change(run.buffers.plain.merge_vector, row, slots.tolist(), vectors, is_max, finish, scale)
+            return
         is_on = None if every == 1 else bank.step % every == 0
+        wide = [vector.to(device, torch.float64, non_blocking=True) for vector in vectors]
+        values = finish(wide, None if scale is None else scale.to(device, torch.float64, non_blocking=True))
         if run.holds_places():
             places = _places(run._token, self._name, tuple(keys), items)
             if min(places) < 0:  # none was left

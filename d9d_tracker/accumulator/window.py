@@ -12,6 +12,7 @@ from d9d_tracker_kernels.device import GPU, gpu
 from .event_wait import relaxed, wait_for
 from .host_window import HostWindow, empty_window
 from .late import Late
+from .plain import Arrived, Parts
 from .readings import with_readings
 from .registry import HistogramSeries, ScalarSeries
 
@@ -137,6 +138,7 @@ class Window:
         scalars: The scalar series at the time of the swap.
         histograms: The histogram series at the time of the swap.
         error: Why the copy could not be started.
+        arrived: What was logged on devices that have no bank.
     """
 
     index: int
@@ -150,6 +152,7 @@ class Window:
     late: Late = field(default_factory=Late)
     is_last: bool = False
     error: Exception | None = None
+    arrived: Arrived | None = None
 
     def wait(self) -> HostWindow:
         """Wait for the copy and unpack it, as views of the host buffer. Not for the training thread.
@@ -163,6 +166,9 @@ class Window:
             wait_for(self.ready)
         numbers = self.packed.numpy()
         host = HostWindow.of(numbers, self.index, self.steps, self.times, self.scalars, self.histograms)
+        if self.arrived is not None and self.arrived.entries:
+            host = host.copy()  # a state may read the window, too
+            self.arrived.merge_into(Parts(list(host.lanes), host.counts, host.moments))
         return with_readings(host, self.late.readings)
 
     def without_values(self) -> HostWindow:

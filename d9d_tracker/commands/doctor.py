@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from d9d_tracker.accumulator import AccumulatingRun, AccumulatingTracker
+from d9d_tracker.accumulator.devices import bank_of, device_of
 from d9d_tracker.base import RunConfig
 from d9d_tracker.check_step import StepReport, check_step
 from d9d_tracker.config import AccumulatorConfig
@@ -46,14 +47,17 @@ def main() -> int:
         found = [f"{name} {version}" for name in names if (version := _version(name)) != _NOT_INSTALLED]
         table.add_row(f"extra {extra}", found[0] if found else f"not installed: pip install 'd9d_tracker[{extra}]'")
     table.add_section()
-    has_cuda = torch.cuda.is_available()
-    table.add_row("CUDA device", torch.cuda.get_device_name() if has_cuda else "none: buffers are on the CPU")
+    device = device_of("auto")
+    table.add_row("device", torch.cuda.get_device_name() if device.type == "cuda" else str(device))
+    table.add_row("bank", bank_of(device))
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     table.add_row("C++ compiler", compiler or "none: torch.compile cannot build for the CPU")
     passed = True
-    if has_cuda or compiler:
+    if device.type not in ("cuda", "cpu"):
+        table.add_row("a compiled step", f"not looked at: what compiled code does on {device.type} was never seen")
+    elif device.type == "cuda" or compiler:
         table.add_section()
-        for name, found, is_good in _rows(_check()):
+        for name, found, is_good in _rows(_check(device)):
             passed &= is_good is not False
             table.add_row(name, found, {True: "[green]pass[/]", False: "[red]fail[/]", None: ""}[is_good])
     console.print(table)
@@ -67,8 +71,7 @@ def _version(name: str) -> str:
         return _NOT_INSTALLED
 
 
-def _check() -> StepReport:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _check(device: torch.device) -> StepReport:
     tracker = AccumulatingTracker(RecordingTracker(), AccumulatorConfig())
     model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 10)).to(device)
     images, labels = torch.randn(32, 64, device=device), torch.randint(0, 10, (32,), device=device)

@@ -77,7 +77,7 @@ class Gpu:
         ):
             patch(module, name, self._kernel(name))
         patch(run.buffers, "is_gpu", True)
-        patch(run.buffers.scalars, "host", None)
+        patch(run.buffers, "host", None)
         patch(run.buffers.places, "_written", Event())
         patch(torch.cuda, "Stream", self.streams)
         patch(torch.cuda, "stream", self.streams.on)

@@ -1,5 +1,6 @@
 """Norms of many tensors, on the device, in a number of launches that does not hang on how many they are."""
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -76,8 +77,8 @@ class Norms:
         with torch.no_grad():
             locals_ = [local_shard(tensor)[0] for tensor in tensors]
             self._copies = [torch.empty_like(local) for local in locals_]
-            if locals_:
-                _torch._foreach_copy_(self._copies, locals_)
+            for group in _by_device_and_dtype(locals_):
+                _torch._foreach_copy_([self._copies[index] for index in group], [locals_[index] for index in group])
 
     def log_updates(self, parts: Sequence[Part], every: int) -> None:
         """Log the norm of what was added to each parameter since they were remembered.
@@ -91,7 +92,8 @@ class Norms:
             return
         with torch.no_grad():
             shards = [local_shard(part.tensor) for part in parts]
-            _torch._foreach_sub_(copies, [shard for shard, _ in shards])
+            for group in _by_device_and_dtype(copies):
+                _torch._foreach_sub_([copies[index] for index in group], [shards[index][0] for index in group])
             self._log([part.key for part in parts], copies, [ranks for _, ranks in shards], None, every, None)
 
     def _log(
@@ -103,16 +105,14 @@ class Norms:
         every: int,
         scale: torch.Tensor | None,
     ) -> None:
-        order, powers = _powers([_real(shard, self._p) for shard in shards], self._p)
-        keys, ranks = [keys[index] for index in order], [ranks[index] for index in order]
-        is_sum = not math.isinf(self._p)
-        if scale is not None:
-            inverse = scale.to(torch.float64).reciprocal()
-            is_gradient = constant([key.startswith("gradients/") for key in keys], powers.device) > 0
-            powers = torch.where(is_gradient, powers * (inverse**self._p if is_sum else inverse), powers)
-        if is_sum and any(one != 1 for one in ranks):
-            powers = powers * constant(ranks, powers.device)
-        self._vector.merge(keys, powers, context, every)
+        real = [_real(shard, self._p) for shard in shards]
+        groups = _by_device_and_dtype(real)
+        order = [index for group in groups for index in group]
+        vectors = [_norms([real[index] for index in group], self._p) for group in groups]
+        keys = [keys[index] for index in order]
+        is_gradient = [key.startswith("gradients/") for key in keys]
+        finish = functools.partial(_powers, self._p, [ranks[index] for index in order], is_gradient)
+        self._vector.merge(keys, vectors, context, every, finish, scale)
 
 
 def _real(tensor: torch.Tensor, p: float) -> torch.Tensor:
@@ -121,31 +121,45 @@ def _real(tensor: torch.Tensor, p: float) -> torch.Tensor:
     return tensor if tensor.is_floating_point() else tensor.to(torch.float32)
 
 
-def _powers(tensors: list[torch.Tensor], p: float) -> tuple[list[int], torch.Tensor]:
-    """Return the p-th power of each norm, the norm itself for infinity, as float64 in an order of its own."""
-    by_dtype: dict[torch.dtype, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        if tensor.numel():  # of nothing, which a shard may be, there is no largest
-            by_dtype.setdefault(tensor.dtype, []).append(index)
-    order: list[int] = []
-    vectors: list[torch.Tensor] = []
-    for dtype, indices in by_dtype.items():
-        order += indices
-        vectors.append(_powers_of([tensors[index] for index in indices], p, dtype))
-    empty = [index for index, tensor in enumerate(tensors) if not tensor.numel()]
-    if empty:
-        order += empty
-        vectors.append(torch.zeros(len(empty), dtype=torch.float64, device=tensors[0].device))
-    return order, vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+def _by_device_and_dtype(tensors: list[torch.Tensor]) -> list[list[int]]:
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, tensor in enumerate(tensors):  # of nothing, which a shard may be, there is no largest
+        groups.setdefault((tensor.device, tensor.dtype, tensor.numel() > 0), []).append(index)
+    return list(groups.values())
 
 
-def _powers_of(tensors: list[torch.Tensor], p: float, dtype: torch.dtype) -> torch.Tensor:
+def _norms(tensors: list[torch.Tensor], p: float) -> torch.Tensor:
+    """Return the norms of tensors of one device and dtype, or, where torch has no kernel for these, their powers."""
+    dtype = tensors[0].dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
+    if not tensors[0].numel():
+        return torch.zeros(len(tensors), dtype=wide, device=tensors[0].device)
     if p in _FAST:
-        norms = torch.stack(_torch._foreach_norm(tensors, p, wide)).to(torch.float64)
-        return norms * norms if p == 2.0 else norms
+        return torch.stack(_torch._foreach_norm(tensors, p, wide))
     widened = [torch.empty_like(tensor, dtype=wide) for tensor in tensors]
     _torch._foreach_copy_(widened, tensors)
     _torch._foreach_abs_(widened)
     _torch._foreach_pow_(widened, p)
-    return torch.stack(_torch._foreach_norm(widened, 1.0)).to(torch.float64)
+    return torch.stack(_torch._foreach_norm(widened, 1.0))
+
+
+def _powers(
+    p: float, ranks: list[int], is_gradient: list[bool], vectors: list[torch.Tensor], scale: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the p-th power of each norm, the norm itself for infinity, float64.
+
+    Args:
+        p: Which norm.
+        ranks: On how many ranks each tensor is.
+        is_gradient: Which are divided by the scale.
+        vectors: What ``_norms`` returned, as float64.
+        scale: Of one element, float64.
+    """
+    powers, is_sum = vectors[0] if len(vectors) == 1 else torch.cat(vectors), not math.isinf(p)
+    if p == 2.0:
+        powers = powers * powers
+    if scale is not None:
+        inverse = scale.reciprocal()
+        divided = constant(is_gradient, powers.device) > 0
+        powers = torch.where(divided, powers * (inverse**p if is_sum else inverse), powers)
+    return powers * constant(ranks, powers.device) if is_sum and any(one != 1 for one in ranks) else powers

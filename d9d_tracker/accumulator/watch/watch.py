@@ -260,11 +260,13 @@ class Watch:
         self._norms.remember([part.tensor for part in parts])
 
     def _why_not(self, key: str, tensor: torch.Tensor) -> str | None:
-        device = self._run.buffers.device
+        buffers = self._run.buffers
         if self.settings.base + key in self._taken:
             return "another watch logs to a series of this name"
-        if tensor.device != device:
-            return f"it is on {tensor.device} and the buffers are on {device}"
+        if tensor.is_meta:
+            return "it is on meta, where it has no values"
+        if buffers.is_gpu and tensor.device != buffers.device and self.holds_places():
+            return f"it is on {tensor.device}, and captured and compiled code counts on {buffers.device} alone"
         return "it is partial, and exists only after a reduction across ranks" if is_partial(tensor) else None
 
     def _say_left_out(self, left_out: dict[str, str]) -> None:

@@ -1,0 +1,76 @@
+"""``install()``: a device ``privateuseone`` for the rest of the process, like those that have no bank of their own.
+
+Its memory is the host's. It has no float64, refuses what the tracker may not use there, and counts the host's waits.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import d9d_tracker
+
+from .operators import OPERATORS
+
+NAME = "privateuseone"  # names of devices have no digits
+_PACKAGES = (str(Path(d9d_tracker.__file__).parent), "d9d_tracker_kernels")
+_CALLERS = "commands", "skipped_steps.py"  # which run what is a training's
+_LISTENER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p)
+
+
+class Module:
+    """What ``torch.privateuseone`` is."""
+
+    is_available = is_initialized = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 2)
+    current_device = staticmethod(lambda: 0)
+    synchronize = staticmethod(lambda device=None: None)
+    _is_in_bad_fork = staticmethod(lambda: False)
+    manual_seed_all = staticmethod(lambda seed: None)
+    get_rng_state = staticmethod(lambda device=None: torch.empty(0, dtype=torch.uint8, device="cpu"))
+    set_rng_state = staticmethod(lambda state, device=None: None)
+    get_amp_supported_dtype = staticmethod(lambda: [torch.float16, torch.bfloat16])
+
+
+@_LISTENER
+def _listen(name: bytes) -> int:
+    """Tell whether an operator may run: whatever others ask for, and of the tracker what is on its list."""
+    frame = sys._getframe(0)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if any(package in file for package in _PACKAGES) and not any(other in file for other in _CALLERS):
+            return name.decode() in OPERATORS
+        frame = frame.f_back
+    return True
+
+
+@functools.cache
+def install() -> ctypes.CDLL:
+    """Build and load it, once a machine and once a process."""
+    source = Path(__file__).with_name("device.cpp")
+    key = hashlib.sha256(source.read_bytes() + torch.__version__.encode() + sys.version.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"d9d_tracker-device-{os.getuid()}-{key}.so"
+    if not path.exists():
+        torchs = Path(torch.__file__).parent
+        made = path.with_suffix(f".{os.getpid()}")
+        command = [os.environ.get("CXX", "c++"), "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(made)]
+        command += [f"-I{torchs}/include", f"-L{torchs}/lib", "-lc10", "-ltorch_cpu"]
+        subprocess.run(command, check=True)
+        made.rename(path)
+    library = ctypes.CDLL(str(path))
+    library.device_install()
+    torch.utils.rename_privateuse1_backend(NAME)
+    torch._register_device_module(NAME, Module)
+    library.device_listen(_listen)
+    return library
+
+
+def waits() -> int:
+    """Return how often the host has waited for the device."""
+    return install().device_waits()

@@ -1,0 +1,60 @@
+"""``python -m pytest -p devices.plugin tests/accumulator``: tests with their tensors on a device without a bank.
+
+That is the simulated one, or what the variable DEVICE names.
+"""
+
+import os
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+
+from d9d_tracker.accumulator import buffers
+
+from . import device
+
+# What looks at the bank of the host or of CUDA itself; and a library that makes tensors of its own.
+_LEFT_OUT = (
+    "test_captures.py",
+    "test_devices.py",
+    "test_host_scalars.py",
+    "test_window.py",
+    "under_its_lock",
+    "windows_wait_this_way",
+    "a_series_that_came_after_the_state",
+    "distributed_checkpoint",
+)
+NAME = os.environ.get("DEVICE", device.NAME)
+
+
+def pytest_configure() -> None:
+    if device.NAME == NAME:
+        device.install()
+    # Tests that name the host mean: where the values are.
+    buffers.device_of = lambda name: torch.device(NAME, 0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(words in item.nodeid for words in _LEFT_OUT):
+            item.add_marker(pytest.mark.skip(reason="is of another bank"))
+
+
+class Mode(TorchFunctionMode):
+    """Tensors are made on the device: of float32 where a test says float64, and on the host for its generators."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _device_constructors() and "device" not in kwargs:
+            if kwargs.get("dtype") == torch.float64:
+                kwargs["dtype"] = torch.float32
+            made = func(*args, **kwargs, device="cpu" if kwargs.get("generator") else NAME)
+            return made.to(NAME)
+        return func(*args, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device():
+    with Mode():
+        yield
