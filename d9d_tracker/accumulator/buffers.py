@@ -213,11 +213,7 @@ class Buffers:
         self.device_step.fill_(clock.step)
 
     def has_bank(self, values: Iterable[Any]) -> bool:
-        """Tell whether values are merged by the bank's own operators; may be traced.
-
-        Args:
-            values: Numbers, and tensors where ``arguments.py`` lets them be.
-        """
+        """Tell whether numbers and tensors are merged by the bank's own operators; may be traced."""
         if self.is_gpu:
             return True
         return not (self.is_plain or any(isinstance(value, torch.Tensor) and not value.is_cpu for value in values))

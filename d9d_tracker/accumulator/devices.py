@@ -44,20 +44,12 @@ def _found(device: torch.device) -> tuple[int, int]:
 
 
 def has_bank(device: torch.device) -> bool:
-    """Tell whether there are kernels for a device.
-
-    Args:
-        device: What ``device_of`` returned.
-    """
+    """Tell whether there are kernels for what ``device_of`` returned."""
     return device.type == GPU and importlib.util.find_spec("triton") is not None
 
 
 def bank_of(device: torch.device) -> str:
-    """Return, in words, which bank values of a device get, and why.
-
-    Args:
-        device: What ``device_of`` returned.
-    """
+    """Return, in words, which bank values of a device get, and why."""
     if device.type == "cpu":
         return "on the host: torch finds no accelerator"
     if has_bank(device):

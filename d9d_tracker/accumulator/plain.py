@@ -5,7 +5,6 @@ few elements, are kept as they are; larger ones are counted there by int32 cells
 the window ends, all of it is copied at once, the only time the host waits, and merged as the host merges its own.
 """
 
-import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -131,11 +130,7 @@ class Arrived(NamedTuple):
 
 
 class PlainBank:
-    """What is logged on such devices until the window ends.
-
-    Args:
-        rows: How many histograms there are at most.
-    """
+    """What is logged on such devices until the window ends; ``rows`` is the number of histograms at most."""
 
     def __init__(self, rows: int):
         self._rows = rows
@@ -144,15 +139,7 @@ class PlainBank:
         self._edges: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def merge(self, row: int, slots: list[int], values: Sequence[Any], lane: int, weight: Any) -> None:
-        """Merge values into scalar series.
-
-        Args:
-            row: The row of the window that the current step will have.
-            slots: A slot each; -1 is none.
-            values: A number or a tensor of one element each.
-            lane: See ``merge_number``.
-            weight: That of all of them, likewise.
-        """
+        """Merge a number or a tensor of one element into each slot (-1 is none), for a row of the window to be."""
         pairs = [(slot, self._keep(value)) for slot, value in zip(slots, values, strict=True) if slot >= 0]
         self._entries.append((_merge_scalars, (row, pairs, lane, self._keep(weight))))
 
@@ -165,33 +152,14 @@ class PlainBank:
         finish: Callable[..., torch.Tensor],
         scale: Any,
     ) -> None:
-        """Merge one number into each of several scalar series.
-
-        Args:
-            row: See ``merge``.
-            slots: See ``merge``; a column that is no series' is none.
-            values: What the numbers are made of.
-            is_max: Whether the series' reduction is the maximum; else it is the mean.
-            finish: Makes the numbers of them, float64 on the host, and of the scale.
-            scale: A tensor of one element, or None.
-        """
+        """Merge what ``finish`` makes of vectors, a number for each slot; what no column has is no slot."""
         kept = [self._keep(value) for value in values]
         self._entries.append((_merge_vector, (row, slots, kept, is_max, finish, self._keep(scale))))
 
     def count(self, values: torch.Tensor, slot: int, step: int, binning: tuple[Any, ...]) -> bool:
-        """Count a population.
-
-        Args:
-            values: The population, not on the host.
-            slot: The slot of its series.
-            step: The current step.
-            binning: See ``Binning.parameters``.
-
-        Returns:
-            Whether it is counted; not if it is large and float32 cannot hold it.
-        """
+        """Count a population by ``Binning.parameters``; return False if it is large and float32 cannot hold it."""
         if values.numel() <= _KEPT_ELEMENTS:
-            self._entries.append((_count, (slot, step, self._keep(values), binning)))
+            self._entries.append((_write, (histogram_, slot, step, self._keep(values), binning)))
             return True
         if values.dtype not in _EXACT and (binning[0] != INTEGER or values.is_floating_point()):
             return False
@@ -207,7 +175,7 @@ class PlainBank:
 
     def add_counts(self, values: torch.Tensor, slot: int, step: int) -> None:
         """Add counts that are counts already; see ``count``."""
-        self._entries.append((_add_counts, (slot, step, self._keep(values))))
+        self._entries.append((_write, (add_counts_, slot, step, self._keep(values), ())))
 
     def copy_to_host(self) -> Arrived:
         """Copy what was logged to the host, which waits once for each device that was logged from; change nothing."""
@@ -304,18 +272,11 @@ def _merge_vector(
     _merge_scalars(parts, read, row, pairs, MAX if is_max else SUM, 1.0)
 
 
-def _on_host(write: Callable[..., None]) -> Callable[..., None]:
-    """Have an operator of the host's bank write to the histograms."""
-
-    @functools.wraps(write)
-    def merge(parts: Parts, read: _Read, slot: int, step: int, kept: Any, binning: tuple[Any, ...] = ()) -> None:
-        counts, moments = (torch.from_numpy(part) for part in (parts.counts, parts.moments))
-        write(read(kept), counts, moments, step, slot, *binning)
-
-    return merge
-
-
-_count, _add_counts = _on_host(histogram_), _on_host(add_counts_)
+def _write(
+    parts: Parts, read: _Read, write: Callable[..., None], slot: int, step: int, kept: Any, binning: tuple[Any, ...]
+) -> None:
+    counts, moments = (torch.from_numpy(part) for part in (parts.counts, parts.moments))
+    write(read(kept), counts, moments, step, slot, *binning)
 
 
 def _merge_statistics(parts: Parts, read: _Read, slot: int, step: int, kept: list[_Kept]) -> None:

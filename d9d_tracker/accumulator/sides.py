@@ -15,11 +15,7 @@ class Streams:
         self._last: dict[torch.device, Any] = {}
 
     def follow(self, device: torch.device) -> None:
-        """Have this thread's stream wait for the one before, in eager code, if it is another.
-
-        Args:
-            device: A GPU.
-        """
+        """Have this thread's stream of a GPU wait for the one before, in eager code, if it is another."""
         if gpu.is_current_stream_capturing():
             return
         current, last = gpu.current_stream(device), self._last.get(device)
@@ -30,12 +26,7 @@ class Streams:
 
 
 class Sides:
-    """Histograms on other devices than a GPU that has the buffers: on other GPUs, and on the host.
-
-    Args:
-        rows: How many histograms there are at most.
-        streams: Which streams worked on them.
-    """
+    """Up to ``rows`` histograms on each other device than the GPU that has the buffers: on other GPUs, on the host."""
 
     def __init__(self, rows: int, streams: Streams):
         self._rows = rows
@@ -51,15 +42,7 @@ class Sides:
         populations: list[torch.Tensor],
         binning: tuple[Any, ...],
     ) -> None:
-        """Count populations of one device, in one launch for each dtype.
-
-        Args:
-            device: Where they are.
-            step: The current step.
-            slots: The slot of the series of each.
-            populations: The populations.
-            binning: See ``Binning.parameters``.
-        """
+        """Count populations of one device into slots, by ``Binning.parameters``, in one launch for each dtype."""
         bank, now = self._bank(device, step)
         state = bank.counts, bank.moments, bank.partials, bank.places, now
         torch.ops.d9d_tracker.histogram_many_(populations, *state, slots, 1, *binning)
@@ -70,12 +53,7 @@ class Sides:
         torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, bank.places, now, slot, 1)
 
     def joined(self, moments: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the histograms of all devices together, without a wait.
-
-        Args:
-            moments: Those of the buffers' device, float64 of shape ``[rows, 4]``.
-            counts: Likewise, int64 of shape ``[rows, HEADER + CELLS]``.
-        """
+        """Return the histograms of all devices, added to those of the buffers' own, without a wait."""
         for device in self._used:
             if device.type == GPU:
                 self._streams.follow(device)

@@ -46,11 +46,10 @@ class Mode(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in _device_constructors() and "device" not in kwargs:
+        if func in _device_constructors() and kwargs.get("device") is None:
             if kwargs.get("dtype") == torch.float64:
                 kwargs["dtype"] = torch.float32
-            made = func(*args, **kwargs, device="cpu" if kwargs.get("generator") else NAME)
-            return made.to(NAME)
+            return func(*args, **{**kwargs, "device": "cpu" if kwargs.get("generator") else NAME}).to(NAME)
         return func(*args, **kwargs)
 
 
