@@ -16,11 +16,7 @@ _WHOLE = (nn.MultiheadAttention,)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the model inside of what compiling or parallelising has wrapped around it.
-
-    Args:
-        module: The model, wrapped or not.
-    """
+    """Return the model inside of what compiling or parallelising has wrapped around it."""
     inner = module.module if isinstance(module, _PARALLEL) else None
     for key in _WRAPPERS & module._modules.keys():
         inner = module._modules[key]
@@ -28,11 +24,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def bare_names(module: nn.Module) -> Callable[[str], str]:
-    """Return what turns a name into that of the bare model: without what compiling or parallelising wraps around it.
-
-    Args:
-        module: The model, wrapped or not.
-    """
+    """Return what turns a name into that of the bare model: without what compiling or parallelising wraps around it."""
     wrapped = {f"{name}.module".lstrip(".") for name, child in module.named_modules() if isinstance(child, _PARALLEL)}
 
     def bare(name: str) -> str:
@@ -52,9 +44,6 @@ def layers(module: nn.Module) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
 
     They are those without children. A parametrized layer is one itself, and so is attention, whose projections are
     parts that nobody calls.
-
-    Args:
-        module: The model.
     """
     bare = bare_names(module)
     return {
@@ -64,12 +53,7 @@ def layers(module: nn.Module) -> dict[str, tuple[tuple[str, ...], nn.Module]]:
 
 
 def at(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
-    """Return what is at a place in a model; None if nothing is.
-
-    Args:
-        module: The model.
-        path: The keys on the way there.
-    """
+    """Return what is at a place in a model; None if nothing is."""
     found: nn.Module | None = module
     for key in path:
         if found is None:
@@ -80,9 +64,6 @@ def at(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
 
 def refuse_flat_shards(module: nn.Module) -> None:
     """Refuse a model whose parameters are pieces of a flat tensor: a rank does not know who has the others.
-
-    Args:
-        module: The model.
 
     Raises:
         TrackerValueError: If it is one.
@@ -98,11 +79,7 @@ def refuse_flat_shards(module: nn.Module) -> None:
 
 
 def structure(module: nn.Module) -> list[Any]:
-    """Return what changes when a module is put into a model, taken out of it, or has another name.
-
-    Args:
-        module: The model.
-    """
+    """Return what changes when a module is put into a model, taken out of it, or has another name."""
     found: list[Any] = []
     seen, due = {module}, [module]
     while due:

@@ -45,10 +45,7 @@ class _Plan:
 
 
 class ParameterNames:
-    """The names of a model's parameters. Whatever was put into the model, or taken out, is known at the next step.
-
-    Args:
-        module: The model. It is not kept alive, nor is any parameter.
+    """The names of a model's parameters, none of which is kept alive. What has changed is known at the next step.
 
     Attributes:
         trained: Whether each parameter needs a gradient, by its name, as the model was when it was last looked at.
@@ -65,10 +62,6 @@ class ParameterNames:
 
         A name is that of the place where the parameter is now. That is looked at anew in each call, for little; all of
         the model is gone through when it does not hold, and once a step for an optimizer with foreign parameters.
-
-        Args:
-            optimizer: The optimizer.
-            step: The current step of the run.
         """
         module = self._module()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -91,21 +84,13 @@ class ParameterNames:
         return self._module()
 
     def parameter(self, name: str) -> torch.Tensor | None:
-        """Return a parameter, as the model was when it was last looked at; None if it is gone, or all of the model is.
-
-        Args:
-            name: Its name.
-        """
+        """Return a parameter, as the model was when it was last looked at; None if it or the model is gone."""
         if self._module() is None:
             return None
         return next((one for one, (known, _, _) in self._places.items() if known == name), None)
 
     def traced(self, optimizer: Optimizer) -> Named:
-        """Return the same in compiled code, which is compiled again for another model.
-
-        Args:
-            optimizer: The optimizer.
-        """
+        """Return the same in compiled code, which is compiled again for another model."""
         module = self._module()
         if module is None:
             return []

@@ -27,12 +27,7 @@ class NormSeries:
     ratios: bool
 
     def make(self, key: str, context: ContextItems) -> ScalarSeries:
-        """Return the series of the powers of a parameter.
-
-        Args:
-            key: ``<kind>/<parameter>``, where the kind is gradients, parameters or updates.
-            context: Its context.
-        """
+        """Return the series of the powers of ``<kind>/<parameter>``, of gradients, parameters or updates."""
         reduce, root = ("max", 1.0) if math.isinf(self.p) else ("mean", self.p)
         return ScalarSeries(f"{self.base}{key}", context, reduce, root, sums=self._sums(key))
 
@@ -49,9 +44,6 @@ class NormSeries:
 def check_order(p: object) -> float:
     """Return which norm to take.
 
-    Args:
-        p: What was given.
-
     Raises:
         TrackerValueError: If there is no such norm.
     """
@@ -63,9 +55,7 @@ def check_order(p: object) -> float:
 def grouping(group: Group | None) -> Callable[[str], str]:
     """Return what gives a parameter its group.
 
-    Args:
-        group: ``"block"``: up to the first number in its name, else its first part; a depth: that many parts of its
-            name; a function from names to groups; None: each is one of its own.
+    ``"block"`` is its name up to the first number in it, else its first part; a depth, so many parts of it; None, all.
 
     Raises:
         TrackerTypeError: If it is none of these.

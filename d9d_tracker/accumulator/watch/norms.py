@@ -33,12 +33,7 @@ class Part(NamedTuple):
 
 
 class Norms:
-    """Logs the norms of tensors: this rank's part of each, which becomes the whole when the windows of ranks meet.
-
-    Args:
-        run: The run.
-        series: What the norms are called.
-    """
+    """Logs the norms of tensors: this rank's part of each, which becomes the whole when the windows of ranks meet."""
 
     def __init__(self, run: Calls, series: NormSeries):
         self._p = series.p
@@ -53,14 +48,7 @@ class Norms:
     def log(
         self, parts: Sequence[Part], context: dict[str, str] | None, every: int, scale: torch.Tensor | None = None
     ) -> None:
-        """Log the norm of each tensor.
-
-        Args:
-            parts: The tensors.
-            context: Tags for these norms alone.
-            every: See ``VectorScalars.merge``.
-            scale: What gradients are still to be divided by, of one element.
-        """
+        """Log the norm of each tensor, of gradients those that ``scale``, of one element, has still to divide."""
         if not parts:
             return
         with torch.no_grad():
@@ -69,11 +57,7 @@ class Norms:
             self._log(keys, [shard for shard, _ in shards], [ranks for _, ranks in shards], context, every, scale)
 
     def remember(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Copy what is about to be updated.
-
-        Args:
-            tensors: The parameters.
-        """
+        """Copy what is about to be updated."""
         with torch.no_grad():
             locals_ = [local_shard(tensor)[0] for tensor in tensors]
             self._copies = [torch.empty_like(local) for local in locals_]
@@ -81,12 +65,7 @@ class Norms:
                 _torch._foreach_copy_([self._copies[index] for index in group], [locals_[index] for index in group])
 
     def log_updates(self, parts: Sequence[Part], every: int) -> None:
-        """Log the norm of what was added to each parameter since they were remembered.
-
-        Args:
-            parts: The same parameters.
-            every: See ``log``.
-        """
+        """Log the norm of what was added to each parameter since they were remembered."""
         copies, self._copies = self._copies, []
         if not copies:
             return

@@ -1,8 +1,10 @@
 """Which steps of which optimizers count, and when in a step: hooks around all optimizers of the process."""
 
+from __future__ import annotations
+
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,52 +15,17 @@ from d9d_tracker.tracing import is_in_another_step, is_producing_a_program
 
 from .skipped_steps import register_skipped_step_hook
 
-
-class Counting(Protocol):
-    """Who is told of the steps that count. None of these raises."""
-
-    def before(self, optimizer: Optimizer, every: int) -> None:
-        """Count what an optimizer is about to use: its gradients are there.
-
-        Args:
-            optimizer: The optimizer.
-            every: On which steps of the run to count: 1 but for code that runs again without Python.
-        """
-
-    def begun(self, optimizer: Optimizer) -> None:
-        """Remember what the step will change. With a closure, the gradients are not there yet.
-
-        Args:
-            optimizer: The optimizer.
-        """
-
-    def after(self, optimizer: Optimizer, every: int) -> None:
-        """Count what the step has changed.
-
-        Args:
-            optimizer: The optimizer.
-            every: See ``before``.
-        """
-
-    def skipped(self, optimizer: Optimizer) -> None:
-        """Count what a gradient scaler has kept from an optimizer.
-
-        Args:
-            optimizer: The optimizer.
-        """
+if TYPE_CHECKING:
+    from .watch import Watch
 
 
 class OptimizerSteps:
-    """Tells of every so many steps of each optimizer; of an optimizer within an optimizer, of the outer one's alone.
+    """Tells a watch of every so many steps of each optimizer; of one within another, of the outer one's alone.
 
-    Args:
-        counting: Who is told.
-        every: The cadence in steps of an optimizer; in compiled and captured code, in steps of the run.
-        holds_places: Tells whether what is called now will run again without Python.
-        has_after: Whether to tell when a step begins and when it is over.
+    In compiled and captured code, which runs again without Python, every so many are steps of the run.
     """
 
-    def __init__(self, counting: Counting, every: int, holds_places: Callable[[], bool], has_after: bool):
+    def __init__(self, counting: Watch, every: int, holds_places: Callable[[], bool], has_after: bool):
         self._counting = counting
         self._every = every
         self._holds_places = holds_places

@@ -1,9 +1,11 @@
 """What the layers of a model return: hooks on the layers that it has now, and on those that it will have."""
 
+from __future__ import annotations
+
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,37 +18,17 @@ from d9d_tracker.tracing import forget_compiled_code, is_producing_a_program
 from .modules import at, layers, structure
 from .values import numbers
 
+if TYPE_CHECKING:
+    from .watch import Watch
+
 _Layers = dict[str, tuple[tuple[str, ...], nn.Module]]
 
 
-class OutputWatch(Protocol):
-    """What the hooks need of a watch."""
-
-    is_live: bool
-    every: int
-
-    def holds_places(self) -> bool:
-        """See ``AccumulatingRun``."""
-        ...
-
-    def attempt(self, what: str, log: Callable[..., None], *arguments: Any) -> None:
-        """See ``Watch``."""
-
-    def count_output(self, handle: BinsHandle, output: Any, every: int | None) -> None:
-        """See ``Watch``."""
-
-
 class Outputs:
-    """Hooks on the layers of a model. Those of layers that come, go, or get another name follow.
+    """Hooks on the layers of a model, which is not kept alive. Those of layers that come, go, or are renamed follow.
 
     That is looked at before each forward of the model in eager code, when a layer is not where it was any more, and
     whenever ``refresh`` is called.
-
-    Args:
-        watch: Whose hooks they are.
-        module: The model, which is not kept alive.
-        make_handles: Returns the series of a layer by its name: in training, and of its evaluation if that counts.
-        changed: Called when the layers are others than before.
 
     Attributes:
         names: The names of the layers.
@@ -54,7 +36,7 @@ class Outputs:
 
     def __init__(
         self,
-        watch: OutputWatch,
+        watch: Watch,
         module: nn.Module,
         make_handles: Callable[[str], tuple[BinsHandle, BinsHandle | None]],
         changed: Callable[[], None],
@@ -69,11 +51,7 @@ class Outputs:
         self._root: RemovableHandle | None = None
 
     def layer(self, name: str) -> nn.Module | None:
-        """Return a layer; None if it is gone.
-
-        Args:
-            name: Its name.
-        """
+        """Return a layer; None if it is gone."""
         module = self._module()
         return None if module is None else layers(module).get(name, (None, None))[1]
 
@@ -94,18 +72,13 @@ class Outputs:
     def refresh(self) -> None:
         """Have the hooks on the layers that the model has now, under their names of now."""
         module = self._module()
-        if module is None or self.watch.holds_places() or (now := structure(module)) == self._structure:
+        if module is None or self.watch.run.holds_places() or (now := structure(module)) == self._structure:
             return
         self._structure = now
         self.watch.attempt("new layers", self._follow, layers(module))
 
     def is_at(self, path: tuple[str, ...], layer: nn.Module) -> bool:
-        """Tell whether a layer is where it was when it was named.
-
-        Args:
-            path: Where that was.
-            layer: The layer.
-        """
+        """Tell whether a layer is where it was when it was named."""
         module = self._module()
         return module is None or at(module, path) is layer
 
@@ -138,7 +111,7 @@ class Outputs:
         hook.handle = layer.register_forward_hook(hook)
         self._hooks.append(hook)
 
-    def _name(self, hook: "_ForwardHook", name: str, path: tuple[str, ...]) -> None:
+    def _name(self, hook: _ForwardHook, name: str, path: tuple[str, ...]) -> None:
         hook.name, hook.path, hook.training, hook.evaluation = name, path, None, None
         hook.training, hook.evaluation = self._make_handles(name)
 
@@ -195,14 +168,14 @@ class _ForwardHook(_Hook):
                 handle.bins(numbers(output))
             else:
                 watch.count_output(handle, output, None)
-        elif watch.holds_places():
+        elif watch.run.holds_places():
             watch.attempt(handle.name, watch.count_output, handle, output, None)
         elif not is_recomputing():
             self._forwards += 1
             if (self._forwards - 1) % watch.every == 0:
                 self._count(watch, module, output)
 
-    def _count(self, watch: OutputWatch, module: nn.Module, output: Any) -> None:
+    def _count(self, watch: Watch, module: nn.Module, output: Any) -> None:
         if not self._outputs.is_at(self.path, module):
             self._outputs.refresh()
         handle = self.training if module.training else self.evaluation

@@ -31,35 +31,20 @@ class Promises:
         self._lock = threading.Lock()
 
     def add(self, names: Iterable[str], step: int, every: int, why: Callable[[], str]) -> None:
-        """Promise series.
-
-        Args:
-            names: Their names.
-            step: The current step: the first full window begins then, or later.
-            every: How many steps may pass before the first value.
-            why: Says, in words, what the watch has met.
-        """
+        """Promise series, whose first value may be ``every`` steps away; ``why`` says what the watch has met."""
         with self._lock:
             # Of the current step, what would have counted may have run already.
             self._promises.append(_Promise(set(names), step, step + max(every, 2) - 1, why))
 
     def withdraw(self, names: Iterable[str]) -> None:
-        """Promise series no longer, because they are watched no longer.
-
-        Args:
-            names: Their names.
-        """
+        """Promise series no longer, because they are watched no longer."""
         withdrawn = set(names)
         with self._lock:
             for promise in self._promises:
                 promise.missing -= withdrawn
 
     def look(self, window: HostWindow) -> None:
-        """Cross out what a window holds, and say what is missing if it was a full one.
-
-        Args:
-            window: The window of this rank.
-        """
+        """Cross out what a window holds, and say what is missing if it was a full one."""
         if not self._promises or not window.steps:
             return
         counted = {window.histograms[slot].name for slot in np.flatnonzero(window.counts[:, CALLS] > 0)}

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 def others_in_its_place(watch: Watch, watches: Iterable[Watch]) -> list[Watch]:
     """Return the watches whose place one takes: of the same tensors, or of a model that is gone.
 
-    Args:
-        watch: The watch that begins.
-        watches: Those that there are.
-
     Raises:
         TrackerValueError: If another logs to one of its series, of other tensors.
     """
@@ -40,13 +36,7 @@ def _is_another(theirs: object, own: object) -> bool:
 
 
 def refuse_too_many(names: Collection[str], planned: set[str], registry: Registry, field: str) -> None:
-    """Refuse more series than there are slots for.
-
-    Args:
-        names: The names of the series.
-        planned: Those of other watches, which may have no slots yet.
-        registry: Has the slots.
-        field: The field of the configuration that says how many.
+    """Refuse more series than there are slots for, next to what other watches have planned and may have no slots for.
 
     Raises:
         TrackerValueError: If there are too few.
@@ -64,11 +54,6 @@ def refuse_contradictions(
     wanted: Mapping[str, ScalarSeries], written: set[str], registry: Registry[ScalarSeries]
 ) -> None:
     """Refuse norms whose series were logged otherwise, by hand or before the run went on.
-
-    Args:
-        wanted: The series that hold what the norms are made of, by name.
-        written: The names that they become.
-        registry: Knows what was logged.
 
     Raises:
         TrackerValueError: If one was.

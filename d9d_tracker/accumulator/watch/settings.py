@@ -32,9 +32,6 @@ class Settings:
     def check(self, config: AccumulatorConfig) -> None:
         """Refuse what makes no sense.
 
-        Args:
-            config: How to accumulate.
-
         Raises:
             TrackerTypeError: If the prefix, the group or the binning is none.
             TrackerValueError: If the cadence, the order or the depth is none, or there are none of the norms that
@@ -49,11 +46,7 @@ class Settings:
             raise TrackerValueError("watch: updates, p and group are of norms; pass norms=True, too")
 
     def cadence(self, config: AccumulatorConfig) -> int:
-        """Return on every how many steps to count.
-
-        Args:
-            config: Has the default.
-        """
+        """Return on every how many steps to count."""
         return config.bins_every if self.every is None else self.every
 
     @property
@@ -67,23 +60,14 @@ class Settings:
         return NormSeries(f"{self.base}norms/", float(self.p), grouping(self.group), self.updates)
 
     def histograms(self, parameters: Mapping[str, bool], layers: Iterable[str]) -> set[str]:
-        """Return the names of the histograms.
-
-        Args:
-            parameters: Whether each needs a gradient, by its name.
-            layers: The names of the layers that are hooked.
-        """
+        """Return the names of the histograms: of parameters, which need gradients or not, and of layers."""
         names = {f"{GRADIENTS}/{name}" for name, is_trained in parameters.items() if self.gradients and is_trained}
         names |= {f"{PARAMETERS}/{name}" for name in parameters if self.parameters}
         names |= {f"{ACTIVATIONS}/{name}" for name in layers}
         return {self.base + name for name in names}
 
     def norm_keys(self, parameters: Mapping[str, bool]) -> set[str]:
-        """Return the keys of the norms; see ``NormSeries.make``.
-
-        Args:
-            parameters: See ``histograms``.
-        """
+        """Return the keys of the norms; see ``NormSeries.make``."""
         if not self.norms:
             return set()
         trained = [name for name, is_trained in parameters.items() if is_trained]

@@ -17,9 +17,6 @@ def register_skipped_step_hook(hook: Callable[[Optimizer], None]) -> RemovableHa
 
     The gradients are unscaled then, as they would have been for the optimizer. A fused optimizer skips by itself, on
     the device, and counts as one that stepped.
-
-    Args:
-        hook: Gets the optimizer.
     """
     step = torch.amp.GradScaler.step
     if not hasattr(step, "_d9d_tracker_tells"):  # which functools.wraps hands on to what is put around it

@@ -17,9 +17,6 @@ def numbers(tensor: torch.Tensor) -> torch.Tensor:
 
     Complex numbers are their real and imaginary parts; a sparse or nested tensor is its values, a quantized one what
     they stand for; floats of 8 bits are widened.
-
-    Args:
-        tensor: Of any dtype and layout.
     """
     if not torch.compiler.is_compiling():  # where none of these can be
         tensor = _dense(tensor)
@@ -47,9 +44,6 @@ def named_tensors(output: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
     A tensor adds nothing, nor does the first of a tuple; the others add their place, key or field: ``/1/0``,
     ``/logits``. In such structures, only floating and complex tensors count: the rest are indices and lengths.
-
-    Args:
-        output: What a forward returned.
     """
     if isinstance(output, torch.Tensor):
         yield "", output

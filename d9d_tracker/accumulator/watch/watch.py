@@ -48,11 +48,6 @@ class Watch:
     an optimizer holds a tensor that is not known. A hook never raises: what cannot be counted is said once, and so is
     what has counted nothing by the end of the first full window.
 
-    Args:
-        run: Where to log.
-        module: What to watch.
-        settings: What was asked for.
-
     Attributes:
         series: The names it logs to.
         histograms: Those of histograms.
@@ -70,7 +65,7 @@ class Watch:
         self.settings = settings
         self.every = settings.cadence(run.config)
         self.is_live = True
-        self._run = run
+        self.run = run
         if settings.norms:
             refuse_flat_shards(module)
         module = unwrapped(module)
@@ -111,7 +106,7 @@ class Watch:
 
     def remove(self) -> None:
         """Stop watching. What is missing until now is no longer awaited."""
-        self._run.promises.withdraw(self.histograms | self.scalars.keys())
+        self.run.promises.withdraw(self.histograms | self.scalars.keys())
         self.close()
 
     def close(self) -> None:
@@ -124,78 +119,53 @@ class Watch:
             self._norms.close()
         for names in (self.histograms, self.scalars, self.series):
             names.clear()
-        if self in self._run.watches:
-            self._run.watches.remove(self)
+        if self in self.run.watches:
+            self.run.watches.remove(self)
 
     def attempt(self, what: str, log: Callable[..., None], *arguments: Any) -> None:
-        """Log from a hook, which must never end the training; say once what could not be.
-
-        Args:
-            what: What is logged, in words.
-            log: Logs it.
-            *arguments: What it takes.
-        """
+        """Log from a hook, which must never end the training; say once what could not be."""
         try:
             log(*arguments)
         except Exception as error:
             self.say_once(what, str(error))
 
     def say_once(self, what: str, why: str) -> None:
-        """Say that something cannot be counted.
-
-        Args:
-            what: What, in words.
-            why: The cause, in words.
-        """
+        """Say that something cannot be counted."""
         if what not in self._said:
             self._said.add(what)
             logger.error("watch: %s cannot be counted, and training goes on: %s", what, why)
 
     def count_output(self, handle: BinsHandle, output: Any, every: int | None) -> None:
-        """Count the output of a module.
-
-        Args:
-            handle: Its series.
-            output: What its forward returned.
-            every: The cadence in steps; that of the handle if None.
-        """
+        """Count the output of a module."""
         found = {handle.name + rest: numbers(tensor) for rest, tensor in named_tensors(output)}
         if not found:
             raise TrackerTypeError(f"{handle.name!r}: an output of type {type(output).__name__} holds no tensor")
-        self._run.bins_many(found, dict(handle.context or {}), binning=self.settings.binning, every=every)
-
-    def holds_places(self) -> bool:
-        """See ``AccumulatingRun``."""
-        return self._run.holds_places()
+        self.run.bins_many(found, dict(handle.context or {}), binning=self.settings.binning, every=every)
 
     def begun(self, optimizer: Optimizer) -> None:
-        """See ``Counting``."""
+        """Remember what the step will change. With a closure, the gradients are not there yet."""
         if self.is_live:
             self.attempt("an update", self._remember, optimizer)
 
     def before(self, optimizer: Optimizer, every: int) -> None:
-        """See ``Counting``."""
+        """Count what an optimizer is about to use: its gradients are there."""
         if self.is_live:
             self._stepped = True
             self.attempt("an optimizer's step", self._count, optimizer, every, None)
 
     def after(self, optimizer: Optimizer, every: int) -> None:
-        """See ``Counting``."""
+        """Count what the step has changed."""
         if self.is_live and self._norms is not None:
             parts, self._updating = self._updating, []
             self.attempt("an update", self._norms.log_updates, parts, every)
 
     def skipped(self, optimizer: Optimizer) -> None:
-        """See ``Counting``."""
+        """Count what a gradient scaler has kept from an optimizer."""
         if self.is_live:
             self.attempt("a skipped step", self._count, optimizer, 1, _SKIPPED)
 
     def behind(self, series: str) -> object:
-        """Return the tensor or the layer that a series is of, for norms all of the model; None if it is gone.
-
-        Args:
-            series: The name of one of its series.
-        """
+        """Return the tensor or the layer that a series is of, for norms all of the model; None if it is gone."""
         kind, _, name = series.removeprefix(self.settings.base).partition("/")
         if kind == ACTIVATIONS:
             return None if self._outputs is None else self._outputs.layer(name)
@@ -205,7 +175,7 @@ class Watch:
         """Return the parameters of the model that an optimizer holds, under their names of now."""
         if torch.compiler.is_compiling():
             return self._names.traced(optimizer)
-        step = self._run.buffers.clock.step
+        step = self.run.buffers.clock.step
         named = self._names.of(optimizer, step)
         has_changed = self._names.trained is not self._trained
         if has_changed:
@@ -242,7 +212,7 @@ class Watch:
         if self._taken:
             norms = [part for part in norms if self.settings.norm_series.base + part.key not in self._taken]
         if histograms:
-            self._run.bins_many(histograms, context, binning=settings.binning, every=every)
+            self.run.bins_many(histograms, context, binning=settings.binning, every=every)
         if self._norms is not None:
             if context is not None:  # of a step that was skipped, the parameters are as they were
                 norms = [part for part in norms if part.key.startswith(f"{GRADIENTS}/")]
@@ -260,12 +230,12 @@ class Watch:
         self._norms.remember([part.tensor for part in parts])
 
     def _why_not(self, key: str, tensor: torch.Tensor) -> str | None:
-        buffers = self._run.buffers
+        buffers = self.run.buffers
         if self.settings.base + key in self._taken:
             return "another watch logs to a series of this name"
         if tensor.is_meta:
             return "it is on meta, where it has no values"
-        if buffers.is_gpu and tensor.device != buffers.device and self.holds_places():
+        if buffers.is_gpu and tensor.device != buffers.device and self.run.holds_places():
             return f"it is on {tensor.device}, and captured and compiled code counts on {buffers.device} alone"
         return "it is partial, and exists only after a reduction across ranks" if is_partial(tensor) else None
 
@@ -287,18 +257,18 @@ class Watch:
         """Go on with a model that has changed: promise what is new, and nothing that has left."""
         before = self.histograms | self.scalars.keys()
         self.histograms, self.scalars, self.series = self._series_now()
-        self._taken = self.series & set().union(*(other.series for other in self._run.watches if other is not self))
+        self._taken = self.series & set().union(*(other.series for other in self.run.watches if other is not self))
         self.series -= self._taken
         self.histograms -= self._taken
         now = self.histograms | self.scalars.keys()
-        self._run.promises.withdraw(before - now)
+        self.run.promises.withdraw(before - now)
         self._promise(now - before)
 
     def _promise(self, names: set[str]) -> None:
-        step = self._run.buffers.clock.step
+        step = self.run.buffers.clock.step
         activations = {name for name in names if name.startswith(f"{self.settings.base}{ACTIVATIONS}/")}
-        self._run.promises.add(names - activations, step, self.every, self._why_no_gradient)
-        self._run.promises.add(activations, step, self.every, lambda: "no forward in training mode reached it")
+        self.run.promises.add(names - activations, step, self.every, self._why_no_gradient)
+        self.run.promises.add(activations, step, self.every, lambda: "no forward in training mode reached it")
 
     def _why_no_gradient(self) -> str:
         if not self._stepped:
@@ -316,7 +286,7 @@ class Watch:
         if series in self._taken:
             raise TrackerValueError("another watch logs to a series of this name")
         handles = [
-            self._run.bins_series(series, context, binning=settings.binning, every=self.every)
+            self.run.bins_series(series, context, binning=settings.binning, every=self.every)
             for context in (None, *([_EVALUATION] * settings.evaluation))
         ]
         return handles[0], handles[1] if settings.evaluation else None
