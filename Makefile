@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx test-sim test-device matrix matrix-table wheel docs pictures bench bench-gpu gpu-day gpu-wheels
+.PHONY: help demo test test-slow test-ui lint test-gpu test-kill test-ptx test-sim test-device matrix matrix-table wheel docs pictures bench bench-gpu gpu-day gpu-wheels test-soak
 
 help:
 	@echo "make demo       train a small network and track it with Aim"
@@ -15,7 +15,7 @@ help:
 	@echo "make test-kill  the crash harness with KILLS=200 kills"
 	@echo "make test-ptx   the compiled kernels executed on the CPU, CASES=5000 random cases and every variant"
 	@echo "make test-sim   trainings on a GPU made of software, in SCHEDULES=100 orders of its streams"
-	@echo "make test-device  the tests of devices without kernels of ours, on DEVICE=mps"
+	@echo "make test-device  the tests of devices without kernels of ours, on DEVICE=mps" test-soak SEEDS=20 jobs whose ranks leave, stall, raise, are killed and resumed at random"
 	@echo "make matrix-table  each way of logging at each moment: what holds, as a table"
 	@echo "make matrix     the compile, accumulator and kernel tests on several versions of torch, which takes gigabytes"
 	@echo "make wheel      the wheel, tested in an empty environment"
@@ -48,6 +48,10 @@ test: $(VENV)/dev
 
 test-slow: $(VENV)/dev
 	$(RUN) -m pytest -q -m slow
+
+SEEDS ?= 20
+test-soak: $(VENV)/dev
+	SEEDS=$(SEEDS) $(RUN) -m pytest -q -s -m slow tests/ranks/test_soak.py
 
 test-ui: $(VENV)/dev
 	$(RUN) -m pytest -q tests/ui

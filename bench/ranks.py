@@ -1,6 +1,7 @@
 """What merging ranks costs: collectives, bytes and time per window, counted at 1 to 8 processes, modelled to 4,096.
 
     python -m bench.ranks [--out bench/results]
+    python -m bench.ranks --counts    without times and files
 
 The counts are those of real jobs: processes on this host that train for a few windows and merge them over loopback,
 off the training thread. The times of the counted jobs are loopback's on two cores and say little about a network; the
@@ -11,8 +12,8 @@ model says what they would be on one. Its assumptions:
 - A turn takes a latency of 30 microseconds, and bytes travel at 3 GB/s: a busy 25 GbE.
 - Ranks agree: they log the same series, in windows of the same steps, so that no tables are exchanged.
 
-Beside the collectives, every rank but the first looks at the job's store now and then: how many operations that are is
-counted of one rank, and multiplied.
+Beside the collectives, every rank but the first looks at the job's store now and then, and rank 0 does while it waits
+for others: these operations are counted.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -167,27 +169,54 @@ def _note(name: str, calls: list[tuple[str, int]]) -> None:
     setattr(Group, name, noted)
 
 
-def store_operations(store: Any, looks: int = 50) -> float:
-    """Return how many operations of a store one look of one rank takes, counted over some."""
+def store_operations(size: int) -> tuple[float, float]:
+    """Return how many operations of the store a job makes a second: while it trains, and while rank 0 waits for others.
+
+    One member is counted, and multiplied; rank 0 is counted with all of them.
+    """
+    operations = 0
 
     class Counted(Board):
-        operations = 0
-
         def get(self, key: str) -> Any:
+            nonlocal operations
             value = super().get(key)
-            Counted.operations += 1 if value is None else 2
+            operations += 1 if value is None else 2
             return value
 
         def put(self, key: str, value: Any) -> None:
-            Counted.operations += 1
+            nonlocal operations
+            operations += 1
             super().put(key, value)
 
-    Board(store, "ranks").put("lead", {"generation": 1, "ask": 0, "over": False})
-    pulse = Pulse(board := Counted(store, "ranks"), 1, period=1e9)
-    for _ in range(looks):
-        pulse.beat()
+    def count(action: Callable[[], object]) -> int:
+        before = operations
+        action()
+        return operations - before
+
+    board = Counted(dist.HashStore(), "ranks")  # pyright: ignore[reportPrivateImportUsage] as documented
+    lead = Lead(board, 0, size, timeout=1e9)
+    pulse = Pulse(board, 1, period=1e9)
+    for rank in range(2, size):
+        board.put(f"answer/{rank}", {"ask": 0, "generation": 0, "waits": False, "left": False, "back": -1})
+    pulse.say()
+    quiet = count(pulse.beat)
+    asks = count(lead._look)  # pyright: ignore[reportPrivateUsage]
+    answers = count(pulse.beat)
     pulse.close()
-    return board.operations / looks
+    others, seconds = size - 1, period(size)
+    return others * quiet / seconds, (others * answers + asks) / seconds
+
+
+def _print_counts() -> None:
+    for load in LOADS:
+        for size in _SIZES[1:]:
+            calls = measure(load, size, False)["calls"]
+            equal = "as modelled" if calls == load.payloads() else f"DIFFERS from {load.payloads()}"
+            words = f"{len(calls)} collectives, {sum(nbytes for _, nbytes in calls):,} bytes a rank"
+            print(f"{load}, {size} ranks: {words}, {equal}")
+    for size in (8, 512, 4096):
+        quiet, waiting = store_operations(size)
+        print(f"{size:,} ranks: {quiet:,.0f} operations of the store a second, {waiting:,.0f} while rank 0 waits")
 
 
 def main() -> None:
@@ -195,7 +224,11 @@ def main() -> None:
         prog="python -m bench.ranks", description="Count and model the cost of merging ranks."
     )
     parser.add_argument("--out", type=Path, default=_HERE / "results", help="folder of the results")
+    parser.add_argument("--counts", action="store_true", help="count alone, which other programs do not disturb")
     chosen = parser.parse_args()
+    if chosen.counts:
+        _print_counts()
+        return
     chosen.out.mkdir(parents=True, exist_ok=True)
     table = Table(
         "load", "ranks", "collectives", "bytes a rank", "as modelled", "ms a window", "ms open", "ms open, lazy"
@@ -214,11 +247,7 @@ def main() -> None:
         for size in (64, 512, 4096):
             table.add_row(str(load), f"{size:,}", "", "", "", f"{1e3 * model(load, size):.0f} (modelled)", "", "")
     Console(width=170).print(table)
-    with tempfile.TemporaryDirectory() as folder:
-        store: Any = dist.FileStore(f"{folder}/store", 1)  # pyright: ignore[reportPrivateImportUsage] as documented
-        each = store_operations(store)
-    for size in (8, 512, 4096):
-        print(f"{size:,} ranks: {each * (size - 1) / period(size):,.0f} operations of the store a second")
+    _print_counts()
     name = f"{date.today()}-ranks"
     (chosen.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
     figure, axes = plt.subplots(figsize=(7, 4.4), constrained_layout=True)

@@ -16,7 +16,7 @@ from .host_window import HostWindow, Tail
 from .late import Late
 from .moving import Logged, Moving
 from .nonfinite import NonFiniteWatch
-from .spread import completed, expand, merge_expanded, of_spread, since
+from .spread import completed, expand, merge_expanded, of_spread
 from .totals import Counted, Totals
 from .watch.promises import Promises
 from .window import Window
@@ -99,10 +99,12 @@ class Assembly:
         self._late = Late()
         self._expanded = left.expanded
         self._earlier = left.moving.merged(left.moving.taken)
+        self._unwritten = left.moving.unwritten
         self._recent: tuple[Logged, ...] = ()
         self._totals = Totals(left.totals)
         if ranks is not None:
             report.missing = ranks.missing
+            ranks.written = self._unwritten - 1
         self._note_state()
 
     def resumed(self) -> Finished | None:
@@ -130,7 +132,7 @@ class Assembly:
         merged = self._merge(self._with_earlier(expand(logged, self.rank), window.unfinished), window)
         finished, late = None, []
         if merged is not None:
-            merged = self._totals.added_to(merged)
+            merged = self._totals.added_to(merged.since(self._unwritten))
             finished, late = self._finish_window(merged, window.unfinished)
         self._tail = None if window.unfinished is None else self._tail_of(merged, logged, late)
         if self.rank > 0:
@@ -144,7 +146,7 @@ class Assembly:
             try:
                 for host in self.ranks.finish():
                     self._hear(self.ranks)
-                    yield self._finish_window(self._totals.added_to(host), None)[0]
+                    yield self._finish_window(self._totals.added_to(host.since(self._unwritten)), None)[0]
             finally:
                 self.ranks.close()
         if self._late:
@@ -172,14 +174,19 @@ class Assembly:
         late = Late(self._late.records[:], dict(self._late.hparams))
         held, taken = (None, {}) if self.ranks is None else (self.ranks.held, self.ranks.taken)
         rows = [one for one in (self._earlier, held) if one is not None]
-        moving = Moving(list(self._recent), functools.reduce(merge_expanded, rows) if rows else None, dict(taken))
+        unwritten = self._unwritten if self.ranks is None else self.ranks.written + 1
+        if self._tail is not None:  # more is to come for a step that was written
+            unwritten = min(unwritten, self._tail.step)
+        kept = functools.reduce(merge_expanded, rows) if rows else None
+        moving = Moving(list(self._recent), kept, dict(taken), unwritten)
         self._reached = self._newest, State(self._tail, late, self._expanded, moving, self._totals.counted)
 
     def _with_earlier(self, host: HostWindow, unfinished: int | None) -> HostWindow:
         """Add what other ranks of an earlier life logged for a window, and keep it for a step that goes on."""
         if self._expanded is not None:
             expanded = replace(self._expanded, steps=host.steps) if self._has_one_row else self._expanded
-            self._expanded = since(expanded, unfinished)
+            rest = None if unfinished is None else expanded.since(unfinished)
+            self._expanded = rest if rest is not None and rest.steps else None
             host = merge_expanded(host, expanded)
         if self._earlier is not None:
             host, self._earlier = replace(merge_expanded(self._earlier, host), index=host.index), None

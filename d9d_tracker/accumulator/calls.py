@@ -17,6 +17,7 @@ from .recompute import check_place, check_traced_place, is_recomputing, is_refus
 from .registry import ContextItems
 from .runs import runs
 from .slots import say_closed
+from .watch.promises import Promises
 
 Scope = Literal["global", "rank", "spread"]
 
@@ -37,6 +38,7 @@ class Calls(BaseTrackerRun):
         stepping_thread: Identity of the thread that called ``set_step`` last in this run, if any did.
         buffers: The device state.
         config: How to accumulate.
+        promises: What the watches of this run have promised.
     """
 
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
@@ -44,6 +46,7 @@ class Calls(BaseTrackerRun):
         self.stepping_thread: int | None = None
         self.buffers = buffers
         self.config = config
+        self.promises = Promises()
         self._context: ContextItems = ()
         self._tags: dict[str, str] = {}  # of `context` blocks in compiled code
         self._rank = "0"

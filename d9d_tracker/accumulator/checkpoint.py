@@ -115,7 +115,7 @@ class Snapshot:
     @property
     def rewind_to(self) -> int:
         """The step from which on the backends must hold nothing."""
-        return int(min(self.first, self.moving.first))
+        return max(int(min(self.first, self.moving.first)), self.moving.unwritten)
 
     @property
     def holds_values(self) -> bool:
@@ -340,6 +340,7 @@ def _merged(snapshots: list[Snapshot]) -> Snapshot:
             [one for snapshot in snapshots for one in snapshot.moving.windows],
             functools.reduce(merge_expanded, held) if held else None,
             first.moving.taken,
+            first.moving.unwritten,
         ),
         late=Late([record for snapshot in reversed(snapshots) for record in snapshot.late.records], first.late.hparams),
         first=min(snapshot.first for snapshot in snapshots),

@@ -211,6 +211,8 @@ class HistogramCalls(Calls):
             return
         population, counts = check_population(handle, (), values, self.buffers.device)
         if not counts:
+            if not torch.compiler.is_compiling():
+                self.promises.withdraw([handle.series.name])
             return
         population = population.detach() if torch.is_grad_enabled() else population
         self._write_bins(handle.target, [population], handle.parameters)
@@ -237,6 +239,8 @@ class HistogramCalls(Calls):
         for name, value in zip(names, values, strict=True):
             population, counts = check_population(name, items, value, device)
             place, *parameters = histogram_at(self._token, held, name, items, binning, every)
+            if not counts and not torch.compiler.is_compiling():
+                self.promises.withdraw([name])
             if counts and place >= 0:
                 # In inference mode, compiled code cannot view what was made outside, not even to detach it.
                 populations.append(population.detach() if torch.is_grad_enabled() else population)

@@ -93,6 +93,16 @@ class HostWindow:
             histograms=[self.histograms[slot] for slot in histograms],
         )
 
+    def since(self, step: int) -> Self:
+        """Return the rows of a step and later ones, with the histograms, which cannot be divided by steps."""
+        if not self.steps or self.steps[0] >= step:
+            return self
+        rows = [row for row, one in enumerate(self.steps) if one >= step]
+        steps, times = ([column[row] for row in rows] for column in (self.steps, self.times))
+        counts = self.counts.copy()
+        counts[:, LAST_STEP] = np.maximum(counts[:, LAST_STEP], step)
+        return replace(self, steps=steps, times=times, lanes=self.lanes[rows], counts=counts)
+
 
 @dataclass
 class Tail:

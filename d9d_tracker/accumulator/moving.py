@@ -41,11 +41,14 @@ class Moving:
             0 may have saved its state before.
         held: Expanded rows and histograms: on rank 0, of steps to which some rank may still log; of an earlier life.
         taken: On rank 0, how many windows of each rank are merged; the others are still to come.
+        unwritten: On rank 0, the first step that is not finished with the backends: what comes for one before is too
+            late, and would take the place of other ranks' values.
     """
 
     windows: list[Logged] = field(default_factory=list)
     held: HostWindow | None = None
     taken: dict[int, int] = field(default_factory=dict)
+    unwritten: int = 0
 
     @property
     def first(self) -> float:
@@ -69,11 +72,12 @@ class Moving:
 
     def dump(self) -> str:
         """Return it as text; empty if there is nothing."""
-        if not (self.windows or self.held or self.taken):
+        if self == Moving():
             return ""
-        windows = [[one.rank, one.index, _to_text(one.window)] for one in self.windows]
-        held = None if self.held is None else _to_text(self.held)
-        return json.dumps({"windows": windows, "held": held, "taken": list(self.taken.items())})
+        windows = [[one.rank, one.index, to_text(one.window)] for one in self.windows]
+        held = None if self.held is None else to_text(self.held)
+        taken = list(self.taken.items())
+        return json.dumps({"windows": windows, "held": held, "taken": taken, "unwritten": self.unwritten})
 
     @classmethod
     def load(cls, text: str) -> "Moving":
@@ -81,9 +85,9 @@ class Moving:
         if not text:
             return cls()
         found = json.loads(text)
-        windows = [Logged(rank, index, _from_text(one)) for rank, index, one in found["windows"]]
-        held = None if found["held"] is None else _from_text(found["held"])
-        return cls(windows, held, dict(found["taken"]))
+        windows = [Logged(rank, index, from_text(one)) for rank, index, one in found["windows"]]
+        held = None if found["held"] is None else from_text(found["held"])
+        return cls(windows, held, dict(found["taken"]), found["unwritten"])
 
 
 def pack(window: HostWindow) -> bytes:
@@ -102,9 +106,11 @@ def unpack(data: bytes) -> HostWindow:
     return HostWindow.of(np.frombuffer(data[table:], dtype=np.float64), 0, *_SERIES.validate_json(data[8:table]))
 
 
-def _to_text(window: HostWindow) -> str:
+def to_text(window: HostWindow) -> str:
+    """Return a window as text, see ``pack``."""
     return base64.b64encode(zlib.compress(pack(window), 1)).decode()
 
 
-def _from_text(text: str) -> HostWindow:
+def from_text(text: str) -> HostWindow:
+    """Return the window that ``to_text`` was given, but for its index."""
     return unpack(zlib.decompress(base64.b64decode(text, validate=True)))

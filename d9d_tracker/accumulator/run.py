@@ -28,7 +28,6 @@ from .panel_calls import PanelCalls
 from .pipeline import Pipeline
 from .scalar_calls import ScalarCalls
 from .watch.norm_series import Group
-from .watch.promises import Promises
 from .watch.settings import Settings
 from .watch.watch import Watch
 
@@ -50,7 +49,6 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         buffers: The device state.
         config: How to accumulate.
         watches: What ``watch`` began in this run.
-        promises: What they have promised.
     """
 
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
@@ -58,7 +56,6 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         self._pipeline: Pipeline | None = None
         self._stepped = False
         self.watches: list[Watch] = []
-        self.promises = Promises()
 
     def set_step(self, step: int) -> None:
         """Begin a step, on the host, between steps. Never waits for the device or the backend.

@@ -40,15 +40,6 @@ def of_spread(window: HostWindow, spread: bool) -> HostWindow:
     return window.only(np.array(slots, dtype=np.int64), np.arange(0 if spread else len(window.histograms)))
 
 
-def since(window: HostWindow | None, step: int | None) -> HostWindow | None:
-    """Return the rows of an expanded window from a step on; None if there are none, or no step is given."""
-    rows = [] if window is None or step is None else [row for row, one in enumerate(window.steps) if one >= step]
-    if window is None or not rows:
-        return None
-    steps, times = ([column[row] for row in rows] for column in (window.steps, window.times))
-    return replace(window, steps=steps, times=times, lanes=window.lanes[rows])
-
-
 def expand(window: HostWindow, rank: int) -> HostWindow:
     """Replace each such series by its least, mean and largest value over the ranks, and the rank of the largest.
 

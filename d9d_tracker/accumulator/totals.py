@@ -32,7 +32,7 @@ class Totals:
             window: What was logged since the window before, by all ranks; it is not changed.
         """
         slots = [slot for slot, series in enumerate(window.scalars) if (f"{series.name}/s", 1) in series.sums]
-        if not slots:
+        if not slots or not window.steps:
             return window
         keys = [(window.scalars[slot].name, window.scalars[slot].context) for slot in slots]
         has = window.lanes[:, COUNT, slots] > 0

@@ -240,7 +240,11 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             TrackerValueError: If the run was opened by the parent of this forked process.
             RuntimeError: If the device does not answer.
         """
+        if is_silenced(self._config):  # and has none, which must not stand for that of rank 0
+            return {"world_size": 1, "ranks": {}}
         state = checkpoint.save(self._snapshot())
+        if self._config.distributed == "rank0":
+            return checkpoint.wrap(state, 0, 1)
         job = self._find_job() if self._left is None else self._job  # which may have ended since
         return state if job is None else checkpoint.wrap(state, job.rank, job.size)
 
@@ -258,6 +262,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         """
         if self._pipeline is not None:
             raise TrackerValueError("load_state_dict: a run of this tracker is open; load before `open`")
+        if is_silenced(self._config):
+            return
         buffers = self._run.buffers
         snapshot = checkpoint.read_own(state_dict, self.rank, self.world_size)
         backend = snapshot.backend

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from .gate import inside
+
 _CONNECT_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 2e-4
 _LONGEST_PAUSE_SECONDS = 0.1
@@ -19,9 +21,9 @@ _LONGEST_PAUSE_SECONDS = 0.1
 class Group:
     """A gloo group. Its collectives are waited for in glances, so that a wait can be given up at any time.
 
-    A thread that waits inside of gloo, or one of gloo's that is the last to let go of a tensor, aborts the process if
-    the interpreter ends meanwhile. So none waits there, the last collectives are kept until the group is closed, which
-    ends gloo's threads, and what is given up in the middle is never freed.
+    A thread that is inside of gloo, or one of gloo's that is the last to let go of a tensor, aborts the process if the
+    interpreter ends meanwhile. So none waits there, the last collectives are kept until the group is closed, which ends
+    gloo's threads, and what is given up in the middle is never freed.
 
     Args:
         store: A store in which only the ranks of this group meet, all of them now.
@@ -29,10 +31,6 @@ class Group:
         size: How many they are.
         timeout: Seconds after which gloo gives up by itself.
         look: Called now and then while others are waited for; what it raises ends the wait.
-
-    Attributes:
-        rank: The same.
-        size: The same.
 
     Raises:
         RuntimeError: If not all ranks come. Also raised by the collectives, if one is gone.
@@ -45,13 +43,14 @@ class Group:
         self._recent: deque[tuple[dist.Work, Any]] = deque(maxlen=4)
         # Nobody can look up from connecting: if a rank dies just now, that must be over before a closing run gives up.
         connect = min(_CONNECT_SECONDS, timeout / 16)
-        self._gloo: Any = dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=connect))
+        with inside():
+            self._gloo: Any = dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=connect))
         self._gloo.set_timeout(timedelta(seconds=timeout))
 
     def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Return the tensors of all ranks, which are of one shape and dtype."""
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        self._finish(self._gloo.allgather([parts], [tensor]), tensor, parts)
+        self._finish(lambda: self._gloo.allgather([parts], [tensor]), tensor, parts)
         return parts
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
@@ -64,34 +63,36 @@ class Group:
         """Make a tensor the largest of all ranks, in place."""
         options = dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
-        self._finish(self._gloo.allreduce([tensor], options), tensor)
+        self._finish(lambda: self._gloo.allreduce([tensor], options), tensor)
 
     def reduce_sum(self, tensor: torch.Tensor) -> None:
         """Make a tensor the sum of all ranks on the first of them, in place; on the others, of no use."""
         options = dist.ReduceOptions()
         options.reduceOp, options.rootRank = dist.ReduceOp(dist.ReduceOp.SUM), 0
-        self._finish(self._gloo.reduce([tensor], options), tensor)
+        self._finish(lambda: self._gloo.reduce([tensor], options), tensor)
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Return, on the first rank, the tensors of all ranks, which are of one shape and dtype; nothing elsewhere."""
         options = dist.GatherOptions()
         options.rootRank = 0
         parts = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == 0 else []
-        self._finish(self._gloo.gather([parts] if parts else [], [tensor], options), tensor, parts)
+        self._finish(lambda: self._gloo.gather([parts] if parts else [], [tensor], options), tensor, parts)
         return parts
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Make a tensor that of the first rank, in place."""
         options = dist.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
-        self._finish(self._gloo.broadcast([tensor], options), tensor)
+        self._finish(lambda: self._gloo.broadcast([tensor], options), tensor)
 
     def close(self) -> None:
         """End gloo's threads; at once, since nothing is on its way any more, or what is was given up."""
         self._gloo = None
         self._recent.clear()
 
-    def _finish(self, work: dist.Work, *tensors: Any) -> None:
+    def _finish(self, begin: Callable[[], dist.Work], *tensors: Any) -> None:
+        with inside():
+            work = begin()
         self._recent.append((work, tensors))
         gloo = self._gloo
         pause = _FIRST_PAUSE_SECONDS
@@ -104,14 +105,10 @@ class Group:
             for kept in (gloo, work, tensors):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
             raise
-        work.wait()
+        with inside():
+            work.wait()
 
 
 def as_tensor(data: bytes, length: int) -> torch.Tensor:
-    """Return bytes as uint8 of shape ``[length]``, with zeros behind them.
-
-    Args:
-        data: The bytes.
-        length: At least as many.
-    """
+    """Return bytes as uint8 of shape ``[length]``, with zeros behind them."""
     return torch.from_numpy(np.frombuffer(data.ljust(length, b"\0"), dtype=np.uint8).copy())

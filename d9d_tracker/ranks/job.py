@@ -13,7 +13,7 @@ import torch.distributed as dist
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.errors import TrackerValueError
 
-from .board import Board, BoardLostError
+from .board import Board, BoardLostError, wait
 from .lead import Lead
 from .member import Member
 from .ranks import Ranks
@@ -21,17 +21,11 @@ from .spelling import spell
 
 logger = logging.getLogger("d9d_tracker")
 
-_FIRST_PAUSE_SECONDS = 0.005
 _SAY_SECONDS = 10.0
-_CHECKS_PER_SECOND = 2000
 
 
 def warn_of_a_job_unknown(config: AccumulatorConfig) -> None:
-    """Warn, in a process that has a run of its own, if it looks like one of several that wanted to share one.
-
-    Args:
-        config: Says which ranks share a run.
-    """
+    """Warn, in a process that has a run of its own, if it looks like one of several that wanted to share one."""
     size = os.environ.get("WORLD_SIZE", "1")
     if config.distributed == "auto" and size != "1" and not (dist.is_available() and dist.is_initialized()):
         logger.warning(
@@ -42,11 +36,7 @@ def warn_of_a_job_unknown(config: AccumulatorConfig) -> None:
 
 
 def is_silenced(config: AccumulatorConfig) -> bool:
-    """Return whether what this process logs goes nowhere, because rank 0 alone is to log and this is another.
-
-    Args:
-        config: Says which ranks share a run.
-    """
+    """Return whether what this process logs goes nowhere, because rank 0 alone is to log and this is another."""
     if config.distributed != "rank0":
         return False
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else int(os.environ.get("RANK", "0"))
@@ -56,9 +46,10 @@ def is_silenced(config: AccumulatorConfig) -> bool:
 class Job:
     """This process among the ranks of a torch.distributed job that share runs.
 
-    Opening a run goes over a board in the job's store, see ``Ranks``: every rank says what it has configured, and rank
-    0, which opens the backend meanwhile, answers each of them. No collective is issued, and no group of the training's
-    is used.
+    Opening a run goes over a board in the job's store, see ``Ranks``: rank 0 writes a number, drawn anew each time, and
+    every rank says under it what it has configured; rank 0, which opens the backend meanwhile, answers. So what ranks
+    left in the store that are dead, in an earlier life of the job, answers no question. No collective is issued, and no
+    group of the training's is used.
 
     Args:
         ranks: The ranks of the job that share runs, in their order.
@@ -77,22 +68,18 @@ class Job:
         self._world = dist.group.WORLD
         self._timeout = timeout
         self._origin = store  # which lives as long as somebody has it, on the host of a TCP store
-        life = os.environ.get("TORCHELASTIC_RESTART_COUNT")  # a restarted job may find the store of its last life
-        digest = hashlib.blake2b(repr((ranks, life)).encode(), digest_size=8).hexdigest()
+        digest = hashlib.blake2b(repr(ranks).encode(), digest_size=8).hexdigest()
         self._board = Board(store.clone(), f"d9d_tracker/{digest}")
-        self._run: Board | None = None
+        self._number = ""  # of the run that was opened last
 
     @classmethod
     def of(cls, config: AccumulatorConfig, group: Callable[[], Any] | None = None) -> "Job | None":
-        """Find this process's place, as configured.
+        """Find this process's place; None if it has a run of its own.
 
         Args:
             config: Says which ranks share a run.
             group: Returns a process group of these ranks, of any backend; called here. No collective is issued on it.
                 By default, all ranks of the job.
-
-        Returns:
-            The job; None if this process has a run of its own.
 
         Raises:
             TrackerValueError: If this process is not in the group.
@@ -136,66 +123,67 @@ class Job:
 
     def connect(self) -> Ranks:
         """Return the ranks, for the run that all of them have opened."""
-        assert self._run is not None  # `open` has set it
-        if self.rank == 0:
-            return Lead(self._run, self.size, self._timeout)
-        return Member(self._run, self.rank, self.size, self._timeout)
+        kind = Lead if self.rank == 0 else Member
+        return kind(Board(self._board.store, self._number), self.rank, self.size, self._timeout)
 
     def _lead(self, settings: dict[str, Any], action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        everyone: dict[int, dict[str, Any]] = {0: {"settings": settings}}
+        number = self._number = secrets.token_hex(8)
+        everyone = {0: settings}
         missing = set(range(1, self.size))
 
         def all_have_called() -> bool:
-            for rank in sorted(missing):
-                if (call := self._board.get(f"call/{rank}")) is not None:
-                    self._board.delete(f"call/{rank}")
-                    everyone[rank] = call
+            calls = {rank: self._board.get(f"call/{number}/{rank}") for rank in missing}
+            everyone.update({rank: call for rank, call in calls.items() if call is not None})
             missing.difference_update(everyone)
             return not missing
 
-        answer: dict[str, Any] = {"error": None, "run": secrets.token_hex(8)}
+        answer: dict[str, Any] = {"error": None}
         failure: BaseException | None = None
+        self._board.put("open", number)
         try:
             self._wait(all_have_called, lambda: spell(missing))
-            _refuse_differing({rank: call["settings"] for rank, call in everyone.items()})
+            _refuse_differing(everyone)
             answer["opened"] = action()
         except TrackerValueError as error:
             failure, answer["error"] = error, str(error)
         except BaseException as error:
             failure, answer["error"] = error, f"open: rank 0 could not open the run: {error!r}"
-        for rank, call in everyone.items():
-            if rank > 0:
-                self._board.put(f"answer/{rank}/{call['number']}", answer)
+        self._board.put("open", None)  # before the answer: who has that calls under no old number again
+        self._board.put(f"answer/{number}", answer)
+        for rank in range(1, self.size):
+            self._board.delete(f"call/{number}/{rank}")
         if failure is not None:
             raise failure
-        self._run = Board(self._board.store, answer["run"])
         return answer["opened"]
 
     def _follow(self, settings: dict[str, Any]) -> dict[str, Any]:
-        number = secrets.token_hex(8)
-        key, answer = f"answer/{self.rank}/{number}", None
+        number, answer = "", None
 
         def is_answered() -> bool:
-            nonlocal answer
-            answer = self._board.get(key)
+            nonlocal number, answer
+            answer = self._board.get(f"answer/{number}") if number else None
+            newest = self._board.get("open") if answer is None else None
+            if newest not in (None, number):
+                number = newest
+                self._board.put(f"call/{number}/{self.rank}", settings)
             return answer is not None
 
-        self._board.put(f"call/{self.rank}", {"number": number, "settings": settings})
         try:
             self._wait(is_answered, lambda: "rank 0, which waits for all")
         except BaseException:
-            self._board.delete(f"call/{self.rank}")
+            self._board.put(f"call/{number}/{self.rank}", None)
             raise
         assert answer is not None
-        self._board.delete(key)
+        self._number = number
         if answer["error"] is not None:
             raise TrackerValueError(answer["error"])
-        self._run = Board(self._board.store, answer["run"])
         return answer["opened"]
 
     def _wait(self, is_done: Callable[[], bool], whom: Callable[[], str]) -> None:
-        began, pause, says_at = time.monotonic(), _FIRST_PAUSE_SECONDS, _SAY_SECONDS
-        while not is_done():
+        began, says_at = time.monotonic(), _SAY_SECONDS
+
+        def look() -> None:
+            nonlocal says_at
             waited = time.monotonic() - began
             if waited > self._timeout:
                 raise TrackerValueError(
@@ -206,8 +194,8 @@ class Job:
             if waited > says_at:
                 says_at *= 4
                 logger.warning("open: waiting for %s to open the run, for %.0f s so far", whom(), waited)
-            time.sleep(pause)
-            pause = min(2 * pause, max(0.1, self.size / _CHECKS_PER_SECOND))
+
+        wait(is_done, look, self.size)
 
 
 def _refuse_differing(everyone: dict[int, dict[str, Any]]) -> None:

@@ -4,8 +4,7 @@ import base64
 import contextlib
 import logging
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,51 +12,36 @@ import numpy as np
 from typing_extensions import override
 
 from d9d_tracker.accumulator.host_window import HostWindow, empty_window
-from d9d_tracker.accumulator.moving import unpack
+from d9d_tracker.accumulator.moving import from_text
 from d9d_tracker.accumulator.spread import merge_expanded
 from d9d_tracker_kernels import LAST_STEP
 
-from .board import Board, BoardLostError, period
-from .group import Group
-from .meeting import END, Meeting
+from .board import Board, BoardLostError, wait
+from .meeting import END, Meeting, Met
 from .ranks import FAILED_PATIENCE_SECONDS, LEAVING_SECONDS, MovedError, Ranks
 from .spelling import spell
 
 logger = logging.getLogger("d9d_tracker")
 
-_FIRST_PAUSE_SECONDS = 0.01
 _SILENT_SECONDS = 5.0
 _SAY_SECONDS = 10.0
-_CHECKS_PER_SECOND = 2000
 _QUESTIONS = 3
 
 
 class Lead(Ranks):
-    """Rank 0; see ``Ranks``.
+    """Rank 0; see ``Ranks``."""
 
-    Args:
-        board: The board of the run.
-        size: Number of ranks.
-        timeout: Seconds that a meeting waits for a rank that is alive and does not come.
-    """
-
-    def __init__(self, board: Board, size: int, timeout: float):
-        super().__init__()
-        self._board = board
-        self._timeout = timeout
-        self._period = period(size)
-        self._meeting = Meeting(0)
+    def __init__(self, board: Board, rank: int, size: int, timeout: float):
+        super().__init__(board, rank, size, timeout)
+        self._meeting = Meeting(rank)
         self._others = list(range(1, size))
         self._away: dict[int, tuple[int, int]] = {}  # who may come back: the first step missing, the generation
-        self._group: Group | None = None
         self._is_formed = False
         self._generation = self._ask = 0
         self._meetings: dict[int, int] = {}  # of each generation, how many are over
-        self._left_behind: HostWindow | None = None
         self._step = -1  # the last one of this rank's last window
-        self._written = -1  # the last step of which all rows were handed on
-        self._began = self._next_look = 0.0
-        self._leaves_at: float | None = None
+        self._left_behind: HostWindow | None = None
+        self._next_look = 0.0
         self._says_at = float("inf")
         self._is_over = False
         self._publish()
@@ -92,13 +76,7 @@ class Lead(Ranks):
             self._publish()
 
     def _meet(self, window: HostWindow, point: int, note: bytes) -> HostWindow:
-        """Merge a window with what the others have for it.
-
-        Args:
-            window: Rank 0's window.
-            point: Up to where its values are complete; see ``Meeting``.
-            note: What it has to say.
-        """
+        """Merge a window, whose values are complete up to a point, with what the others have for it."""
         self._began = time.monotonic()
         self._next_look = self._began + self._period
         while True:
@@ -111,34 +89,33 @@ class Lead(Ranks):
                     self._drop_group()
                     self._form()
                 if self._group is None:
-                    merged, points, notes = window, {0: point}, [(0, note)] if note else []
+                    met = Met(window, {0: point}, [(0, note)] if note else [], {})
                 else:
-                    members = [0, *self._others]
-                    merged, points, notes, indices = self._meeting.merge(self._group, members, window, point, note)
-                    self.taken = self.taken | {rank: index + 1 for rank, index in indices.items() if rank > 0}
+                    met = self._meeting.merge(self._group, [0, *self._others], window, point, note)
                     self._meetings[self._generation] = self._meetings.get(self._generation, 0) + 1
                 break
             except MovedError:
                 self._drop_group()
             except (RuntimeError, ValueError) as error:
                 self._drop_group()
-                self._exclude(self._silent(), window, str(error))
+                self._exclude(self._silent(), str(error))
             except BoardLostError as error:
-                self._lose_all(window, str(error))
-        self._notes += notes
-        self._part_from([rank for rank, point in points.items() if rank and point == END], point)
-        if self.held is not None:
-            merged, self.held = merge_expanded(self.held, merged), None
-        return self._finished(merged, points)
+                self._drop_group()
+                self._exclude(self._others, str(error))
+                self._away, self._is_formed = {}, True
+        self.taken = self.taken | {rank: index + 1 for rank, index in met.indices.items() if rank > 0}
+        self._notes += met.notes
+        self._part_from([rank for rank, theirs in met.points.items() if rank and theirs == END], point)
+        return self._handed_on(met.window, met.points)
 
     def _form(self) -> None:
         """Announce a generation of the ranks that are here, and wait until all of them have come."""
         before, self._generation = self._generation, self._generation + 1
-        generation, others = self._generation, self._others
-        record = {"members": [0, *others], "step": self._written + 1, "meetings": self._meetings.get(before, 0)}
+        generation, members = self._generation, [0, *self._others]
+        record = {"members": members, "step": self.written + 1, "meetings": self._meetings.get(before, 0)}
         self._board.put(f"generation/{generation}", record)
         self._publish()
-        missing = set(others)
+        missing = set(self._others)
 
         def all_are_here() -> bool:
             for rank, one in self._answers(missing).items():
@@ -147,11 +124,10 @@ class Lead(Ranks):
                     self._name_lost(rank, one["lost"])
             return not missing
 
-        self._wait(all_are_here, self._look)
-        if others:
+        wait(all_are_here, self._look, self._size)
+        if self._others:
             self._board.put(f"go/{generation}", True)
-            place = Board(self._board.store, f"gloo/{generation}").store
-            self._group = Group(place, 0, 1 + len(others), 2 * self._timeout + 60, self._look)
+            self._meet_in(generation, members, self._look)
         self._is_formed = True
 
     def _look(self) -> None:
@@ -175,7 +151,7 @@ class Lead(Ranks):
                 if one["waits"] and one["generation"] == self._generation and one["ask"] > self._ask - _QUESTIONS
             }
             self._began = now
-            self._exclude(set(self._others) - here, None, f"waited for {self._timeout:g} s")
+            self._exclude(set(self._others) - here, f"waited for {self._timeout:g} s")
             raise MovedError
         self._question()
 
@@ -192,64 +168,43 @@ class Lead(Ranks):
             silent.difference_update(rank for rank, one in answers.items() if one["ask"] >= self._ask)
             return not silent or time.monotonic() > until
 
-        self._wait(all_have_answered, lambda: None)
+        wait(all_have_answered, lambda: None, self._size)
         return silent
 
-    def _exclude(self, ranks: set[int], window: HostWindow | None, reason: str) -> None:
+    def _exclude(self, ranks: Iterable[int], reason: str) -> None:
         """Go on without some ranks, which may come back."""
+        ranks, step = set(ranks), self.written + 1
         if not ranks:
             return
-        step = window.steps[0] if window is not None and window.steps else self._written + 1
-        for rank in ranks:
-            self._away[rank] = (step, self._generation)
+        self._away |= dict.fromkeys(ranks, (step, self._generation))
         self._others = [rank for rank in self._others if rank not in ranks]
-        logger.error(
-            "no values from %s (%s): from step %d on, the run goes on without; training goes on",
-            spell(ranks),
-            reason,
-            step,
-        )
-
-    def _lose_all(self, window: HostWindow, reason: str) -> None:
-        self._drop_group()
-        self._exclude(set(self._others), window, reason)
-        self._away = {}
-        self._is_formed = True
+        words = "no values from %s (%s): from step %d on, the run goes on without; training goes on"
+        logger.error(words, spell(ranks), reason, step)
 
     def _welcome(self) -> None:
         """Take those in again who were away, and wait for the others to be merged with them."""
-        back = [
-            rank
-            for rank, one in self._answers(list(self._away)).items()
-            if one["back"] >= self._away[rank][1] and one["waits"]
-        ]
-        if not back:
-            return
-        self._is_formed = False
-        for rank in back:
-            del self._away[rank]
-        self._others = sorted({*self._others, *back})
+        for rank, one in self._answers(list(self._away)).items():
+            if one["back"] >= self._away[rank][1] and one["waits"]:
+                self._is_formed = False
+                del self._away[rank]
+                self._others = sorted([*self._others, rank])
 
     def _name_lost(self, rank: int, lost: tuple[int, int] | None) -> None:
         """Say what is not in the run of a rank that has come back."""
-        if lost is not None:
-            steps = f"steps {lost[0]} to {lost[1]}"
-            words = f"rank {rank}: {steps}"
-            if words in self.missing:
-                return
+        words = f"rank {rank}: steps {lost[0]} to {lost[1]}" if lost else ""
+        if lost and words not in self.missing:
             self.missing.append(words)
-            logger.warning(
-                "rank %d is back: its %s are not in the run, from step %d on it is", rank, steps, lost[1] + 1
-            )
+            said = "rank %d is back: its steps %d to %d are not in the run, from step %d on it is"
+            logger.warning(said, rank, *lost, lost[1] + 1)
 
     def _take_over(self, left: list[int]) -> None:
         """Read what ranks have left behind that have left the run without waiting."""
         for rank in sorted(set(left) & set(self._others)):
             data = self._board.get(f"left/{rank}")
             is_here = self._meetings.get(data["generation"], 0) > data["meeting"]  # the first, which it was not sure of
-            for window in data["windows"][is_here:]:
-                one = unpack(zlib.decompress(base64.b64decode(window)))
-                self._left_behind = one if self._left_behind is None else merge_expanded(self._left_behind, one)
+            for window in map(from_text, data["windows"][is_here:]):
+                before = self._left_behind
+                self._left_behind = window if before is None else merge_expanded(before, window)
             self._notes += [(rank, base64.b64decode(note)) for note in data["notes"][is_here:] if note]
             self._part_from([rank], None)
 
@@ -258,7 +213,7 @@ class Lead(Ranks):
             return
         self._is_formed = False
         self._others = [rank for rank in self._others if rank not in leaving]
-        if point != END and not self._leaves_at:
+        if point != END and (point is not None or not self._leaves_at):
             logger.warning("%s left the run before step %d; it goes on without", spell(leaving), self._step)
 
     def _look_at_the_clock(self) -> None:
@@ -272,7 +227,7 @@ class Lead(Ranks):
                 "closing waits for %s to close too, for %.3g s at most", spell(others), self._leaves_at - now
             )
         if now > self._leaves_at:
-            step = self._written + 1
+            step = self.written + 1
             self._others, self._away, self._is_over = [], {}, True
             self.missing.append(f"{spell(others)}: from step {step} on")
             logger.error(
@@ -281,27 +236,28 @@ class Lead(Ranks):
             self._publish()
             raise MovedError
 
-    def _finished(self, merged: HostWindow, points: dict[int, int]) -> HostWindow:
+    def _handed_on(self, merged: HostWindow, points: dict[int, int]) -> HostWindow:
         """Hold back the rows of steps for which some rank may still send values."""
+        if self.held is not None:
+            merged, self.held = merge_expanded(self.held, merged), None
         least = min(points.values())
         last = least // 2 if least % 2 or least == points[0] else least // 2 - 1
         rows = sum(step <= last for step in merged.steps)
-        self._written = max(self._written, *merged.steps[:rows], -1)
+        self.written = max(self.written, *merged.steps[:rows], -1)
         if rows == len(merged.steps):
             return merged
-        self.held = empty_window(merged.index, merged.steps[rows:], merged.times[rows:], merged.scalars, [])
-        self.held.lanes = merged.lanes[rows:].copy()
+        every = np.arange(len(merged.scalars))
+        self.held = merged.since(last + 1).only(every, every[:0])
         counts = merged.counts.copy()  # a histogram cannot be divided by steps: it is filed at one that is finished
         counts[:, LAST_STEP] = np.minimum(counts[:, LAST_STEP], max(0, last))
         return replace(
             merged, steps=merged.steps[:rows], times=merged.times[:rows], lanes=merged.lanes[:rows], counts=counts
         )
 
+    @override
     def _drop_group(self) -> None:
         self._is_formed = False
-        if self._group is not None:
-            self._group.close()
-            self._group = None
+        super()._drop_group()
 
     def _question(self) -> None:
         self._ask += 1
@@ -313,11 +269,3 @@ class Lead(Ranks):
     def _answers(self, ranks: Iterable[int]) -> dict[int, dict[str, Any]]:
         answers = {rank: self._board.get(f"answer/{rank}") for rank in ranks}
         return {rank: answer for rank, answer in answers.items() if answer is not None}
-
-    def _wait(self, is_done: Callable[[], bool], look: Callable[[], None]) -> None:
-        pause = _FIRST_PAUSE_SECONDS
-        longest = max(0.1, len(self._others) / _CHECKS_PER_SECOND)
-        while not is_done():
-            time.sleep(pause)
-            pause = min(2 * pause, longest)
-            look()

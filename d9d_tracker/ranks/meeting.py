@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +23,26 @@ END = np.iinfo(np.int64).max
 _SERIES = TypeAdapter(tuple[list[int], list[float], list[ScalarSeries], list[HistogramSeries]])
 
 
+class Met(NamedTuple):
+    """What a meeting gives.
+
+    Attributes:
+        window: The merged window, of use on rank 0 alone.
+        points: The point of each member; see ``Meeting.merge``.
+        notes: On rank 0, each with its rank.
+        indices: The index of each member's window.
+    """
+
+    window: HostWindow
+    points: dict[int, int]
+    notes: list[tuple[int, bytes]]
+    indices: dict[int, int]
+
+
 class Meeting:
     """Merges one window of every rank, again and again, in whatever groups they meet.
 
     A series of one rank (``scope="rank"``) is no part of the sums: it travels to rank 0 by itself.
-
-    Args:
-        rank: This rank.
     """
 
     def __init__(self, rank: int):
@@ -37,9 +50,7 @@ class Meeting:
         self._known: set[str] = set()
         self._is_misaligned = False
 
-    def merge(
-        self, group: Group, members: list[int], window: HostWindow, point: int, note: bytes
-    ) -> tuple[HostWindow, dict[int, int], list[tuple[int, bytes]], dict[int, int]]:
+    def merge(self, group: Group, members: list[int], window: HostWindow, point: int, note: bytes) -> Met:
         """Merge a window with those of the other members, each of which calls it.
 
         When it returns, rank 0 has the values of all; if it raises, rank 0 knows whether it has.
@@ -51,10 +62,6 @@ class Meeting:
             point: Up to where this rank's values are complete: twice its last step, plus one if that has ended; END if
                 it leaves.
             note: What rank 0 is to know besides.
-
-        Returns:
-            The merged window, of use on rank 0 alone; the point of each member; there, the notes and whose they are;
-            the index of each one's window.
 
         Raises:
             RuntimeError: If a member is gone. What the group looks at raises too.
@@ -68,11 +75,15 @@ class Meeting:
             window = self._aligned(window, group)
         merged, noted = reduce_window(window, group), []
         if any(owns) or any(notes):
-            merged, noted = self._with_own(merged, own + note, owns, notes, group, members)
+            sizes = [own + note for own, note in zip(owns, notes, strict=True)]
+            parts = [part.numpy().tobytes() for part in group.gather(as_tensor(own + note, max(sizes)))]
+            for rank, part, end, size in zip(members, parts, owns, sizes, strict=bool(parts)):
+                merged = merge_expanded(merged, unpack(part[:end])) if end else merged
+                noted += [(rank, part[end:size])] if size > end else []
         group.broadcast(torch.zeros(1, dtype=torch.int64, device="cpu"))  # rank 0 has it
         found = dict(zip(members, points, strict=True))
         self._report_misaligned(found)
-        return merged, found, noted, dict(zip(members, indices, strict=True))
+        return Met(merged, found, noted, dict(zip(members, indices, strict=True)))
 
     def _aligned(self, window: HostWindow, group: Group) -> HostWindow:
         """Give the window the rows and slots that all ranks' windows have together."""
@@ -84,8 +95,10 @@ class Meeting:
         for steps, times, more_scalars, more_histograms in tables:
             words = contradictions(scalars, more_scalars) if scalars else []
             words += contradictions(histograms, more_histograms) if histograms else []
-            for word in words:
-                self._say_once(logging.ERROR, word)
+            for word in words if self._rank == 0 else []:
+                if word not in self._known:
+                    self._known.add(word)
+                    logger.error("%s", word)
             began = dict(zip(steps, times, strict=True)) | began
             scalars = union_of_series(scalars, more_scalars)
             histograms = union_of_series(histograms, more_histograms)
@@ -104,26 +117,6 @@ class Meeting:
         has_value, has_call = (window.lanes[:, COUNT] > 0).any(axis=0), window.counts[:, CALLS] > 0
         own = window.only(np.flatnonzero(scalars & has_value), np.flatnonzero(histograms & has_call))
         return window.only(np.flatnonzero(~scalars), np.flatnonzero(~histograms)), pack(own)
-
-    def _with_own(
-        self,
-        merged: HostWindow,
-        data: bytes,
-        owns: list[int],
-        notes: list[int],
-        group: Group,
-        members: list[int],
-    ) -> tuple[HostWindow, list[tuple[int, bytes]]]:
-        """Add, on rank 0, what each rank keeps for itself, and take the notes: their sizes are known."""
-        noted = []
-        sizes = [own + note for own, note in zip(owns, notes, strict=True)]
-        for index, part in enumerate(group.gather(as_tensor(data, max(sizes)))):
-            theirs = part.numpy().tobytes()[: sizes[index]]
-            if owns[index]:
-                merged = merge_expanded(merged, unpack(theirs[: owns[index]]))
-            if notes[index]:
-                noted.append((members[index], theirs[owns[index] :]))
-        return merged, noted
 
     def _report_misaligned(self, points: dict[int, int]) -> None:
         ended = {point: rank for rank, point in points.items() if point != END}
@@ -152,8 +145,3 @@ class Meeting:
                 new.append(f"{words} ({known} of {len(tables)})")
         if new:
             logger.info("known to some ranks only: %s", "; ".join(new))
-
-    def _say_once(self, level: int, words: str) -> None:
-        if words not in self._known and self._rank == 0:
-            self._known.add(words)
-            logger.log(level, "%s", words)

@@ -3,27 +3,20 @@
 import base64
 import logging
 import time
-import zlib
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 
-import numpy as np
 from typing_extensions import override
 
 from d9d_tracker.accumulator.host_window import HostWindow
-from d9d_tracker.accumulator.moving import pack
-from d9d_tracker_kernels import LAST_STEP
+from d9d_tracker.accumulator.moving import to_text
 
-from .board import Board, BoardLostError, period
-from .group import Group
+from .board import Board, BoardLostError, wait
 from .meeting import END, Meeting
 from .pulse import Pulse
 from .ranks import FAILED_PATIENCE_SECONDS, LEAVING_SECONDS, MovedError, Ranks
 
 logger = logging.getLogger("d9d_tracker")
 
-_FIRST_PAUSE_SECONDS = 0.01
-_CHECKS_PER_SECOND = 2000
 _LATER_THAN_THE_LEAD = 6  # periods
 
 
@@ -36,35 +29,19 @@ class _GivesUpError(Exception):
 
 
 class Member(Ranks):
-    """A rank above 0; see ``Ranks``.
-
-    Args:
-        board: The board of the run.
-        rank: This rank.
-        size: Number of ranks.
-        timeout: Seconds that a window waits for rank 0, at most.
-    """
+    """A rank above 0; see ``Ranks``."""
 
     def __init__(self, board: Board, rank: int, size: int, timeout: float):
-        super().__init__()
-        self._board = board
-        self._rank = rank
-        self._timeout = timeout
-        self._period = period(size)
-        self._longest_pause = max(0.1, size / _CHECKS_PER_SECOND)
+        super().__init__(board, rank, size, timeout)
         self._pulse = Pulse(board, rank, self._period)
         self._meeting = Meeting(rank)
-        self._group: Group | None = None
         self._members: list[int] = []
         self._generation = self._meetings = 0  # that of the group, or the last one, and how many meetings it had
         self._through = 0  # the last generation that this rank has nothing more to do with
         self._is_unsure = False  # whether rank 0 has the window of the meeting that broke
-        self._is_excluded = False
         self._has_given_up = False  # rank 0, until it calls to another generation
         self._lost_since: int | None = None
-        self._began = 0.0
-        self._leaves_at: float | None = None
-        self._behind: list[tuple[bytes, bytes]] = []
+        self._behind: list[tuple[str, bytes]] = []
         self._is_alone = False  # whether nobody may come for what is left behind
 
     @override
@@ -119,7 +96,7 @@ class Member(Ranks):
                         return
                     window = joined
                 assert self._group is not None
-                _, points, _, _ = self._meeting.merge(self._group, self._members, window, point, note)
+                points = self._meeting.merge(self._group, self._members, window, point, note).points
             except (MovedError, RuntimeError, ValueError):
                 self._break()
                 continue
@@ -137,7 +114,7 @@ class Member(Ranks):
         """
         self._pulse.look()
         while True:
-            self._wait_for(lambda: self._pulse.lead["generation"] > self._through)
+            self._wait(lambda: self._pulse.lead["generation"] > self._through)
             self._has_given_up = False
             self._look()
             if self._is_unsure:
@@ -146,30 +123,26 @@ class Member(Ranks):
                     return None
             generation = self._pulse.lead["generation"]
             record = self._board.get(f"generation/{generation}")
-            self._is_excluded = self._rank not in record["members"]
-            if self._is_excluded:
+            if self._rank not in record["members"]:
                 self._through = generation
                 self._lose(window, "rank 0 went on without this rank", is_whole=False)
                 self._pulse.say(back=generation, waits=True)
                 continue
             if self._lost_since is not None:
-                rest = _since(window, record["step"])
-                if rest is None:
+                if window.steps[-1] < record["step"]:
                     self.is_lost = True
                     return None
-                window = rest
+                window = window.since(record["step"])
             lost = None if self._lost_since is None else [self._lost_since, window.steps[0] - 1]
             self._pulse.say(generation=generation, waits=True, lost=lost)
             go = f"go/{generation}"
-            self._wait_for(
+            self._wait(
                 lambda: self._pulse.lead["generation"] > generation or self._board.get(go) is not None  # noqa: B023 called in this turn
             )
             if self._pulse.lead["generation"] > generation:
                 continue
             self._generation, self._meetings, self._members = generation, 0, record["members"]
-            place = Board(self._board.store, f"gloo/{generation}").store
-            index = self._members.index(self._rank)
-            self._group = Group(place, index, len(self._members), 2 * self._timeout + 60, self._look)
+            self._meet_in(generation, self._members, self._look)
             self._come_back(window.steps[0])
             return window
 
@@ -214,13 +187,13 @@ class Member(Ranks):
             logger.warning("in the run again from step %d on; %s of this rank are not in it", step, steps)
 
     def _stay_behind(self, window: HostWindow, note: bytes) -> None:
-        self._behind.append((pack(window), note))
+        self._behind.append((to_text(window), note))
         if self._is_alone:
             self._lose(window, "rank 0 does not answer")
 
     def _leave_behind(self) -> None:
         """Write the windows that could not wait for the others where rank 0 finds them."""
-        windows = [base64.b64encode(zlib.compress(window, 1)).decode() for window, _ in self._behind]
+        windows = [window for window, _ in self._behind]
         notes = [base64.b64encode(note).decode() for _, note in self._behind]
         meeting = self._meetings if self._is_unsure else END
         self._board.put(
@@ -230,26 +203,9 @@ class Member(Ranks):
         self._pulse.say(left=True)
         logger.info("closed before the others: rank 0 merges the last window of this rank later")
 
-    def _drop_group(self) -> None:
-        if self._group is not None:
-            self._group.close()
-            self._group = None
-
-    def _wait_for(self, is_done) -> None:
-        pause = _FIRST_PAUSE_SECONDS
-        while not is_done():
-            self._look()
-            time.sleep(pause)
-            pause = min(2 * pause, self._longest_pause)
+    def _wait(self, is_done: Callable[[], bool]) -> None:
+        def look() -> None:
             self._pulse.look()
+            self._look()
 
-
-def _since(window: HostWindow, step: int) -> HostWindow | None:
-    """Return what of a window belongs to a step or later ones; None if nothing."""
-    rows = [row for row, one in enumerate(window.steps) if one >= step]
-    if not rows:
-        return None
-    counts = window.counts.copy()
-    counts[:, LAST_STEP] = np.maximum(counts[:, LAST_STEP], step)
-    steps, times = ([column[row] for row in rows] for column in (window.steps, window.times))
-    return replace(window, steps=steps, times=times, lanes=window.lanes[rows], counts=counts)
+        wait(is_done, look, self._size)

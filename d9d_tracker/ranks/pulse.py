@@ -12,11 +12,6 @@ _NOTHING = {"generation": 0, "ask": 0, "over": False}
 class Pulse:
     """Reads what the lead has written, once a period, and answers when it asks; nothing is written else.
 
-    Args:
-        board: The board of the run.
-        rank: This rank.
-        period: Seconds between two looks.
-
     Attributes:
         lead: What the lead has written last.
         is_cut_off: Whether the store is gone, and with it the lead.
@@ -25,9 +20,7 @@ class Pulse:
     def __init__(self, board: Board, rank: int, period: float):
         self.lead: dict[str, Any] = _NOTHING
         self.is_cut_off = False
-        self._board = board
-        self._rank = rank
-        self._period = period
+        self._board, self._rank, self._period = board, rank, period
         self._answer = {"ask": 0, "generation": 0, "waits": False, "left": False, "back": -1, "lost": None}
         self._lock = threading.Lock()
         self._stopped = threading.Event()

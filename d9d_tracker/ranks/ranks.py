@@ -15,9 +15,12 @@ generation, which says how many meetings of the one before rank 0 has. On the bo
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from d9d_tracker.accumulator.host_window import HostWindow
+
+from .board import Board, period
+from .group import Group
 
 # Of those who raised or were interrupted: long enough for ranks that do the same, too short to be noticed.
 FAILED_PATIENCE_SECONDS = 1.0
@@ -30,21 +33,34 @@ class MovedError(Exception):
 
 
 class Ranks(ABC):
-    """The ranks that share a run.
+    """The ranks that share a run, of which this process is one.
+
+    Args:
+        board: The board of the run.
+        rank: This rank.
+        size: Number of ranks.
+        timeout: Seconds that a window waits for a rank that is alive and does not come, at most.
 
     Attributes:
         is_lost: Whether the last window of this rank did not reach rank 0.
         missing: Which ranks' values of which steps are not in the run, in words.
         held: On rank 0, rows of steps to which some rank may still log.
         taken: On rank 0, how many windows of each other rank are merged.
+        written: On rank 0, the last step of which all rows were handed on.
     """
 
-    def __init__(self):
+    def __init__(self, board: Board, rank: int, size: int, timeout: float):
         self.is_lost = False
         self.missing: list[str] = []
         self.held: HostWindow | None = None
         self.taken: dict[int, int] = {}
+        self.written = -1
+        self._board, self._rank, self._size, self._timeout = board, rank, size, timeout
+        self._period = period(size)
         self._notes: list[tuple[int, bytes]] = []
+        self._group: Group | None = None
+        self._began = 0.0
+        self._leaves_at: float | None = None
 
     @abstractmethod
     def reduce(self, window: HostWindow, ended: bool, is_last: bool = False, note: bytes = b"") -> HostWindow | None:
@@ -62,14 +78,10 @@ class Ranks(ABC):
 
     @abstractmethod
     def leave(self, patience: float, failed: bool) -> float:
-        """Have no wait for other ranks last longer than this from now on; called on another thread.
-
-        Args:
-            patience: Seconds to wait for them, at most.
-            failed: Whether this rank ends by an error: then others may wait for it.
+        """Have no wait for other ranks last longer than ``patience`` seconds from now on; called on another thread.
 
         Returns:
-            Seconds after which this rank is done, at the latest.
+            Seconds after which this rank is done, at the latest. One that ``failed`` waits less: others wait for it.
         """
 
     @abstractmethod
@@ -77,14 +89,19 @@ class Ranks(ABC):
         """End every thread and every collective. It is called when nothing more is merged."""
 
     def finish(self) -> Iterator[HostWindow]:
-        """Take part, after this rank's last window, as long as others need it.
-
-        Yields:
-            On rank 0, windows of what other ranks logged after its last one.
-        """
+        """Take part, after this rank's last window, as long as others need it; yields, on rank 0, what they log."""
         yield from ()
 
     def take_notes(self) -> list[tuple[int, bytes]]:
         """Return, on rank 0, the notes that came since the last call, each with its rank; one's own too."""
         notes, self._notes = self._notes, []
         return notes
+
+    def _meet_in(self, generation: int, members: list[int], look: Callable[[], None]) -> None:
+        place = Board(self._board.store, f"gloo/{generation}").store
+        self._group = Group(place, members.index(self._rank), len(members), 2 * self._timeout + 60, look)
+
+    def _drop_group(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None

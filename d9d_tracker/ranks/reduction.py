@@ -15,17 +15,11 @@ _NAN = np.iinfo(np.int64).max
 
 
 def reduce_window(window: HostWindow, group: Group) -> HostWindow:
-    """Merge the windows of all ranks. Every rank must call it, with a window of the same steps and series.
+    """Return, on the first rank, the window that all values would have given; on the others, nothing of use.
 
-    Counts add up as integers and sums in float64; extremes travel as integers of the same order, in which NaN is the
-    largest, so that it runs through; last is the value of the highest rank that has one in the step.
-
-    Args:
-        window: This rank's window; it is not changed.
-        group: The ranks; the first of them gets the result.
-
-    Returns:
-        The window that all values would have given, on the first rank; on the others it holds nothing of use.
+    Every rank must call it, with a window of the same steps and series, which is not changed. Counts add up as integers
+    and sums in float64; extremes travel as integers of the same order, in which NaN is the largest, so that it runs
+    through; last is the value of the highest rank that has one in the step.
 
     Raises:
         RuntimeError: If a rank is gone.
@@ -79,10 +73,7 @@ def _unpacked(packed: torch.Tensor, like: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _ordered(floats: np.ndarray) -> np.ndarray:
-    """Return int64 in the order of float64: the bits of a negative number fall as the number does, so they are flipped.
-
-    All NaN become the largest integer, above infinity.
-    """
+    """Return int64 in the order of float64, with NaN above infinity: of a negative number the bits are flipped."""
     bits = np.ascontiguousarray(floats).view(np.int64)
     return np.where(np.isnan(floats), _NAN, np.where(bits < 0, bits ^ _NAN, bits))
 

@@ -4,11 +4,7 @@ from collections.abc import Iterable
 
 
 def spell(ranks: Iterable[int]) -> str:
-    """Return ranks in words: ``"rank 3"``, ``"ranks 0-2, 7"``.
-
-    Args:
-        ranks: At least one, in any order.
-    """
+    """Return ranks, at least one, in words: ``"rank 3"``, ``"ranks 0-2, 7"``."""
     ranges: list[tuple[int, int]] = []
     for rank in sorted(set(ranks)):
         if ranges and ranges[-1][1] == rank - 1:

@@ -1,5 +1,6 @@
 """Starts small jobs of several processes on this host, and stops every one of them."""
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from d9d_tracker.testing import RecordingTracker
 
 _START = multiprocessing.get_context("forkserver")
 NAME = RunConfig(name="job")
+LOCALHOST = "127.0.0.1"
 
 
 @dataclass
@@ -43,12 +45,15 @@ class Job:
         size: Number of ranks.
         folder: Where the ranks leave files.
         arguments: What else the program is called with.
+        rendezvous: Where the ranks meet, as a URL or as ``agent:PORT``, a TCP store of the test's; a file by default.
     """
 
-    def __init__(self, program: Callable[..., Any], size: int, folder: Path, *arguments: Any):
+    def __init__(
+        self, program: Callable[..., Any], size: int, folder: Path, *arguments: Any, rendezvous: str | None = None
+    ):
         self.folder = folder
         number = len(list(folder.glob("rendezvous*")))
-        rendezvous = folder / f"rendezvous-{number}-{time.monotonic_ns()}"
+        rendezvous = rendezvous or f"file://{folder / f'rendezvous-{number}-{time.monotonic_ns()}'}"
         self._results = [folder / f"result-{number}-{rank}" for rank in range(size)]
         self.processes = [
             _START.Process(target=_run, args=(program, rank, size, folder, rendezvous, self._results[rank], arguments))
@@ -69,14 +74,14 @@ class Job:
     def signal(self, rank: int, number: int) -> None:
         os.kill(self.processes[rank].pid, number)
 
-    def wait_for(self, name: str, seconds: float = 60.0) -> None:
+    def wait_for(self, name: str, seconds: float = 180.0) -> None:
         """Wait until a rank has left a file in the folder."""
         deadline = time.monotonic() + seconds
         while not (self.folder / name).exists():
             assert time.monotonic() < deadline, f"{name} did not appear"
             time.sleep(0.01)
 
-    def outcomes(self, seconds: float = 90.0) -> list[Outcome]:
+    def outcomes(self, seconds: float = 240.0) -> list[Outcome]:
         """Wait for the processes to end, and return what became of them; a process that does not end has no result."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
@@ -115,8 +120,11 @@ def _run(program, rank, size, folder, rendezvous, result, arguments) -> None:
     logger = logging.getLogger("d9d_tracker")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Log(outcome.log))
-    if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
+    if size > 1 and rendezvous.startswith("agent:"):
+        store = dist.TCPStore(LOCALHOST, int(rendezvous.removeprefix("agent:")), None, False)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    elif size > 1:
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=size)
     try:
         outcome.result = program(rank, folder, *arguments)
     except BaseException:
@@ -127,6 +135,8 @@ def _run(program, rank, size, folder, rendezvous, result, arguments) -> None:
         temporary.rename(result)
         if dist.is_initialized():
             dist.destroy_process_group()
+        # As any process ends, with its interpreter: multiprocessing's own leave it out, and what may abort there.
+        ctypes.pythonapi.Py_Exit(int(outcome.error is not None))
 
 
 def tracker(folder: Path, group: Any = None, on_nonfinite: Any = None, **config: Any) -> AccumulatingTracker:

@@ -398,8 +398,7 @@ def jsonl_tracker(folder: Path, **more: Any) -> AccumulatingTracker:
         backlog_dir=folder / "backlog",
         max_scalars=32,
         max_histograms=8,
-        distributed_timeout=20.0,
-        **({"sync_every": 10} | more),
+        **({"sync_every": 10, "distributed_timeout": 20.0} | more),
     )
     return tracker_from_config(JsonlTrackerConfig(path=folder / "runs", accumulator=config))
 
@@ -549,6 +548,26 @@ def spread_in_pieces(rank: int, folder: Path, resumes: bool) -> dict:
     return content(second, rewritten=True)
 
 
+def comes_back_and_is_saved(rank: int, folder: Path, life: int) -> None:
+    """Rank 1 is given up in its second window; when it has come back, all of them save, and are killed."""
+    one = jsonl_tracker(folder, sync_every=4, **({} if life else {"distributed_timeout": 1.0}))
+    if life:
+        distributed.load(one, folder / "checkpoint")
+    with one.open(NAME) as run:
+        for step in range(14, 20) if life else range(10 if rank else 14):
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+            if rank == 1 and step == 5 and not life:
+                wait_for(folder / "given-up")
+        if not life:
+            while rank == 0 and one._pipeline.assembly.ranks.written < 11:
+                time.sleep(0.01)
+            (folder / "given-up").touch() if rank == 0 else None
+            dcp.save({"tracker": one}, checkpoint_id=folder / "checkpoint")
+            dist.barrier()
+            os._exit(0)
+
+
 def opens_again_after_a_loss(rank: int, folder: Path) -> dict:
     """Rank 1 is away for longer than the others wait, and is there again for the next run."""
     one = tracker(folder, sync_every=2, distributed_timeout=2.0)
@@ -581,6 +600,21 @@ def breaking(rank: int, folder: Path) -> dict:
             values[:rank] = float("nan") if step == 13 and rank == 2 else 1.0
             run.bins("gradients", values, scope="rank")
     return {"told": told, "report": one.report.nonfinite}
+
+
+def rank_0_alone_saves(rank: int, folder: Path, life: int) -> None:
+    """Rank 0 logs alone, and has more to save than the other: of what both have, the other's is taken."""
+    one = jsonl_tracker(folder, distributed="rank0")
+    states = {"tracker": one} | ({"weights": torch.zeros(10_000)} if rank == 0 else {})
+    if life:
+        dcp.load(states, checkpoint_id=folder / "checkpoint")
+    with one.open(NAME) as run:
+        for step in range(7, 20) if life else range(7):
+            run.set_step(step)
+            run.scalar("sum", 1.0, reduce="sum")
+        if not life:
+            dcp.save(states, checkpoint_id=folder / "checkpoint")
+            os._exit(0)
 
 
 def rank_0_alone(rank: int, folder: Path) -> dict:

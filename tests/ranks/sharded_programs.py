@@ -166,6 +166,23 @@ def gradients(rank: int, folder: Path, how: str, shards: int) -> tuple[dict, dic
     return content(one), whole
 
 
+def watched(rank: int, folder: Path) -> dict:
+    """A watch of a model whose shards are replicated on other ranks, which alone count them."""
+    net = model()
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicate", "shard"))
+    fully_shard(net, mesh=mesh)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    one = tracker(folder, sync_every=2)
+    with one.open(NAME) as run:
+        run.watch(net, gradients=True, parameters=True)
+        for step in range(4):
+            run.set_step(step)
+            net(batch(step)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return content(one)
+
+
 def typed(rank: int, folder: Path) -> tuple[dict, list[str]]:
     """Count and log what `spmd_types` has typed, as the local parts of the same placements."""
     import spmd_types as spmd

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from jobs import Job, content_of, run_job
-from programs import keeps_its_number, life, refuses_to_load, saves_alone, skips_over_lives
+from programs import comes_back_and_is_saved, keeps_its_number, life, refuses_to_load, saves_alone, skips_over_lives
 
 from d9d_tracker.accumulator.checkpoint import saved_ranks
 from d9d_tracker.provider.jsonl import read_run
@@ -99,6 +99,16 @@ def test_what_is_on_its_way_or_held_back_is_in_the_states(tmp_path, before, afte
             assert [("own", (("rank", str(rank)),), step) in found for rank in here] == [True] * len(here)
     elements = sum(value[2] for (name, *_), value in found.items() if name == "h")
     assert elements == sum(before - step % 2 for step in range(30))
+
+
+@pytest.mark.parametrize("after", [2, 1])
+def test_what_a_rank_that_was_given_up_has_kept_does_not_replace_what_is_written(tmp_path, after):
+    with Job(comes_back_and_is_saved, 2, tmp_path, 0) as job:
+        assert [(outcome.exit_code, outcome.error) for outcome in job.outcomes()] == [(0, None)] * 2
+    run_job(comes_back_and_is_saved, after, tmp_path, 1)
+    both = 2.0**after - 1
+    expected = {step: 3.0 if step < 4 else 1.0 if step < 14 else both for step in range(20)}
+    assert written(tmp_path) == {("sum", (), step): value for step, value in expected.items()}
 
 
 def test_a_state_that_is_taken_when_the_job_is_over_keeps_its_rank_and_size(tmp_path):

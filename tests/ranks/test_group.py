@@ -15,7 +15,8 @@ from d9d_tracker.ranks.group import Group
 
 def group(rank: int, look=lambda: None) -> Group:
     store = dist.group.WORLD.get_group_store()
-    return Group(Board(store, "test").store, rank, dist.get_world_size(), 60.0, look)
+    never = 1e5  # so that who waits for gloo's own limit is seen
+    return Group(Board(store, "test").store, rank, dist.get_world_size(), never, look)
 
 
 def collectives(rank: int, folder: Path) -> dict:
@@ -82,6 +83,7 @@ def test_a_process_that_ends_while_others_are_waited_for_has_its_own_exit_code(t
 
 def is_gone(rank: int, folder: Path) -> str:
     one = group(rank)
+    one.all_gather(torch.tensor([rank]))  # both are connected
     if rank == 1:
         one.close()
         return ""

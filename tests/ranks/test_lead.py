@@ -14,7 +14,7 @@ class Nowhere:
 
 
 def lead():
-    return Lead(Nowhere(), 2, 1.0)  # pyright: ignore[reportArgumentType] a board that nobody reads
+    return Lead(Nowhere(), 0, 2, 1.0)  # pyright: ignore[reportArgumentType] a board that nobody reads
 
 
 def ended(step):
@@ -24,7 +24,7 @@ def ended(step):
 def test_a_histogram_is_filed_at_a_step_that_every_rank_has_ended():
     values = {step: {"x": [1.0]} for step in range(2, 6)}
     window = window_of(values, {5: {"late": [1.0]}, 2: {"early": [1.0]}})
-    handed_on = lead()._finished(window, {0: ended(5), 1: ended(3)})
+    handed_on = lead()._handed_on(window, {0: ended(5), 1: ended(3)})
     assert handed_on.steps == [2, 3]
     assert {one.name: handed_on.counts[slot, LAST_STEP] for slot, one in enumerate(handed_on.histograms)} == {
         "early": 2,
@@ -32,6 +32,14 @@ def test_a_histogram_is_filed_at_a_step_that_every_rank_has_ended():
     }
 
 
+def test_what_is_missing_begins_with_the_first_step_that_is_not_written():
+    one = lead()
+    one.written = 13  # and 14 to 20, of which this rank has skipped some, are held back
+    one._exclude({1}, "gone")
+    one.close()
+    assert one.missing == ["rank 1: from step 14 on"]
+
+
 def test_all_of_it_is_handed_on_when_every_rank_is_there():
     window = window_of({step: {"x": [1.0]} for step in range(2, 6)}, {5: {"late": [1.0]}})
-    assert lead()._finished(window, {0: ended(5), 1: ended(7)}) is window
+    assert lead()._handed_on(window, {0: ended(5), 1: ended(7)}) is window

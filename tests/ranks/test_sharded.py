@@ -3,7 +3,7 @@
 import pytest
 import torch
 from jobs import histogram, run_job
-from sharded_programs import PLACEMENTS, SMALL, WHOLE, counted, gradients, norms, scalars, typed
+from sharded_programs import PLACEMENTS, SMALL, WHOLE, counted, gradients, norms, scalars, typed, watched
 
 from d9d_tracker import Histogram
 
@@ -69,6 +69,12 @@ def test_gradients_equal_those_of_one_process(tmp_path, how, size):
             of_all = found[f"{name} of all ranks", (), 2]
             assert of_all[1] == [size * count for count in tracked[1]]
             assert (of_all[0], of_all[4:6]) == (tracked[0], tracked[4:6])
+
+
+def test_what_other_ranks_count_is_not_said_to_be_missing(tmp_path):
+    outcomes = run_job(watched, 4, tmp_path)
+    assert {name.partition("/")[0] for name, *_ in outcomes[0].result} == {"gradients", "parameters"}
+    assert not any(outcome.said("nothing was counted") for outcome in outcomes)
 
 
 def test_tensors_typed_by_spmd_types(tmp_path):

@@ -37,7 +37,9 @@ class Promises:
             self._promises.append(_Promise(set(names), step, step + max(every, 2) - 1, why))
 
     def withdraw(self, names: Iterable[str]) -> None:
-        """Promise series no longer, because they are watched no longer."""
+        """Promise series no longer, by their names: they are watched no longer, or other ranks count what is here."""
+        if not self._promises:
+            return
         withdrawn = set(names)
         with self._lock:
             for promise in self._promises:
