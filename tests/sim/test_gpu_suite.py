@@ -1,24 +1,25 @@
-"""What of tests/gpu needs no compiler, on the simulated GPU, in processes of their own: each can pass on a GPU."""
+"""Parts of the GPU day as it runs them, on the simulated GPU: what needs no compiler can pass on a GPU."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from bench import gpu_day
+
 TESTS = Path(__file__).parents[1]
-FILES = {"test_graphs.py": 4, "test_scalars.py": 21, "test_histogram.py": 150}  # and how many pass at least
+PARTS = {part.name: part for part in gpu_day.PARTS}
+PASSED = {"graphs-by-hand": 3, "scalars": 21, "histograms-of-others": 10, "histograms": 60}  # how many pass at least
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_it_passes(name):
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS.parent / "kernels")])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "sim.plugin", f"tests/gpu/{name}"]
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed
-    assert int(passed[1]) >= FILES[name], done.stdout[-300:]
+@pytest.fixture(autouse=True)
+def _on_the_simulated_gpu(monkeypatch):
+    monkeypatch.setattr(gpu_day, "CARRIED", TESTS)
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p sim.plugin")
+
+
+@pytest.mark.parametrize("name", PASSED)
+def test_its_tests_pass(name, tmp_path):
+    result = gpu_day.run_part(PARTS[name], tmp_path)
+    assert result["status"] == "passed", result["output"]
+    assert int(re.search(r"(\d+) passed", result["output"])[1]) >= PASSED[name]
