@@ -118,7 +118,7 @@ gpu-wheels: # what the tracker needs beside torch, for a machine that reaches no
 DEVICE ?= privateuseone
 test-device: $(VENV)/dev
 	DEVICE=$(DEVICE) PYTHONPATH=.:kernels:tests $(RUN) -m pytest -q -p devices.plugin \
-		tests/devices/on_device tests/accumulator tests/watch
+		tests/devices/on_device tests/accumulator
 
 SCHEDULES ?= 100
 test-sim: $(VENV)/dev
