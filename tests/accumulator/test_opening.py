@@ -136,7 +136,7 @@ def test_a_run_for_which_no_thread_is_left_leaves_nothing_open(backend, config, 
 
 def test_a_run_of_several_ranks_for_which_no_thread_is_left_leaves_them(backend, config, no_thread_left, monkeypatch):
     backend.go.set()
-    ranks = mock.Mock(missing=[])
+    ranks = mock.Mock(missing=[], held=None, taken={})
     job = mock.Mock(rank=0, open=lambda settings, action: action(), connect=lambda: ranks)
     monkeypatch.setattr(AccumulatingTracker, "_find_job", lambda tracker: job)
     with no_thread_left(), pytest.raises(RuntimeError, match="can't start new thread"):

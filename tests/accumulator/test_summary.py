@@ -33,7 +33,7 @@ def run_once(config, path, **options):
 def test_a_terminal_gets_it(terminal, config, tmp_path):
     tracker = run_once(config, tmp_path / "runs")
     text = " ".join(terminal.file.getvalue().split())
-    assert text.startswith("large loss nan points 3 written, in 1 copies")
+    assert text.startswith("large loss nan points 3 written, in 1 copy")
     assert "not finite loss: nan at step 2" in text
     assert f"-m d9d_tracker show {tmp_path / 'runs' / tracker.run_id}.jsonl" in text
 
