@@ -57,7 +57,7 @@ class RecordTracker(BaseTracker[TConfig]):
             raise ValueError(
                 f"the state of a {type(self).__name__} has a 'run_id' that is text or None, not {run_id!r}"
             )
-        self.run_id = self.resume_id = run_id
+        super().load_state_dict({**state_dict, "run_id": run_id})
 
     @contextmanager
     def open(self, properties: RunConfig) -> Iterator[BareRun]:
@@ -87,8 +87,10 @@ class RecordTracker(BaseTracker[TConfig]):
         Yields:
             The backend's run.
         """
+        if self.resume_id is None and self.new_id is None:
+            self.new_id = self.make_id(properties)
         run = self.open_run(properties, self.resume_id)
-        self.run_id, self.resume_id = run.id, None
+        self.run_id, self.resume_id, self.new_id = run.id, None, None
         try:
             yield run
         except BaseException as error:
@@ -102,7 +104,7 @@ class RecordTracker(BaseTracker[TConfig]):
 
     @abstractmethod
     def open_run(self, properties: RunConfig, run_id: str | None) -> RecordRun:
-        """Start a run, or re-attach to the one of that id."""
+        """Start a run, by the name of ``new_id`` if there is one, or re-attach to the one of that id."""
 
 
 def open_sink(tracker: BaseTracker[Any], properties: RunConfig) -> AbstractContextManager[Sink]:

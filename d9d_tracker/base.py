@@ -312,6 +312,8 @@ class BaseTracker(ABC, Generic[TConfig]):
         run_id: The backend's identity of the current or the last run; ``open`` sets it.
         resume_id: Identity of the run that the next ``open`` re-attaches to. ``load_state_dict`` sets it and ``open``
             clears it, so that opening once more starts another run.
+        new_id: What the next new run is to be called, where the backend lets us choose: part of the state until the run
+            is open, so that a state that is older than the run finds it.
     """
 
     config: Any = None
@@ -321,6 +323,7 @@ class BaseTracker(ABC, Generic[TConfig]):
     training: int | None = None
     run_id: str | None = None
     resume_id: str | None = None
+    new_id: str | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return the tracker itself: a copy of a module that holds it logs to the same run."""
@@ -364,13 +367,17 @@ class BaseTracker(ABC, Generic[TConfig]):
         """Return the trackers of the backends behind this one by name: itself, unless it stands for several."""
         return {"": self}
 
+    def make_id(self, properties: RunConfig) -> str | None:
+        """Return an identity for a new run, which opening it will find in ``new_id``; None if the backend gives one."""
+        return None
+
     def how_to_open(self) -> str | None:
         """Return the command or the address that shows the current or the last run; None if there is nothing to see."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later process needs to re-attach to the run, as plain JSON values."""
-        return {"run_id": self.run_id}
+        return {"run_id": self.run_id, **({} if self.new_id is None else {"new_id": self.new_id})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned, before ``open``.
@@ -379,3 +386,4 @@ class BaseTracker(ABC, Generic[TConfig]):
             state_dict: A state of the same backend.
         """
         self.run_id = self.resume_id = state_dict["run_id"]
+        self.new_id = state_dict.get("new_id")

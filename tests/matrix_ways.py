@@ -4,6 +4,7 @@ Call ``k`` of a way logs the number ``k``, more or less, so that what is missing
 """
 
 import json
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -348,7 +349,7 @@ class Hparams(Way):
         if not self._by_backend:
             run.add_hparams(hparams)
             return
-        self.futures += run.backend(lambda backend: backend.add_hparams(hparams)).values()
+        self.futures += run.backend(add_hparams, hparams=hparams).values()
 
     def found(self, stored: Stored, windows: bool) -> Any:
         own = {key: int(value) for key, value in stored.hparams.items() if key.startswith(self._prefix)}
@@ -359,6 +360,10 @@ class Hparams(Way):
 
     def holds(self, stored: Stored, calls: int) -> bool:
         return self.found(stored, False) == self.expected(dict.fromkeys(range(calls), 0), stored, None)
+
+
+def add_hparams(its: Any, hparams: dict[str, Any]) -> None:
+    its.add_hparams(hparams)
 
 
 def _end_of(future: Future[Any]) -> Any:
@@ -406,8 +411,8 @@ class OwnRun(RecordRun):
     def __init__(self, config: OwnConfig, run_id: str | None):
         super().__init__(run_id or "run")
         self._config = config
-        self._file = config.path / "run.json"
-        content = json.loads(self._file.read_text()) if run_id else {"points": [], "hparams": {}}
+        self._file = config.path / f"{self.id}.json"
+        content = json.loads(self._file.read_text()) if self._file.exists() else {"points": [], "hparams": {}}
         self._points = {(name, tags, step): value for name, tags, step, value in content["points"]}
         self._hparams = content["hparams"]
         self._stored = max((step for _, _, step in self._points), default=-1)
@@ -451,13 +456,16 @@ class OwnTracker(RecordTracker[OwnConfig]):
         super().__init__(config)
         self.amends = not config.once
 
+    def make_id(self, properties: Any) -> str:
+        return secrets.token_hex(4)
+
     def open_run(self, properties: Any, run_id: str | None) -> OwnRun:
         self.config.path.mkdir(parents=True, exist_ok=True)
         while (self.config.path / "closed").exists():
             time.sleep(0.01)
         if (self.config.path / "refused").exists():
             raise ValueError("the test's own backend refuses")
-        return OwnRun(self.config, run_id)
+        return OwnRun(self.config, run_id or self.new_id)
 
 
 register_backend(OwnConfig, OwnTracker)

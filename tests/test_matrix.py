@@ -9,13 +9,14 @@ import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,7 @@ from unittest import mock
 
 import pytest
 import torch
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the processes that are started here
 
@@ -31,18 +33,32 @@ import d9d_tracker
 import d9d_tracker_kernels
 from d9d_tracker import (
     AccumulatorConfig,
+    AimConfig,
     Histogram,
     JsonlTrackerConfig,
     MLflowConfig,
     RunConfig,
+    TensorBoardConfig,
     TrackerConfig,
     TrackerValueError,
+    TrackioConfig,
     WandbConfig,
     read,
     tracker_from_config,
 )
 
-from .matrix_ways import OVERWRITTEN, Hparams, OwnConfig, Stored, Watch, Way, all_ways, lower_edges, series_of
+from .matrix_ways import (
+    OVERWRITTEN,
+    Hparams,
+    OwnConfig,
+    Population,
+    Stored,
+    Watch,
+    Way,
+    all_ways,
+    lower_edges,
+    series_of,
+)
 
 CALLS = 16
 HALF = 8  # the first call of step 4, in the middle of a window
@@ -182,7 +198,8 @@ def _live(folder: Path, setting: str, live: Callable[[Training, Life], None]) ->
     os.dup2(output, 2)
     os.environ.pop("WANDB_SERVICE", None)  # a life has a process of W&B of its own
     training = Training(folder, setting)
-    with training.life() as life:
+    is_late = (folder / "closed").exists()
+    with _closed(training) if is_late else nullcontext(), training.life() as life:
         live(training, life)
         refused = dict(life.tracker.report.refused)
         torch.save({"tracker": torch.load(training.file, weights_only=True), "refused": refused}, training.file)
@@ -270,6 +287,21 @@ def opens_late(training: Training) -> None:
         (training.folder / "closed").unlink()
         life.log(range(HALF + 1, CALLS))
     assert life.tracker.report.undelivered == 0
+
+
+def _saves_before_it_opens(training: Training, life: Life) -> None:
+    life.log(range(HALF + 1))
+    torch.save(life.tracker.state_dict(), training.file)
+    (training.folder / "closed").unlink()
+    life.log(range(HALF + 1, 11))
+    life.run.flush()
+
+
+def opens_after_the_state(training: Training) -> None:
+    (training.folder / "closed").touch()
+    state = training.killed_life(_saves_before_it_opens)
+    with training.life(state) as life:
+        life.log(range(HALF + 1, CALLS))
 
 
 def refuses_late(training: Training) -> None:
@@ -450,7 +482,7 @@ def _once(folder: Path, **accumulator: Any) -> TrackerConfig:
 
 
 def _read_own(folder: Path, run_id: str) -> Stored:
-    content = json.loads((folder / "run.json").read_text())
+    content = json.loads((folder / f"{run_id}.json").read_text())
     stored = Stored(hparams=content["hparams"])
     for name, tags, step, value in content["points"]:
         series = series_of(name, json.loads(tags))
@@ -533,6 +565,72 @@ def _read_mlflow(folder: Path, run_id: str) -> Stored:
     return stored
 
 
+def _trackio(folder: Path, **accumulator: Any) -> TrackerConfig:
+    os.environ["TRACKIO_DIR"] = str(folder.parent / "trackio")  # a process has one
+    return TrackioConfig(project="matrix", **accumulator)
+
+
+def _read_trackio(folder: Path, run_id: str) -> Stored:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    with closing(sqlite3.connect(SQLiteStorage.get_project_db_path("matrix"))) as database:
+        rows = database.execute(
+            "SELECT run_name, step, metrics FROM metrics WHERE run_id = ? ORDER BY id", (run_id,)
+        ).fetchall()
+    stored = Stored(hparams=SQLiteStorage.get_run_config("matrix", rows[0][0], run_id=run_id) or {})
+    for _, step, row in rows:
+        for key, value in json.loads(row).items():
+            is_histogram = isinstance(value, dict)
+            number = _whole_numbers(value["bins"], value["values"]) if is_histogram else float(value)
+            stored.put(_untagged(key, "="), step, number)
+    return stored
+
+
+def _tensorboard(folder: Path, **accumulator: Any) -> TrackerConfig:
+    return TensorBoardConfig(log_dir=folder, **accumulator)
+
+
+def _read_tensorboard(folder: Path, run_id: str) -> Stored:
+    from .provider.conftest import TensorBoardStorage
+
+    events, stored = TensorBoardStorage(folder).events(run_id), Stored()
+    for tag in events.Tags()["scalars"]:
+        for point in events.Scalars(tag):
+            stored.put(_untagged(tag, "="), point.step, point.value)
+    for tag in events.Tags()["histograms"]:
+        for point in events.Histograms(tag):
+            histogram = point.histogram_value
+            edges = [histogram.min, *histogram.bucket_limit]
+            counted = {edge: int(count) for edge, count in zip(edges, histogram.bucket, strict=False) if count}
+            stored.put(_untagged(tag, "="), point.step, counted)
+    for content in events.PluginTagToContent("hparams").values():
+        start = HParamsPluginData.FromString(content).session_start_info
+        stored.hparams |= {key: value.number_value for key, value in start.hparams.items()}
+    return stored
+
+
+def _aim(folder: Path, **accumulator: Any) -> TrackerConfig:
+    return AimConfig(
+        repo=str(folder.parent / "aim"),
+        log_system_params=False,
+        capture_terminal_logs=False,
+        system_tracking_interval=None,
+        **accumulator,
+    )
+
+
+def _read_aim(folder: Path, run_id: str) -> Stored:
+    from .provider.conftest import AimStorage
+
+    storage = AimStorage(folder.parent / "aim")
+    stored = Stored(hparams=storage.run(run_id)["hparams"])
+    for (name, tags, step), value in storage.scalars(run_id).items():
+        stored.put(series_of(name, dict(tags)), step, value)
+    for (name, tags, step), (count, *_) in storage.distributions(run_id).items():
+        stored.populations.setdefault(series_of(name, dict(tags)), {})[step] = (count, 0.0)
+    return stored
+
+
 SETTINGS = {
     "jsonl": Setting(_jsonl, _read_jsonl),
     "jsonl, compiled": Setting(_jsonl, _read_jsonl, compiled="eager"),
@@ -542,20 +640,26 @@ SETTINGS = {
     "a step once": Setting(_once, _read_own),
     "W&B": Setting(_wandb, _read_wandb),
     "MLflow": Setting(_mlflow, _read_mlflow),
+    "Trackio": Setting(_trackio, _read_trackio, writer="auto"),
+    "TensorBoard": Setting(_tensorboard, _read_tensorboard),
+    "Aim": Setting(_aim, _read_aim, writer="auto"),
 }
 
 _OF_ALL = (undisturbed, flush, killed, flushed_and_killed, stopped)
 _ROUGH = (second_thread, signal_handler, signal_handler_at_the_end, end_meanwhile)
-_TROUBLES = (down, opens_late, refuses_late)
+_TROUBLES = (down, opens_late, opens_after_the_state, refuses_late)
 MOMENTS = {
     "jsonl": (*_OF_ALL, *_ROUGH),
-    "jsonl, compiled": _OF_ALL,
+    "jsonl, compiled": (*_OF_ALL, second_thread),
     "jsonl, writer's process": (*_OF_ALL, end_meanwhile),
     "own": _TROUBLES,
     "own, writer's process": _TROUBLES,
     "a step once": (*_OF_ALL, down),
     "W&B": (flush, killed, stopped),
     "MLflow": (flush, killed, stopped),
+    "Trackio": (flush, killed, stopped),
+    "TensorBoard": (flush, killed, stopped),
+    "Aim": (killed, stopped),
 }
 WORDS = {
     undisturbed: "undisturbed",
@@ -565,13 +669,14 @@ WORDS = {
     stopped: "stopped in mid-step, resumed",
     down: "backend down",
     opens_late: "opens late",
+    opens_after_the_state: "opens after the state, killed, resumed",
     refuses_late: "refuses late, then resumed",
     second_thread: "second thread",
     signal_handler: "signal handler",
     signal_handler_at_the_end: "signal handler at the end",
     end_meanwhile: "the end meanwhile",
 }
-CHANGES_WINDOWS = (flush, flushed_and_killed, refuses_late)
+CHANGES_WINDOWS = (flush, flushed_and_killed, opens_after_the_state, refuses_late)
 
 
 @functools.cache
@@ -635,6 +740,23 @@ def _has_failed_by_its_future(way: Way, training: Training, stored: Stored) -> b
     return done == kept and all(end is None or isinstance(end, (ConnectionError, ValueError)) for end in ends)
 
 
+def _is_not_more(way: Way, training: Training, stored: Stored) -> bool:
+    _, most = training.counts[way]
+    if isinstance(way, Population):
+        parts = (way.expected(dict.fromkeys(range(most), 0), stored, None), way.found(stored, False))
+        all_of, found = ([sum(counted.values()) for counted in one.values()] for one in parts)
+        return all(some <= every for some, every in zip(found, all_of, strict=True))
+    numbers = [value for points in way.found(stored, False).values() for value in (points or {}).values()]
+    return way.name.split()[1] == "sum" or all(-1 <= value <= most for value in numbers)
+
+
+def _has_as_many_values(way: Way, training: Training, stored: Stored) -> bool:
+    def counts(of: Any) -> Any:
+        return {key: counts(part) for key, part in of.items()} if isinstance(of, dict) else of[0]
+
+    return counts(way.found(stored, True)) == counts(way.expected(training.calls, stored, ENDS))
+
+
 LIMITS = (
     Limit(
         "A backend that takes a step once (`amends = False`, W&B) takes no more for a step that an earlier window "
@@ -663,6 +785,25 @@ LIMITS = (
         ("backend(...)",),
         dict.fromkeys(("own", "own, writer's process", "a step once"), (down, refuses_late)),
         _has_failed_by_its_future,
+    ),
+    Limit(
+        "Compiled code takes no lock: of what it logs in another thread than the one that steps, some may be lost. "
+        "Where it is compiled in that thread, it is warned of.",
+        tuple(way.name for way in all_ways() if way.compiles),
+        {"jsonl, compiled": (second_thread,)},
+        _is_not_more,
+    ),
+    Limit(
+        "Aim has 64 equal bins between the least and the largest value: how many values there are is exact.",
+        ("bins", "counts", "histogram", "handle bins", "watch"),
+        {"Aim": MOMENTS["Aim"]},
+        _has_as_many_values,
+    ),
+    Limit(
+        "TensorBoard takes hyperparameters on opening only; that later ones did not arrive is said.",
+        ("add_hparams", "backend(...)"),
+        {"TensorBoard": MOMENTS["TensorBoard"]},
+        lambda way, training, stored: not way.found(stored, False)[0],
     ),
 )
 

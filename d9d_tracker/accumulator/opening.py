@@ -89,6 +89,12 @@ def _deliver(
             "could not; have the SDK read it from the environment): it stays on a thread of this one",
             type(backend).__name__,
         )
+    if loaded is not None and backend.resume_id is None and backend.new_id is None:
+        logger.warning(
+            "%s had not opened its run when the state was saved, and names its runs itself: what the state holds goes "
+            "to a new one",
+            type(backend).__name__,
+        )
     was_open = False
 
     def come_here(why: str) -> None:

@@ -141,6 +141,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             warn_of_a_job_unknown(self._config)
         if self._loaded is None:
             run.buffers.start()
+            for backend in self._tracker.backends().values():
+                backend.run_id, backend.new_id = None, backend.make_id(properties)
             self._backlog = f"{type(self._tracker).__name__}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
         try:
             self._pipeline = self._open_pipeline(properties, job)

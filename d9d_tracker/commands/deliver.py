@@ -67,8 +67,7 @@ def _deliver_one(backlog: Backlog, description: dict[str, Any], last: int, timeo
     try:
         data = {**config, "accumulator": None}
         tracker: BaseTracker[Any] = tracker_from_config(TypeAdapter[Any](AnyTrackerConfig).validate_python(data))
-        if description["state"].get("run_id") is not None:
-            tracker.load_state_dict(description["state"])
+        tracker.load_state_dict(description["state"])
         properties = RunConfig(**{key: description[key] for key in ("name", "description", "hparams")})
         # Nothing is forgotten, and what a kill left both here and with the backend is taken back there.
         delivery = Delivery(

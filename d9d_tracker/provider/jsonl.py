@@ -176,16 +176,20 @@ class JsonlTracker(RecordTracker[JsonlTrackerConfig]):
     """
 
     @override
+    def make_id(self, properties: RunConfig) -> str:
+        return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(8)}"
+
+    @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> JsonlRun:
-        new_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(8)}"
-        path = self.config.path.expanduser().absolute() / f"{run_id or new_id}.jsonl"
+        new_id = run_id or self.new_id or self.make_id(properties)
+        path = self.config.path.expanduser().absolute() / f"{new_id}.jsonl"
         if run_id and path.stem != run_id:
             raise ValueError(
                 f"the loaded state names the run {run_id!r}, which is not the name of a file: load another"
             )
         if run_id and not path.exists():
             _LOGGER.warning("run %r: its file is gone and starts anew, without what it held: %s", run_id, path)
-        return JsonlRun(path, run_id or new_id, properties)
+        return JsonlRun(path, new_id, properties)
 
     @override
     def how_to_open(self) -> str | None:

@@ -85,7 +85,7 @@ class ProcessSink(Sink):
             "lock": lock,
             "arguments": sys.argv,
             "python_path": os.environ.get("PYTHONPATH"),
-            "state": None if backend.resume_id is None else backend.state_dict(),
+            "state": None if backend.resume_id is None and backend.new_id is None else backend.state_dict(),
         }
         try:
             opened = self._ask({"call": "open", **order})

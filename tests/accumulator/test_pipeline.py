@@ -14,6 +14,7 @@ from d9d_tracker import (
     TrackerValueError,
     tracker_from_config,
 )
+from d9d_tracker.accumulator.pipeline import Pipeline
 from d9d_tracker.accumulator.window import Window
 from d9d_tracker.sink import SinkLostError
 from d9d_tracker.testing import RecordingRun, RecordingTracker
@@ -158,6 +159,24 @@ def test_a_call_behind_a_device_that_hangs_is_cancelled_at_the_end(recorded, mon
         (future,) = run.backend(lambda its: None).values()
     assert future.cancelled()
     go.set()
+
+
+@pytest.mark.parametrize("moment", ["_end_thread", "_close_deliveries", "close"])
+def test_a_call_that_comes_while_the_run_closes_is_made_or_cancelled(recorded, monkeypatch, moment):
+    futures, original = [], getattr(Pipeline, moment)
+
+    def beside(pipeline, *arguments):
+        futures.extend(pipeline.call(None, lambda its: "made", {}).values())
+        original(pipeline, *arguments)
+        futures.extend(pipeline.call(None, lambda its: "too late", {}).values())
+
+    monkeypatch.setattr(Pipeline, moment, beside)
+    with recorded().open() as run:
+        run.scalar("a", 1.0)
+    assert len(futures) == 2
+    assert all(future.done() for future in futures)
+    assert futures[1].cancelled()
+    assert futures[0].cancelled() == (moment == "_close_deliveries")
 
 
 def test_a_backend_that_is_none_of_the_runs_is_refused_by_name(tmp_path, config):

@@ -454,3 +454,22 @@ def test_a_value_at_a_step_that_is_over(storage: Storage, tmp_path: Path, caplog
     assert storage.scalars(str(tracker.run_id)) == expected
     assert tracker.report.refused == Counter({"val/acc": 4 - taken})
     assert caplog.text.count("refused val/acc at step 2") == (taken < 4)
+
+
+def test_a_state_that_is_older_than_the_run_finds_it(storage: Storage) -> None:
+    first = storage.tracker()
+    first.new_id = first.make_id(PROPERTIES)
+    state = first.state_dict()
+    assert (state["run_id"], state["new_id"]) == (None, first.new_id)
+    for steps in ([0, 1, 2], [1, 2, 3], [2, 3]):
+        tracker = first if steps[0] == 0 else storage.tracker(state)
+        with tracker.open(PROPERTIES) as run:
+            if steps[0] > 0:
+                run.rewind(steps[0])
+            for step in steps:
+                run.set_step(step)
+                run.scalar("loss", float(step))
+        assert tracker.run_id == first.run_id
+        assert "new_id" not in tracker.state_dict()
+    found = storage.scalars(str(first.run_id))
+    assert {step: value for (_, _, step), value in found.items()} == {step: float(step) for step in range(4)}

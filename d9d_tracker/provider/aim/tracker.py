@@ -2,10 +2,13 @@
 
 import logging
 import os
+import secrets
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -59,6 +62,22 @@ def _get_repo(path: str) -> Any:
         version.unlink(missing_ok=True)  # Aim cannot read an empty one
         return aim.Repo.from_path(path, init=True)
     return get_repo(path)
+
+
+_CHOOSING = threading.Lock()
+
+
+@contextmanager
+def _new_runs_have(new_id: str | None) -> Iterator[None]:
+    """Have Aim, which has no parameter for that, give a new run our hash."""
+    base_run: Any = import_module("aim.sdk.base_run")
+    with _CHOOSING:
+        make = base_run.generate_run_hash
+        base_run.generate_run_hash = make if new_id is None else lambda: new_id
+        try:
+            yield
+        finally:
+            base_run.generate_run_hash = make
 
 
 class AimRun(RecordRun):
@@ -197,6 +216,10 @@ class AimTracker(RecordTracker[AimConfig]):
         return command("aim", "up", "--repo", self.config.repo)
 
     @override
+    def make_id(self, properties: RunConfig) -> str:
+        return secrets.token_hex(12)  # as Aim's own
+
+    @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> AimRun:
         repo = _get_repo(self.config.repo)
         # Aim remembers the list of runs for half a second, in which the run may have been born.
@@ -204,6 +227,8 @@ class AimTracker(RecordTracker[AimConfig]):
         if run_id is not None and not repo.run_exists(run_id):
             _LOGGER.warning("run %r is gone from Aim repository %s: starting another", run_id, self.config.repo)
             run_id = None
+        if run_id is None and self.new_id is not None and repo.run_exists(self.new_id):
+            run_id = self.new_id
         lock, is_new = None, run_id is None
         if run_id is not None:
             lock = self._take_lock(repo, run_id)
@@ -232,7 +257,7 @@ class AimTracker(RecordTracker[AimConfig]):
             resources: Any = import_module("aim.ext.resource.tracker")
             resources.Process = partial(Process, self.training)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _new_runs_have(self.new_id):
                 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # Aim needs it
                 run = aim.Run(
                     run_id,

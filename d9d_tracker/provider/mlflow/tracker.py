@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,7 @@ from .config import MLflowConfig
 from .keys import chunks, valid_key
 
 _LOGGER = logging.getLogger("d9d_tracker")
+_OUR_ID = "d9d_tracker.id"  # a tag: MLflow's own ids cannot be chosen
 _PARAMS_PER_BATCH = 20  # of 6000 escaped characters each, in a request of a megabyte at most
 
 
@@ -182,10 +184,16 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
         return command("mlflow", "ui", "--backend-store-uri", uri)
 
     @override
+    def make_id(self, properties: RunConfig) -> str:
+        return secrets.token_hex(16)
+
+    @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> MLflowRun:
         client = MlflowClient(tracking_uri=_expanded(self.config.tracking_uri))
         if run_id is not None:
             run_id = self._found(client, run_id)
+        elif self.new_id is not None:
+            run_id = self._begun(client, self.new_id)
         if run_id is None:
             run_id = self._create(client, properties)
             lock = lock_on_this_machine(run_id, f"MLflow run {run_id!r}")
@@ -222,9 +230,15 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
             return None
         return run_id
 
+    def _begun(self, client: MlflowClient, new_id: str) -> str | None:
+        """Return the run that was made for an identity of ours, after the state was saved or before a failure."""
+        runs = client.search_runs([self._experiment(client)], f"tags.`{_OUR_ID}` = '{new_id}'", max_results=1)
+        return runs[0].info.run_id if runs else None
+
     def _create(self, client: MlflowClient, properties: RunConfig) -> str:
         started, name = _milliseconds(properties.started), encodable(properties.name)
-        run = client.create_run(self._experiment(client), started, _tags(properties), name)
+        tags = _tags(properties) | ({} if self.new_id is None else {_OUR_ID: self.new_id})
+        run = client.create_run(self._experiment(client), started, tags, name)
         _log_params(client, run.info.run_id, properties.hparams)
         return run.info.run_id
 

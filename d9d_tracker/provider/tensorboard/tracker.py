@@ -188,11 +188,14 @@ class TensorBoardTracker(RecordTracker[TensorBoardConfig]):
         return command("tensorboard", "--logdir", self.config.log_dir)
 
     @override
-    def open_run(self, properties: RunConfig, run_id: str | None) -> TensorBoardRun:
+    def make_id(self, properties: RunConfig) -> str:
         title = re.sub(r"[^\w.-]+", "-", encodable(properties.name)).strip(".-")
         title = title.encode()[:_TITLE_BYTES].decode(errors="ignore")  # a folder's name has 255 bytes
-        new_id = f"{title}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(8)}".lstrip("-")
-        folder = self.config.log_dir.expanduser().absolute() / (run_id or new_id)
+        return f"{title}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(8)}".lstrip("-")
+
+    @override
+    def open_run(self, properties: RunConfig, run_id: str | None) -> TensorBoardRun:
+        folder = self.config.log_dir.expanduser().absolute() / (run_id or self.new_id or self.make_id(properties))
         if run_id and folder.name != run_id:
             raise ValueError(
                 f"the loaded state names the run {run_id!r}, which is not the name of a folder: load another"

@@ -71,6 +71,10 @@ class TrackioRun(RecordRun):
             **({} if group is None else {"_Group": encodable(group)}),
         }
 
+    def go_on(self, known: dict[str, Any]) -> None:
+        """Keep what an earlier life has stored beside the points, unless it is given again."""
+        self._config = {**known, **(self._config or {}), **{key: known[key] for key in ("_Created",) if key in known}}
+
     @functools.cached_property
     def sdk(self) -> Any:
         """A ``trackio.Run`` of this run: what is logged there has the step that it is given."""
@@ -156,15 +160,22 @@ class TrackioTracker(RecordTracker[TrackioConfig]):
         return show if self.config.dir is None else f"TRACKIO_DIR={self.config.dir.expanduser().absolute()} {show}"
 
     @override
+    def make_id(self, properties: RunConfig) -> str:
+        return secrets.token_hex(16)
+
+    @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> TrackioRun:
         storage = _storage(self.config.dir)
         storage.validate_project_name(self.config.project)
-        new_id = run_id or secrets.token_hex(16)
+        new_id = run_id or self.new_id or self.make_id(properties)
         lock = lock_on_this_machine(new_id, f"Trackio run {new_id!r}")
         try:
             storage.init_db(self.config.project)
             run = TrackioRun(storage, self.config.project, new_id, properties, self.config.group, lock)
-            if run_id and storage.get_run_config(self.config.project, run._name, run_id=run_id) is None:
+            known = storage.get_run_config(self.config.project, run._name, run_id=new_id)
+            if known is not None:
+                run.go_on(known)
+            elif run_id:
                 _LOGGER.warning("run %r is not in Trackio's project %r: it starts anew", run_id, self.config.project)
             run.sync()
         except BaseException:

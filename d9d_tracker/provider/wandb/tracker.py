@@ -176,14 +176,18 @@ class WandbTracker(RecordTracker[WandbConfig]):
         return self._shown_by
 
     @override
+    def make_id(self, properties: RunConfig) -> str:
+        return os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
+
+    @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> WandbRun:
         config = self.config
         mode = config.mode or _mode_of_environment()
         folder = Path(config.dir or os.environ.get("WANDB_DIR") or ".").expanduser().absolute()
-        new_id = run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
+        new_id = run_id or self.new_id or self.make_id(properties)
         lock = lock_on_this_machine(new_id, f"W&B run {new_id!r}")
         try:
-            earlier = sorted(folder.glob(f"wandb/offline-run-*/run-{new_id}.wandb")) if run_id else []
+            earlier = sorted(folder.glob(f"wandb/offline-run-*/run-{new_id}.wandb"))
             if run_id and mode == "offline" and not earlier:
                 _LOGGER.warning("run %r: W&B's earlier files are not in %s: going on without them", run_id, folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -197,7 +201,7 @@ class WandbTracker(RecordTracker[WandbConfig]):
                 mode=mode,
                 dir=folder,
                 id=new_id,
-                resume="must" if run_id and mode == "online" else None,
+                resume=None if mode != "online" else "must" if run_id else "allow",
                 reinit="default" if is_only else "create_new",
                 name=encodable(properties.name),
                 notes=encodable(properties.description),
