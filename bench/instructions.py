@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from .contenders import BACKENDS, EVERY, IN_A_PROCESS, Contender, Nothing, Start, others, ours
+from .contenders import BACKENDS, ELSEWHERE, EVERY, PLACES, Contender, Nothing, Start, others, ours
 from .contenders.base import Kind
 from .interleave import Spread
 from .models import Mlp
@@ -82,7 +82,7 @@ def starts(folder: Path) -> dict[str, Start]:
         Nothing.name: Nothing,
         _AGAIN: Nothing,
         **others(folder, "cpu"),
-        **ours(folder, "cpu", BACKENDS, IN_A_PROCESS),
+        **ours(folder, "cpu", BACKENDS, ELSEWHERE),
     }
 
 
@@ -204,7 +204,7 @@ def main() -> None:
     wanted = [part for part in arguments.only.split(",") if part]
     names = [n for n in names if n == Nothing.name or not wanted or any(part in n for part in wanted)]
     sdks = {f"d9d_tracker → {backend}" for backend in set(BACKENDS) - {"null", "jsonl"}}
-    sdks |= {f"d9d_tracker → {backend}, in a process" for backend in IN_A_PROCESS}
+    sdks |= {f"d9d_tracker → {backend}, {PLACES[writer]}" for backend, writer in ELSEWHERE.items()}
     jobs = [(name, size) for size in sizes for name in names if size == 10 or name not in sdks]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # counts do not mind company
         counts = list(track(pool.map(measure, *zip(*jobs, strict=True)), "counting", total=len(jobs)))

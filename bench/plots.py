@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from .contenders import PLACES
 from .interleave import Spread
 from .report import Result, Row
 from .style import COLOURS, FAINT, INK, STYLE
@@ -234,7 +235,8 @@ def _overview(found: dict[str, Result]) -> Figure:
     figure = plt.figure(figsize=(11, 8.2))
     grid = figure.add_gridspec(2, 2, height_ratios=(1.15, 1))
     group = next((row.group for row in found["a"].rows if row.group.startswith("10 ")), found["a"].rows[-1].group)
-    scalars = [row for row in found["a"].rows if row.group == group]
+    elsewhere = tuple(f", {words}" for words in PLACES.values())  # than by default
+    scalars = [row for row in found["a"].rows if row.group == group and not row.name.endswith(elsewhere)]
     _ratio_bars(figure.add_subplot(grid[0, 0]), scalars, f"{group} in a compiled MLP step")
     _ratio_bars(figure.add_subplot(grid[0, 1]), found["b"].rows, found["b"].title.replace(", ", ",\n", 1))
     _pace(figure.add_subplot(grid[1, :]), found["d"])

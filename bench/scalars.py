@@ -1,6 +1,6 @@
 """(a) A compiled MLP step with 1, 10 and 100 scalars."""
 
-from .contenders import BACKENDS, EVERY, IN_A_PROCESS, Contender, Nothing, others, ours, start
+from .contenders import BACKENDS, ELSEWHERE, EVERY, Contender, Nothing, others, ours, start
 from .models import Mlp
 from .pairs import Pairs, take_turns
 from .plan import Plan, subject
@@ -20,8 +20,8 @@ def run(plan: Plan) -> Result:
         series={"plot": "scalars"},
     )
     for scalars in (4,) if plan.quick else (1, 10, 100):
-        backends, processes = (BACKENDS, IN_A_PROCESS) if scalars == 10 else (("null", "jsonl"), ())
-        wanted = {**others(plan.folder, plan.device), **ours(plan.folder, plan.device, backends, processes)}
+        backends, elsewhere = (BACKENDS, ELSEWHERE) if scalars == 10 else (("null", "jsonl"), ())
+        wanted = {**others(plan.folder, plan.device), **ours(plan.folder, plan.device, backends, elsewhere)}
         with start({Nothing.name: Nothing, **wanted}) as (contenders, missing):
             found = _measure(plan, contenders, scalars)
         result.missing |= missing

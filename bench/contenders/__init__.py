@@ -1,18 +1,19 @@
 """Who takes part: what is installed, and what is not."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from .base import EVERY, Contender, Kind, Nothing
 from .by_hand import D9dWriter, ItemEveryStep, StackEveryN
-from .ours import BACKENDS, IN_A_PROCESS, Ours, configure
+from .ours import BACKENDS, ELSEWHERE, PLACES, Ours, configure
 from .packages import D9dPackage, Lightning, MeanMetrics, TensorBoard, Wandb
 
 __all__ = [
     "BACKENDS",
+    "ELSEWHERE",
     "EVERY",
-    "IN_A_PROCESS",
+    "PLACES",
     "Contender",
     "Kind",
     "Nothing",
@@ -42,18 +43,18 @@ def others(folder: Path, device: str) -> dict[str, Start]:
 
 
 def ours(
-    folder: Path, device: str, backends: tuple[str, ...] = BACKENDS, in_a_process: tuple[str, ...] = ()
+    folder: Path, device: str, backends: tuple[str, ...] = BACKENDS, elsewhere: Iterable[str] = ()
 ) -> dict[str, Start]:
-    """d9d_tracker with each of some backends, by name; and with some that run in a process of their own."""
+    """d9d_tracker with each of some backends, by name; and with some where they are not by default."""
     wanted: dict[str, Start] = {
         f"d9d_tracker → {backend}": lambda backend=backend: Ours(configure(backend, folder / f"ours-{backend}", device))
         for backend in backends
     }
-    for backend in in_a_process:
-        name = f"d9d_tracker → {backend}, in a process"
-        place = folder / f"ours-{backend}-process"
+    for backend in elsewhere:
+        name = f"d9d_tracker → {backend}, {PLACES[ELSEWHERE[backend]]}"
+        place = folder / f"ours-{backend}-{ELSEWHERE[backend]}"
         wanted[name] = lambda backend=backend, place=place, name=name: Ours(
-            configure(backend, place, device, writer="process"), name
+            configure(backend, place, device, writer=ELSEWHERE[backend]), name
         )
     return wanted
 

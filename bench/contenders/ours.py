@@ -21,7 +21,14 @@ from d9d_tracker import (
 from .base import EVERY, Contender, Kind
 
 BACKENDS = ("null", "jsonl", "aim", "tensorboard", "wandb", "mlflow")
-IN_A_PROCESS = ("jsonl", "aim", "wandb", "mlflow")
+# Where a backend is not by default, measured as well; each with the words for it.
+ELSEWHERE: dict[str, Literal["thread", "process"]] = {
+    "jsonl": "process",
+    "aim": "thread",
+    "wandb": "process",
+    "mlflow": "thread",
+}
+PLACES = {"thread": "on a thread", "process": "in a process"}
 
 
 class Ours(Contender):
@@ -66,7 +73,7 @@ class Ours(Contender):
 
 
 def configure(
-    provider: str, folder: Path, device: str, every: int = EVERY, writer: Literal["thread", "process"] = "thread"
+    provider: str, folder: Path, device: str, every: int = EVERY, writer: Literal["auto", "thread", "process"] = "auto"
 ) -> TrackerConfig:
     """Return the configuration of a backend that writes into a folder.
 
