@@ -1,7 +1,12 @@
 """Names that a backend makes by adding to those of series: kept apart from series that are called so."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+from d9d_tracker.record import Histogram, Record
+
+from .names import flat_name
+from .rebin import non_finite
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -49,6 +54,17 @@ class Claims:
             )
         self._names[owner] = name
         return name
+
+    def parts(self, record: Record) -> Iterator[tuple[str, float | Histogram]]:
+        """Yield key and value of what a backend without tags writes of a point: NaN and infinities have their own."""
+        key, value = flat_name(self.name(record.name), record.context), record.value
+        if not isinstance(value, Histogram):
+            yield key, value
+            return
+        if value.count:
+            yield key, value
+        for kind, count in non_finite(value).items():
+            yield flat_name(self.name(record.name, f"/{kind}"), record.context), count
 
 
 def _words(owner: tuple[str, str]) -> str:

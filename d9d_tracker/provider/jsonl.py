@@ -21,7 +21,7 @@ from d9d_tracker.record import Record
 from .command_line import command
 from .files import append, sync_folder
 from .jsonl_format import end_line, hparams_line, points_lines, read_run, record_line, run_line, whole_lines
-from .lock import hold, let_go
+from .lock import hold, let_go, let_go_if_it_fails
 
 __all__ = ["JsonlRun", "JsonlTracker", "JsonlTrackerConfig", "read_run"]
 
@@ -69,7 +69,7 @@ class JsonlRun(RecordRun):
         self._size = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
+        with let_go_if_it_fails(self._file):
             hold(self._file, f"run {run_id!r} ({path})")
             self._cut_before(math.inf)
             if not self._size:
@@ -77,9 +77,6 @@ class JsonlRun(RecordRun):
                 self.sync()
                 sync_folder(path.parent)
                 sync_folder(path.parent.parent)
-        except BaseException:
-            let_go(self._file)
-            raise
 
     @override
     def write_record(self, record: Record) -> None:

@@ -5,6 +5,8 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
@@ -79,6 +81,16 @@ def let_go(file: int) -> None:
     if path is not None:
         path.unlink(missing_ok=True)  # while the lock is held: whoever waits for it looks whether it is still there
     os.close(file)
+
+
+@contextmanager
+def let_go_if_it_fails(file: int) -> Iterator[None]:
+    """Let go of a file if the block, which opens what it locks, fails."""
+    try:
+        yield
+    except BaseException:
+        let_go(file)
+        raise
 
 
 def _warn_once(words: str) -> None:

@@ -1,9 +1,12 @@
 """One text for a name and its context, for backends whose series have no tags."""
 
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
+
+_INT64 = range(-(2**63), 2**63)
 
 
 def flat_name(name: str, context: Mapping[str, str], sign: str = "=") -> str:
@@ -38,3 +41,20 @@ def _quote(text: str, *signs: str) -> str:
 def encodable(value: Any) -> Any:
     """Return a value unchanged, unless it is text with lone surrogates, which become escapes that UTF-8 can encode."""
     return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
+
+
+def storable(value: Any, finite: bool = True, int64: bool = True) -> Any:
+    """Rewrite plain data for backends that have no form for some: lone surrogates become escapes, numbers text.
+
+    Args:
+        value: What ``plain_hparams`` returned.
+        finite: Whether NaN and infinities become text.
+        int64: Whether integers beyond 64 bits do.
+    """
+    if isinstance(value, dict):
+        return {encodable(key): storable(part, finite, int64) for key, part in value.items()}
+    if isinstance(value, list):
+        return [storable(part, finite, int64) for part in value]
+    if isinstance(value, float) and finite and not math.isfinite(value):
+        return repr(value)
+    return repr(value) if isinstance(value, int) and int64 and value not in _INT64 else encodable(value)

@@ -5,6 +5,12 @@ import numpy as np
 from d9d_tracker.record import Histogram
 
 
+def non_finite(histogram: Histogram) -> dict[str, int]:
+    """Return how many elements are NaN and how many infinite, where there are any."""
+    counts = {"nan": histogram.nan, "inf": histogram.posinf + histogram.neginf}
+    return {kind: count for kind, count in counts.items() if count}
+
+
 def rebin(histogram: Histogram, bins: int) -> tuple[np.ndarray, float, float]:
     """Spread a histogram over equal bins between its exact minimum and maximum.
 

@@ -27,8 +27,9 @@ from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import hold, let_go
-from d9d_tracker.provider.rebin import rebin
+from d9d_tracker.provider.lock import hold, let_go, let_go_if_it_fails
+from d9d_tracker.provider.names import storable
+from d9d_tracker.provider.rebin import non_finite, rebin
 from d9d_tracker.record import Histogram, Record
 
 from .config import AimConfig
@@ -38,20 +39,17 @@ from .system_params import system_params
 
 _LOGGER = logging.getLogger("d9d_tracker")
 _BINS = 64
-_INT64 = range(-(2**63), 2**63)
 
 
-def _storable(value: Any) -> Any:
-    """Rewrite what Aim refuses in plain data: integers beyond 64 bits, lone surrogates, empty keys."""
-    if isinstance(value, dict):
-        return {_storable(key) or "(empty)": _storable(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_storable(part) for part in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if isinstance(value, int) and value not in _INT64:
-        return str(value)
-    return value
+def _hparams(hparams: Mapping[str, Any]) -> Any:
+    """Return hyperparameters as Aim takes them: it refuses integers beyond 64 bits, lone surrogates and empty keys."""
+
+    def with_keys(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key or "(empty)": with_keys(part) for key, part in value.items()}
+        return [with_keys(part) for part in value] if isinstance(value, list) else value
+
+    return with_keys(storable(plain_hparams(hparams), finite=False))
 
 
 def _get_repo(path: str) -> Any:
@@ -112,7 +110,7 @@ class AimRun(RecordRun):
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
         before: Any = self._run.get("hparams", {})
-        self._run["hparams"] = {**before, **_storable(plain_hparams(dict(hparams)))}
+        self._run["hparams"] = {**before, **_hparams(hparams)}
 
     @override
     def write_record(self, record: Record) -> None:
@@ -123,9 +121,8 @@ class AimRun(RecordRun):
         if histogram.count:
             counts, low, high = rebin(histogram, _BINS)
             self._track(aim.Distribution.from_histogram(counts, (low, high)), record)
-        for key, count in {"nan": histogram.nan, "inf": histogram.posinf + histogram.neginf}.items():
-            if count:
-                self._track(float(count), record, f"/{key}")
+        for kind, count in non_finite(histogram).items():
+            self._track(float(count), record, f"/{kind}")
 
     def _track(self, value: float | aim.Distribution, record: Record, kind: str = "") -> None:
         context: Any = dict(record.context)
@@ -243,7 +240,7 @@ class AimTracker(RecordTracker[AimConfig]):
             if is_new or properties.description is not None:
                 run.description = properties.description
             if is_new or properties.hparams:
-                run["hparams"] = _storable(plain_hparams(properties.hparams))
+                run["hparams"] = _hparams(properties.hparams)
         except BaseException:
             if run is not None:
                 run.close()
@@ -287,11 +284,8 @@ class AimTracker(RecordTracker[AimConfig]):
         if repo.is_remote_repo:
             return None
         lock = os.open(Path(repo.path, "locks", f"{run_id}.d9d_tracker"), os.O_RDWR | os.O_CREAT, 0o666)
-        try:
+        with let_go_if_it_fails(lock):
             hold(lock, f"run {run_id!r} in Aim repository {self.config.repo}")
-        except BaseException:
-            let_go(lock)
-            raise
         return lock
 
     def _lift_aim_lock(self, repo: Any, run_id: str) -> None:

@@ -26,7 +26,7 @@ from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import flat_hparams, plain_hparams
 from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import let_go, lock_on_this_machine
+from d9d_tracker.provider.lock import let_go, let_go_if_it_fails, lock_on_this_machine
 from d9d_tracker.provider.names import encodable, flat_name
 from d9d_tracker.record import Histogram, Record
 
@@ -203,7 +203,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
 
     def _lock_and_mark(self, client: MlflowClient, run_id: str) -> int:
         lock = lock_on_this_machine(run_id, f"MLflow run {run_id!r}")
-        try:
+        with let_go_if_it_fails(lock):
             if client.get_run(run_id).info.status == "RUNNING":
                 _LOGGER.warning(
                     "run %r is still marked as running: its last job was killed; or it runs on another machine, where "
@@ -212,9 +212,6 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
                 )
             else:
                 client.update_run(run_id, status="RUNNING")
-        except BaseException:
-            let_go(lock)
-            raise
         return lock
 
     def _found(self, client: MlflowClient, run_id: str) -> str | None:

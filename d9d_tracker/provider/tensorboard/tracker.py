@@ -19,8 +19,8 @@ from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
 from d9d_tracker.provider.files import append, sync_folder
 from d9d_tracker.provider.lock import hold, let_go
-from d9d_tracker.provider.names import encodable, flat_name
-from d9d_tracker.record import Histogram, Record
+from d9d_tracker.provider.names import encodable
+from d9d_tracker.record import Record
 
 from . import events
 from .config import TensorBoardConfig
@@ -96,20 +96,10 @@ class TensorBoardRun(RecordRun):
 
     @override
     def write_record(self, record: Record) -> None:
-        if not isinstance(record.value, Histogram):
-            self._put(record, "", record.value)
-            return
-        if record.value.count:
-            self._put(record, "", record.value)
-        for key, count in {"nan": record.value.nan, "inf": record.value.posinf + record.value.neginf}.items():
-            if count:
-                self._put(record, f"/{key}", count)
-
-    def _put(self, record: Record, kind: str, value: float | Histogram) -> None:
-        tag = flat_name(self._claims.name(record.name, kind), record.context)
         if record.time is not None:
             self._times.setdefault(record.step, record.time)
-        self._put_value(record.step, events.point(tag, value))
+        for tag, value in self._claims.parts(record):
+            self._put_value(record.step, events.point(tag, value))
 
     def _put_value(self, step: int, value: Any) -> None:
         self._pending.setdefault(step, {})[value.tag] = value

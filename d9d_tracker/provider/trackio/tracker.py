@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import secrets
 import sqlite3
@@ -23,15 +22,14 @@ from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import let_go, lock_on_this_machine
-from d9d_tracker.provider.names import encodable, flat_name
+from d9d_tracker.provider.lock import let_go, let_go_if_it_fails, lock_on_this_machine
+from d9d_tracker.provider.names import encodable, storable
 from d9d_tracker.provider.rebin import coarsen
 from d9d_tracker.record import Histogram, Record
 
 from .config import TrackioConfig
 
 _LOGGER = logging.getLogger("d9d_tracker")
-_INT64 = range(-(2**63), 2**63)
 _BINS = 512  # as many as Trackio keeps
 _RESERVED = ("project", "run", "timestamp", "step", "time", "metrics")
 
@@ -65,7 +63,7 @@ class TrackioRun(RecordRun):
         self._times: dict[int, float] = {}
         self._started = time.time() if properties.started is None else properties.started
         self._config: dict[str, Any] | None = {
-            **_storable(plain_hparams(properties.hparams)),
+            **storable(plain_hparams(properties.hparams)),
             "_Created": _timestamp(self._started),
             **({} if properties.description is None else {"_Description": encodable(properties.description)}),
             **({} if group is None else {"_Group": encodable(group)}),
@@ -95,23 +93,19 @@ class TrackioRun(RecordRun):
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
         known = self._config or self._storage.get_run_config(self._project, self._name, run_id=self.id) or {}
-        self._config = {**known, **_storable(plain_hparams(dict(hparams)))}
+        self._config = {**known, **storable(plain_hparams(hparams))}
 
     @override
     def write_record(self, record: Record) -> None:
         row = self._rows.setdefault(record.step, {})
         if record.time is not None:
             self._times.setdefault(record.step, record.time)
-        key = flat_name(self._claims.name(record.name), record.context)
-        if not isinstance(record.value, Histogram):
-            row[key] = record.value
-            return
-        if record.value.count:
-            counts, edges = coarsen(record.value, _BINS)
-            row[key] = {"_type": "trackio.histogram", "bins": edges.tolist(), "values": counts.tolist()}
-        for kind, count in {"nan": record.value.nan, "inf": record.value.posinf + record.value.neginf}.items():
-            if count:
-                row[flat_name(self._claims.name(record.name, f"/{kind}"), record.context)] = count
+        for key, value in self._claims.parts(record):
+            if isinstance(value, Histogram):
+                counts, edges = coarsen(value, _BINS)
+                row[key] = {"_type": "trackio.histogram", "bins": edges.tolist(), "values": counts.tolist()}
+            else:
+                row[key] = value
 
     @override
     def sync(self) -> None:
@@ -169,7 +163,7 @@ class TrackioTracker(RecordTracker[TrackioConfig]):
         storage.validate_project_name(self.config.project)
         new_id = run_id or self.new_id or self.make_id(properties)
         lock = lock_on_this_machine(new_id, f"Trackio run {new_id!r}")
-        try:
+        with let_go_if_it_fails(lock):
             storage.init_db(self.config.project)
             run = TrackioRun(storage, self.config.project, new_id, properties, self.config.group, lock)
             known = storage.get_run_config(self.config.project, run._name, run_id=new_id)
@@ -178,9 +172,6 @@ class TrackioTracker(RecordTracker[TrackioConfig]):
             elif run_id:
                 _LOGGER.warning("run %r is not in Trackio's project %r: it starts anew", run_id, self.config.project)
             run.sync()
-        except BaseException:
-            let_go(lock)
-            raise
         return run
 
 
@@ -198,14 +189,3 @@ def _storage(folder: Path | None) -> Any:
             f"dir={str(folder)!r}: this process already writes to Trackio's folder {utils.TRACKIO_DIR}; use that one"
         )
     return import_module("trackio.sqlite_storage").SQLiteStorage
-
-
-def _storable(value: Any) -> Any:
-    """Rewrite what Trackio's JSON has no form for: non-finite numbers, large integers and lone surrogates."""
-    if isinstance(value, dict):
-        return {encodable(key): _storable(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_storable(part) for part in value]
-    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and value not in _INT64):
-        return repr(value)
-    return encodable(value)

@@ -1,7 +1,6 @@
 """Backend that writes to Weights & Biases."""
 
 import logging
-import math
 import os
 import secrets
 import time
@@ -17,8 +16,8 @@ from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import let_go, lock_on_this_machine
-from d9d_tracker.provider.names import encodable, flat_name
+from d9d_tracker.provider.lock import let_go, let_go_if_it_fails, lock_on_this_machine
+from d9d_tracker.provider.names import encodable, storable
 from d9d_tracker.provider.rebin import coarsen
 from d9d_tracker.record import Histogram, Record
 
@@ -103,7 +102,7 @@ class WandbRun(RecordRun):
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
-        self._run.config.update(_storable(plain_hparams(dict(hparams))), allow_val_change=True)
+        self._run.config.update(storable(plain_hparams(hparams), int64=False), allow_val_change=True)
 
     @override
     def write_record(self, record: Record) -> None:
@@ -117,15 +116,9 @@ class WandbRun(RecordRun):
         row = self._rows.setdefault(record.step, {})
         if record.time is not None:
             row.setdefault("_timestamp", record.time)
-        key = flat_name(self._claims.name(record.name), record.context)
-        if not isinstance(record.value, Histogram):
-            row[key] = record.value
-            return
-        if record.value.count:
-            row[key] = wandb.Histogram(np_histogram=coarsen(record.value, _BINS))
-        for kind, count in {"nan": record.value.nan, "inf": record.value.posinf + record.value.neginf}.items():
-            if count:
-                row[flat_name(self._claims.name(record.name, f"/{kind}"), record.context)] = count
+        for key, value in self._claims.parts(record):
+            is_histogram = isinstance(value, Histogram)
+            row[key] = wandb.Histogram(np_histogram=coarsen(value, _BINS)) if is_histogram else value
 
     @override
     def sync(self) -> None:
@@ -186,7 +179,7 @@ class WandbTracker(RecordTracker[WandbConfig]):
         folder = Path(config.dir or os.environ.get("WANDB_DIR") or ".").expanduser().absolute()
         new_id = run_id or self.new_id or self.make_id(properties)
         lock = lock_on_this_machine(new_id, f"W&B run {new_id!r}")
-        try:
+        with let_go_if_it_fails(lock):
             earlier = sorted(folder.glob(f"wandb/offline-run-*/run-{new_id}.wandb"))
             if run_id and mode == "offline" and not earlier:
                 _LOGGER.warning("run %r: W&B's earlier files are not in %s: going on without them", run_id, folder)
@@ -205,7 +198,7 @@ class WandbTracker(RecordTracker[WandbConfig]):
                 reinit="default" if is_only else "create_new",
                 name=encodable(properties.name),
                 notes=encodable(properties.description),
-                config=_storable(plain_hparams(properties.hparams)),
+                config=storable(plain_hparams(properties.hparams), int64=False),
                 settings=wandb.Settings(
                     x_transaction_log_flush_interval=_SECONDS_BETWEEN_WRITES, finish_timeout=_FINISH_TIMEOUT
                 ),
@@ -215,9 +208,6 @@ class WandbTracker(RecordTracker[WandbConfig]):
             )
             log = None if mode == "disabled" else LogFile(Path(run.settings.sync_file))
             return WandbRun(run, log, [LogFile(path) for path in earlier], lock)
-        except BaseException:
-            let_go(lock)
-            raise
 
 
 def _mode_of_environment() -> Literal["online", "offline", "disabled"]:
@@ -225,14 +215,3 @@ def _mode_of_environment() -> Literal["online", "offline", "disabled"]:
     if said not in _MODES:
         raise ValueError(f"WANDB_MODE={said!r} is not one of {', '.join(_MODES)}; or set the configuration's mode")
     return _MODES[said]
-
-
-def _storable(value: Any) -> Any:
-    """Rewrite what JSON has no form for: non-finite numbers and lone surrogates become text."""
-    if isinstance(value, dict):
-        return {encodable(key): _storable(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_storable(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return encodable(value)
