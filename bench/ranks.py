@@ -119,6 +119,7 @@ def _rank(load: Load, rank: int, size: int, lazy: bool, folder: Path, results: A
     calls: list[tuple[str, int]] = []
     for name in (*_TURNS, "gather", "broadcast"):
         _note(name, calls)
+    merged: list[tuple[str, int]] = []  # the calls of the last window that is through
     seconds: list[float] = []
     kind = Lead if rank == 0 else Member
     reduce = kind.reduce
@@ -130,6 +131,7 @@ def _rank(load: Load, rank: int, size: int, lazy: bool, folder: Path, results: A
             return reduce(self, *arguments, **options)
         finally:
             seconds.append(time.perf_counter() - began)
+            merged[:] = calls
 
     kind.reduce = timed
     config = AccumulatorConfig(
@@ -150,8 +152,10 @@ def _rank(load: Load, rank: int, size: int, lazy: bool, folder: Path, results: A
             for number in range(load.histograms if step % load.steps == 0 else 0):
                 run.bins(f"histogram {number}", torch.ones(1))
         run.set_step(_WINDOWS * load.steps)
-        tracker.state_dict()  # waits until the windows are merged
-        found = list(calls)
+        while not seconds and size > 1:
+            time.sleep(0.01)
+        tracker.state_dict()  # waits for the other windows
+        found = list(merged)
     results.put(
         {"rank": rank, "open": opened, "calls": found, "window": statistics.median(seconds[1:]) if seconds else 0.0}
     )
