@@ -3,13 +3,14 @@
 import itertools
 import numbers
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from .base import BaseTrackerRun
-from .context import as_context
+from .context import Contexts, as_context, as_items
 from .lazy_torch import is_tensor
 from .points import Points
 from .record import Histogram, Record
@@ -67,7 +68,7 @@ class BareRun(BaseTrackerRun):
         self._sinks = sinks
         self._resumed = resumed
         self._step = max(sink.step for sink in sinks)
-        self._context: dict[str, str] = {}
+        self._contexts = Contexts()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_sinks" or len(self._sinks) != 1:
@@ -100,11 +101,17 @@ class BareRun(BaseTrackerRun):
 
     @override
     def set_context(self, context: dict[str, str]) -> None:
-        self._context = as_context("set_context", context)
+        self._contexts.set(as_items(as_context("set_context", context)))
 
     @override
     def get_context(self) -> dict[str, str]:
-        return dict(self._context)
+        return dict(self._contexts.get())
+
+    @override
+    @contextmanager
+    def context(self, **tags: str) -> Iterator[None]:
+        with self._contexts.block(as_context("context", tags)):
+            yield
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
@@ -160,8 +167,8 @@ class BareRun(BaseTrackerRun):
                 self._check_open(record.name)
             if some[-1].step > self._step or self._resumed:
                 self.set_step(some[0].step if self._resumed else some[-1].step)
-            if self._context:
-                some = [record._replace(context={**self._context, **record.context}) for record in some]
+            if context := self.get_context():
+                some = [record._replace(context={**context, **record.context}) for record in some]
             self._write(some)
             self._step = max(self._step, some[-1].step)
 
@@ -180,7 +187,7 @@ class BareRun(BaseTrackerRun):
 
     def _record(self, name: str, value: float | Histogram, context: dict[str, str] | None) -> Record:
         tags = as_context(name, context) if context else {}
-        return Record(name=name, step=self._step, context={**self._context, **tags}, value=value)
+        return Record(name=name, step=self._step, context={**self.get_context(), **tags}, value=value)
 
     def _write(self, records: list[Record]) -> None:
         points = Points.of(records)

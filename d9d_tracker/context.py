@@ -1,8 +1,56 @@
-"""Contexts: tags of a series, as text."""
+"""Contexts: tags of a series, as text, and which of them hold where."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Number
 
 from .errors import TrackerTypeError, fail
+
+ContextItems = tuple[tuple[str, str], ...]
+
+
+def as_items(tags: Mapping[str, str]) -> ContextItems:
+    """Return tags in the one order that series are known by."""
+    return tuple(sorted(tags.items()))
+
+
+class Contexts:
+    """The context of a run, and those of ``with`` blocks, each of which holds in its own task and thread alone."""
+
+    def __init__(self) -> None:
+        self._persistent: ContextItems = ()
+        self._block: ContextVar[ContextItems | None] = ContextVar("d9d_tracker", default=None)
+
+    def get(self) -> ContextItems:
+        """Return the context that holds where it is asked for."""
+        block = self._block.get()
+        return self._persistent if block is None else block
+
+    @property
+    def is_block(self) -> bool:
+        """Whether that is one of a block."""
+        return self._block.get() is not None
+
+    def set(self, context: ContextItems) -> None:
+        """Replace the context of the block, or outside of any that of the run."""
+        if self._block.get() is None:
+            self._persistent = context
+        else:
+            self._block.set(context)
+
+    @contextmanager
+    def block(self, tags: Mapping[str, str]) -> Iterator[None]:
+        """Add tags within a ``with`` block."""
+        before = self._block.get()
+        token = self._block.set(as_items({**dict(self.get()), **tags}))
+        try:
+            yield
+        finally:
+            try:
+                self._block.reset(token)
+            except ValueError:  # left in another task, as a fixture of a test may be
+                self._block.set(before)
 
 
 def as_context(what: str, context: object) -> dict[str, str]:

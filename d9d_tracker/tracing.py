@@ -5,11 +5,12 @@ Each has a test of its own in ``tests/compile/test_tracing.py``, which names wha
 Nothing here imports Dynamo, which takes as long as torch itself, before something is traced.
 """
 
+import inspect
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
 
@@ -20,14 +21,23 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._guards import CompileContext, TracingContext
 from torch._higher_order_ops.effects import _register_effectful_op
 from torch._library.effects import EffectType
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .lazy_torch import assume_constant_result
 
+_eval_frame: Any = torch._C._dynamo.eval_frame  # pyright: ignore[reportAttributeAccessIssue] has no stubs
 _functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue] has no stubs
 
 # A region that is called once may write to buffers while gradients are enabled. Not so in 2.11; 2.12 was not tried.
 REGIONS_WRITE_IN_TRAINING = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 _REGION = "invoke_subgraph"
+_BODIES = {
+    "cond": "torch.cond",
+    "flex_attention": "flex_attention",
+    "map_impl": "map",
+    "scan": "scan",
+    "while_loop": "while_loop",
+}
 _PACKAGE = os.path.dirname(__file__)
 _TRACING_A_BACKWARD = frozenset({"_method_register_hook", "trace_backward_graph"})
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
@@ -54,6 +64,13 @@ def allow_as_constant(kind: type) -> None:
     torch.utils._pytree.register_constant(kind)
 
 
+def hangs_on_data(size: int) -> bool:
+    """Tell, in code that is traced, whether a size is known only when the code runs: then any of it may be true."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+    return guard_or_true(size > 1000) and guard_or_true(size <= 1000)
+
+
 def register_effect(operator: str) -> None:
     """Keep the compiler from removing, repeating or reordering an operator that has no results.
 
@@ -63,13 +80,27 @@ def register_effect(operator: str) -> None:
     _register_effectful_op(operator, EffectType.ORDERED)
 
 
+def run_as_it_is(*functions: Callable[..., Any]) -> None:
+    """Have Dynamo not compile functions that code which is not compiled calls, nor what they call.
+
+    It would otherwise, between two graphs of one function. In compiled code, they are a part of it as before.
+    """
+    skip = _eval_frame._FrameExecStrategy(_eval_frame._FrameAction.SKIP, _eval_frame._FrameAction.SKIP)
+    for function in functions:
+        _eval_frame.set_code_exec_strategy(inspect.unwrap(function).__code__, skip)
+
+
 @assume_constant_result
 def is_producing_a_program() -> bool:
-    """Tell whether ``torch.export`` or ``torch.jit.trace`` runs: it makes a program that others will run.
+    """Tell whether nothing runs for real: under ``torch.export`` or ``torch.jit.trace``, or a ``FakeTensorMode``.
 
     Not by ``torch.compiler.is_exporting()``, which Dynamo takes for true in torch 2.11, whatever it traces for.
     """
-    return torch.compiler._is_exporting_flag or torch._C._get_tracing_state() is not None
+    return torch.compiler._is_exporting_flag or torch._C._get_tracing_state() is not None or _is_faked()
+
+
+def _is_faked() -> bool:
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 @assume_constant_result
@@ -155,6 +186,17 @@ def is_transformed() -> bool:
     return _functorch.peek_interpreter_stack() is not None
 
 
+def is_ordinary_code() -> bool:
+    """Tell, while tracing, whether the code will run once for each call, as it is written, in the graph itself."""
+    return not (
+        is_producing_a_program()
+        or is_backward_traced()
+        or is_transformed()
+        or is_checkpointed()
+        or _output().current_tracer.parent is not None
+    )
+
+
 def is_vmapped() -> bool:
     """Tell whether the caller runs inside ``torch.vmap``."""
     stack = _functorch.get_interpreter_stack()
@@ -164,12 +206,16 @@ def is_vmapped() -> bool:
 def is_plain() -> bool:
     """Tell whether eager code runs as it is written: nothing transforms, intercepts, records or recomputes it."""
     return not (
-        torch._C._len_torch_dispatch_stack()
+        modes_around()
         or _functorch.peek_interpreter_stack()
         or torch._C._get_tracing_state()
         or torch.compiler._is_exporting_flag
         or is_in_backward()
     )
+
+
+# Tells how many modes see the operators that eager code calls: a ``FakeTensorMode``, or one that counts them.
+modes_around: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 
 def compilation() -> str | None:
@@ -190,12 +236,21 @@ def user_line() -> str | None:
 
 def is_in_region() -> bool:
     """Tell, while tracing, whether the code is inside ``torch.compiler.nested_compile_region``."""
+    return any(_REGION in str(operator) for operator in _operators_around())
+
+
+@assume_constant_result
+def body_around() -> str | None:
+    """Return, while tracing, the name of the operator whose body the code is in, and whose body may write nothing."""
+    names = [getattr(operator, "__name__", "") for operator in _operators_around()]
+    return next((_BODIES[name] for name in names if name in _BODIES), None)
+
+
+def _operators_around() -> Iterator[Any]:
     tracer = _output().current_tracer
     while tracer is not None:
-        if _REGION in str(tracer.source_target):
-            return True
+        yield tracer.source_target
         tracer = tracer.parent
-    return False
 
 
 def check_when_traced(check: Callable[[torch.fx.GraphModule], None]) -> None:
@@ -215,9 +270,11 @@ def _output() -> Any:
     return InstructionTranslator.current_tx().output
 
 
-def outside_transforms() -> AbstractContextManager[Any]:
-    """Return a block whose work is done for real, also while a torch.func transform is traced."""
-    return temporarily_clear_interpreter_stack()
+@contextmanager
+def for_real() -> Iterator[None]:
+    """Do the work of a block for real, also while a torch.func transform is traced, or under a ``FakeTensorMode``."""
+    with temporarily_clear_interpreter_stack(), _disable_current_modes():
+        yield
 
 
 def forget_compiled_code() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.tracing import hangs_on_data
 from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
 from d9d_tracker_kernels.device import GPU, gpu
 
@@ -261,6 +262,12 @@ def check_counts(name: str, items: ContextItems, values: object, device: torch.d
         fail(TrackerTypeError, f"{label(name, items)}: counts are integers, not {vector.dtype}; pass .to(torch.int64)")
     if vector.dim() != 1:
         fail(TrackerValueError, f"{label(name, items)}: counts are a vector, not {vector.dim()}-d; log rows apart")
+    if torch.compiler.is_compiling() and hangs_on_data(vector.shape[0]):
+        fail(
+            TrackerValueError,
+            f"{label(name, items)}: how many counts there are hangs on the data, and compiled code has to know; count "
+            "into a tensor of fixed length, with torch.zeros(n).scatter_add(...) for example",
+        )
     return vector, counts
 
 

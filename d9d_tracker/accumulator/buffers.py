@@ -13,7 +13,7 @@ import torch
 
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.record import Record
-from d9d_tracker.tracing import mark_static
+from d9d_tracker.tracing import for_real, mark_static, modes_around
 from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS, allocate
 from d9d_tracker_kernels.device import GPU
 
@@ -331,9 +331,9 @@ class Buffers:
             files = self._per_step or completes
             after = _make_clock((step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies))
             if not files:
-                self._finish([(self._begin, (after, 0))])
+                self._finish(((self._begin, (after, 0)),))
             elif not completes:
-                self._finish([(self._file_and_begin, (clock, after, slots))])
+                self._finish(((self._file_and_begin, (clock, after, slots)),))
             else:
                 changes: list[_Change] = [(self._file, (clock, slots))]
                 after = self._swap(after, changes, unfinished=None)
@@ -364,14 +364,20 @@ class Buffers:
         Args:
             changes: Functions and their arguments, in this order.
         """
-        self.follow()
+        if modes_around():
+            with for_real():
+                self._finish(changes)
+                return
+        if self.is_gpu:
+            self.follow()
         try:
             self._changes.extend(changes)
             self._make_changes()
         except BaseException:
             self._make_changes()
             raise
-        self._make_deferred()
+        if self._deferred:
+            self._make_deferred()
 
     def snapshot(self, timeout: float) -> tuple[Clock, HostWindow, Late]:
         """Copy what has not left the device to the host.
@@ -439,7 +445,8 @@ class Buffers:
         """Do both, as most steps end: one change is cheaper than two. What has been filed may be gone by now."""
         if len(clock.filed) == clock.rows:
             self._file(clock, slots)
-        self._begin(after, slots)
+        self.scalars.begin(slots, after.step)
+        self.clock = after
 
     def _begin(self, clock: Clock, slots: int) -> None:
         self.scalars.begin(slots, clock.step)

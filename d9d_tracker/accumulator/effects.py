@@ -38,7 +38,9 @@ def _merge_scalars(
     lane: int,
     weight: torch.Tensor | None,
 ) -> None:
-    buffers = runs[token].buffers
+    if (run := runs.get(token)) is None:  # its tracker is gone, and a backward is late
+        return
+    buffers = run.buffers
     table = buffers.places.table if places is None else places
     if buffers.has_bank((*values, weight)) and (buffers.is_gpu or buffers.host is not None):
         torch.ops.d9d_tracker.merge_scalars_(buffers.scalars.current, table, at, values, [], lane, weight, 1.0)
@@ -49,7 +51,9 @@ def _merge_scalars(
 def _histogram(
     token: str, places: torch.Tensor | None, values: list[torch.Tensor], at: list[int], *parameters: Any
 ) -> None:
-    buffers = runs[token].buffers
+    if (run := runs.get(token)) is None:
+        return
+    buffers = run.buffers
     target = Target(at, buffers.places.table if places is None else places)
     if buffers.has_bank(values):
         buffers.count(target, values, *parameters)
@@ -58,7 +62,9 @@ def _histogram(
 
 
 def _add_counts(token: str, values: torch.Tensor, at: int, every: int) -> None:
-    buffers = runs[token].buffers
+    if (run := runs.get(token)) is None:
+        return
+    buffers = run.buffers
     if buffers.has_bank([values]):
         buffers.add_counts(values, at, every, buffers.places.table)
     else:

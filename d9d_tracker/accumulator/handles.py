@@ -28,8 +28,8 @@ class AccumulatingScalarHandle(ScalarHandle):
     Attributes:
         series: The same.
         reduce: The reduction.
-        place: Its place.
-        target: Where it writes: a table of this place alone.
+        entry: Says which slot it has now.
+        target: Where it writes: its table.
     """
 
     def __init__(self, run: Any, series: ScalarSeries, places: Places):
@@ -37,8 +37,8 @@ class AccumulatingScalarHandle(ScalarHandle):
         self._run = run
         self.series = series
         self.reduce: Reduction = series.reduce
-        self.place = places.claim(series)
-        self.target = Target([0], places.entry(self.place), is_handle=True)
+        self.entry = places.entry(series)
+        self.target = Target([0], self.entry.table, is_handle=True)
 
     @override
     def scalar(self, value: Number, *, weight: Number | None = None) -> None:
@@ -67,7 +67,7 @@ class AccumulatingBinsHandle(BinsHandle):
     Attributes:
         series: The same.
         parameters: Cadence and binning, as the operators take them.
-        target: Where it writes: a table of its place alone.
+        target: Where it writes: a table of its own.
     """
 
     def __init__(self, run: Any, series: HistogramSeries, every: int, places: Places):
@@ -75,7 +75,7 @@ class AccumulatingBinsHandle(BinsHandle):
         self._run = run
         self.series = series
         self.parameters = (every, *series.binning.parameters())
-        self.target = Target([0], places.entry(places.claim(series)), is_handle=True)
+        self.target = Target([0], places.entry(series).table, is_handle=True)
 
     @override
     def bins(self, values: torch.Tensor) -> None:

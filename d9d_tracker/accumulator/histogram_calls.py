@@ -18,7 +18,7 @@ from .fitting import fitting
 from .handles import AccumulatingBinsHandle
 from .regions import has_effect_here, refuse_effect_here
 from .registry import label
-from .slots import counts_at, histogram_at, histogram_series
+from .slots import counts_at, histogram_at, histogram_series, token_of
 from .target import Target
 
 
@@ -115,14 +115,15 @@ class HistogramCalls(Calls):
         items = self._items(name, context, scope)
         vector, counts = check_counts(name, items, values, self.buffers.device)
         held, buffers = self.holds_places(), self.buffers
-        at, cadence = counts_at(self._token, held, name, items, int(vector.shape[0]), every)
+        bins = len(range(vector.shape[0]))  # which makes a number of a symbol
+        at, cadence = counts_at(self.key, held, name, items, bins, every)
         if not counts or at < 0:
             return
         table = self._table(held)
         if not torch.compiler.is_compiling():
             buffers.change(buffers.add_counts, vector, at, cadence, table)
         elif is_backward_traced() or self._has_effect([vector]):
-            add_counts_with_effect(self._token, vector, at, cadence)
+            add_counts_with_effect(token_of(self.key), vector, at, cadence)
         else:
             buffers.add_counts(vector, at, cadence, table)
 
@@ -215,7 +216,11 @@ class HistogramCalls(Calls):
                 self.promises.withdraw([handle.series.name])
             return
         population = population.detach() if torch.is_grad_enabled() else population
-        self._write_bins(handle.target, [population], handle.parameters)
+        target = (
+            handle.target if torch.compiler.is_compiling() else self._target(handle, self.buffers.histograms.places)
+        )
+        if target.at:
+            self._write_bins(target, [population], handle.parameters)
 
     def _count(
         self,
@@ -238,7 +243,7 @@ class HistogramCalls(Calls):
         parameters: list[Any] = []
         for name, value in zip(names, values, strict=True):
             population, counts = check_population(name, items, value, device)
-            place, *parameters = histogram_at(self._token, held, name, items, binning, every)
+            place, *parameters = histogram_at(self.key, held, name, items, binning, every)
             if not counts and not torch.compiler.is_compiling():
                 self.promises.withdraw([name])
             if counts and place >= 0:
@@ -257,7 +262,7 @@ class HistogramCalls(Calls):
             buffers.change(buffers.count, target, populations, *parameters)
         elif is_backward_traced() or has_effect_here(target.is_handle) or self._has_effect(populations):
             table = target.table if target.is_handle else None
-            histogram_with_effect(self._token, table, populations, target.at, *parameters)
+            histogram_with_effect(token_of(self.key), table, populations, target.at, *parameters)
         else:
             buffers.count(target, populations, *parameters)
 

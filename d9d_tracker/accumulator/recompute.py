@@ -2,7 +2,7 @@
 
 from d9d_tracker.errors import TrackerValueError
 from d9d_tracker.lazy_torch import assume_constant_result
-from d9d_tracker.tracing import is_checkpointed, is_in_backward, is_recomputed, is_vmapped
+from d9d_tracker.tracing import body_around, is_checkpointed, is_in_backward, is_recomputed, is_vmapped
 
 
 def is_recomputing() -> bool:
@@ -40,6 +40,11 @@ def check_traced_place(name: str) -> None:
         TrackerValueError: If that is what is being traced. Compiled code cannot tell the second run.
     """
     check_place(name)
+    if (body := body_around()) is not None:
+        raise TrackerValueError(
+            f"series {name!r} was logged inside the body of {body}, which torch does not let write to buffers; return "
+            "the value from there, and log it outside"
+        )
     if is_checkpointed():
         raise TrackerValueError(
             f"series {name!r} is logged by a compiled function inside activation checkpointing, which runs it twice, "
@@ -51,4 +56,4 @@ def check_traced_place(name: str) -> None:
 @assume_constant_result
 def is_refused_place() -> bool:
     """Tell, while tracing, whether ``check_traced_place`` would refuse: without a name, which would be a guard."""
-    return is_vmapped() or is_checkpointed()
+    return is_vmapped() or is_checkpointed() or body_around() is not None

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from d9d_tracker.config import Binning
+from d9d_tracker.context import ContextItems
 from d9d_tracker.errors import TrackerValueError
 
 from .reductions import Reduction
 
 logger = logging.getLogger("d9d_tracker")
-
-ContextItems = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +76,22 @@ class Registry(Generic[AnySeries]):
         self._capacity_field = capacity_field
         self._method = method
         self._slots: dict[tuple[str, ContextItems], int] = {}
+        self._unsure: set[tuple[str, ContextItems]] = set()
         self._lock = threading.Lock()  # several threads may log
 
     def clear(self) -> None:
         """Free all slots, for a new run."""
         self._slots.clear()
+        self._unsure.clear()
         self.series.clear()
         self.dropped = 0
 
-    def slot(self, series: AnySeries) -> int:
+    def slot(self, series: AnySeries, is_sure: bool = True) -> int:
         """Return the slot of a series, giving it one when it is new; -1 if none is left, which is said once a run.
 
         Args:
             series: The series that is being logged.
+            is_sure: Whether it is. A series that only may be logged is none that another contradicts.
 
         Raises:
             TrackerValueError: If it was logged differently before.
@@ -99,7 +101,12 @@ class Registry(Generic[AnySeries]):
         if known is None:
             with self._lock:
                 known = self._slots.get(key)
-                known = self._add(key, series) if known is None else known
+                if known is None:
+                    known = self._add(key, series)
+                    self._unsure |= set() if is_sure or known < 0 else {key}
+        if key in self._unsure:
+            self._unsure -= {key} if is_sure else set()
+            self.series[known] = series
         if known >= 0 and _is_part(series) and _is_part(self.series[known]):
             self.series[known] = series if self.series[known] == series else self.series[known]
         if known >= 0 and (self.series[known] != series or _is_part(self.series[known]) != _is_part(series)):
@@ -110,7 +117,7 @@ class Registry(Generic[AnySeries]):
         return known
 
     def _add(self, key: tuple[str, ContextItems], series: AnySeries) -> int:
-        if self.other is not None and key in self.other._slots:
+        if self.other is not None and key in self.other._slots and key not in self.other._unsure:
             raise TrackerValueError(
                 f"{label(*key)} was logged with {self.other._method} before, and some backends have room for one of "
                 "them only; use another name or context for the other"

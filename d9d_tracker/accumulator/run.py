@@ -1,6 +1,7 @@
 """The run a training loop logs to: values merge into device buffers, also under torch.compile and CUDA graphs."""
 
 import contextlib
+import inspect
 import logging
 import operator
 import threading
@@ -15,14 +16,16 @@ from torch import nn
 from typing_extensions import override
 
 from d9d_tracker.config import AccumulatorConfig, Binning
-from d9d_tracker.context import as_context
+from d9d_tracker.context import Contexts, as_context, as_items
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.record import Histogram, Record
+from d9d_tracker.tracing import run_as_it_is
 from d9d_tracker.writer.portable import obstacle
 
 from .arguments import check_mapping, check_names, check_number
 from .buffers import Buffers
+from .handles import AccumulatingBinsHandle, AccumulatingScalarHandle
 from .histogram_calls import HistogramCalls
 from .panel_calls import PanelCalls
 from .pipeline import Pipeline
@@ -70,13 +73,17 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
             TrackerValueError: If it goes backwards or does not fit into int64, the run is closed, or a CUDA graph is
                 being captured.
         """
-        self._refuse_inside_graphs("set_step")
-        pipeline = self._open_pipeline("set_step")
+        # Few frames and few lines: between two steps of training, each of them is fetched from far.
+        buffers, pipeline = self.buffers, self._pipeline
+        if torch.compiler.is_compiling() or buffers.is_gpu:
+            self._refuse_inside_graphs("set_step")
+        if not self.is_open or pipeline is None:
+            pipeline = self._open_pipeline("set_step")
         step = step if type(step) is int else _as_index("set_step", step)
         if not 0 <= step < 2**63:
             raise TrackerValueError(f"set_step({step}): a step is between 0 and 2**63 - 1; count steps from the start")
         self._stepped, self.stepping_thread = True, threading.get_ident()
-        current = self.buffers.clock.step
+        current = buffers.clock.step
         if step < current:
             raise TrackerValueError(
                 f"set_step({step}): the run is at step {current} and steps never go back; to repeat steps, "
@@ -84,7 +91,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
             )
         if self._steps is not None:
             self._steps.pass_to(step > current)
-        if step > current and self.buffers.advance(step):
+        if step > current and buffers.advance(step):
             pipeline.send()
 
     def set_context(self, context: dict[str, str]) -> None:
@@ -101,25 +108,32 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
                 CUDA graph is captured.
         """
         self._refuse_inside_graphs("set_context")
-        items = tuple(sorted(as_context("set_context", context).items()))
-        if items != self._context:
-            self._context = items
-            if self.is_open:
-                self.buffers.follow()
-                self.buffers.places.refill(items)
+        self._contexts.set(as_items(as_context("set_context", context)))
+        self._tell_context()
 
     @override
     def get_context(self) -> dict[str, str]:
-        return dict(self._context)
+        return dict(self._contexts.get())
 
     @override
     @contextmanager
     def context(self, **tags: str) -> Iterator[None]:
-        if not torch.compiler.is_compiling():
-            with super().context(**tags):
-                yield
+        """Add tags within a block: to what is logged there by the same task and thread, and by compiled code.
+
+        The tags of compiled code are those of the thread that calls ``set_step``.
+
+        Args:
+            **tags: Tag names and values, for example ``stage="eval"``.
+        """
+        if not self.holds_places():
+            try:
+                with self._contexts.block(as_context("context", tags)):
+                    self._tell_context()
+                    yield
+            finally:
+                self._tell_context()
             return
-        # In compiled code, the tags are a part of each call.
+        # In compiled and captured code, the tags are a part of each call.
         before = self._tags
         self._tags = {**before, **as_context("context", tags)}
         try:
@@ -197,7 +211,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         check_names(list(values))
         if self._is_silent("log_at"):
             return
-        tags = {**dict(self._context), **as_context("log_at", {} if context is None else dict(context))}
+        tags = {**dict(self._contexts.get()), **as_context("log_at", {} if context is None else dict(context))}
         now = time.time()
 
         def finished(name: str, value: Any) -> Record:
@@ -281,12 +295,13 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         """
         assembly = pipeline.assembly
         self._pipeline, self._rank, self.promises = pipeline, str(assembly.rank), assembly.promises
-        self._context, self._tags = (), {}
+        self._contexts, self._tags = Contexts(), {}
         self._ranks = ranks
         self.forget_panel()
         self.buffers.places.refill(())
         self._stepped, self.stepping_thread = self.buffers.clock.step > 0, None
         self._leave = lambda kind, error, traceback: end(error)
+        self.key[0].opened()
         self.is_open = True
 
     def stop_taking(self) -> None:
@@ -311,6 +326,13 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         if has_merged and not self._stepped:
             logger.warning("set_step was never called, so all of the run is at step 0; call it at every step")
 
+    def _tell_context(self) -> None:
+        """Have compiled code log under the context that holds here, if this is the thread that it runs in."""
+        context, places = self._contexts.get(), self.buffers.places
+        if self.is_open and context != places.context and self.stepping_thread in (None, threading.get_ident()):
+            self.buffers.follow()
+            places.refill(context)
+
     def _open_pipeline(self, method: str) -> Pipeline:
         if not self.is_open or self._pipeline is None:
             raise TrackerValueError(
@@ -318,6 +340,10 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
                 "process"
             )
         return self._pipeline
+
+
+for _kind in (AccumulatingRun, AccumulatingScalarHandle, AccumulatingBinsHandle):
+    run_as_it_is(*(method for name, method in inspect.getmembers(_kind, inspect.isfunction) if name[0] != "_"))
 
 
 def _as_index(method: str, step: Any) -> int:

@@ -18,8 +18,9 @@ from .placement import norm_of
 from .reductions import Reduction
 from .regions import has_effect_here, refuse_effect_here
 from .registry import label
-from .slots import scalar_at, scalar_series
+from .slots import scalar_at, scalar_series, token_of
 from .target import Target
+from .traced_scalars import note
 
 
 class ScalarCalls(Calls):
@@ -56,6 +57,10 @@ class ScalarCalls(Calls):
             TrackerValueError: If the tensor has not exactly one element, or lies where it cannot be read, the name is
                 empty, or the reduction is not that of the series.
         """
+        if torch.compiler.is_compiling() and weight is None and scope == "global" and self.is_open:
+            items = () if context is None and not self._tags else self._items(name, context, scope)
+            if note(self, [name], [value], items, reduce):
+                return
         if not self._merge_on_host((name,), (value,), context, reduce, weight, scope):
             self._merge([name], [value], context, reduce, weight, scope)
 
@@ -84,6 +89,10 @@ class ScalarCalls(Calls):
         """
         check_mapping("scalars", values)
         names, numbers = list(values.keys()), list(values.values())
+        if torch.compiler.is_compiling() and names and weight is None and scope == "global" and self.is_open:
+            items = () if context is None and not self._tags else self._items(names[0], context, scope)
+            if note(self, names, numbers, items, reduce):
+                return
         if self._merge_on_host(names, numbers, context, reduce, weight, scope):
             return
         used = numbers_among(names, numbers)
@@ -142,7 +151,9 @@ class ScalarCalls(Calls):
         factor = None if weight is None else check_number(handle, (), weight, device)
         if norm_of(value) != 1.0:
             fail(TrackerValueError, f"series {handle.name!r}: a handle takes no partial norm; log it with run.scalar")
-        self._write(handle.target, [number], handle.reduce, factor)
+        target = handle.target if torch.compiler.is_compiling() else self._target(handle, self.buffers.scalars.places)
+        if target.at:
+            self._write(target, [number], handle.reduce, factor)
 
     def _merge_on_host(
         self,
@@ -164,7 +175,7 @@ class ScalarCalls(Calls):
             factor = as_number(weight)
             if factor is None or reduce != "mean":
                 return False
-        items = self._context if context is None else self._items(names[0], context, scope)
+        items = self._contexts.get() if context is None else self._items(names[0], context, scope)
         try:
             slots = [host.known[name, items, reduce] for name in names]
         except (KeyError, TypeError):  # the first time; no name at all
@@ -178,12 +189,14 @@ class ScalarCalls(Calls):
     def _merge_handle_on_host(self, handle: AccumulatingScalarHandle, value: Any, weight: Number | None) -> bool:
         """See ``_merge_on_host``."""
         host = self.buffers.host
+        if host is None or not self.is_open or not is_plain() or (weight is not None and handle.reduce != "mean"):
+            return False
         number, factor = as_number(value), 1.0 if weight is None else as_number(weight)
-        if host is None or number is None or factor is None or not self.is_open or not is_plain():
+        if number is None or factor is None:
             return False
-        if weight is not None and handle.reduce != "mean":
-            return False
-        self.buffers.change(host.merge, (self.buffers.places.slot(handle.place),), (number,), handle.reduce, factor)
+        context, places = self._contexts.get(), self.buffers.places
+        slot = handle.entry.slot if context == places.context else places.slot(handle.series, context)
+        self.buffers.change(host.merge, (slot,), (number,), handle.reduce, factor)
         return True
 
     def _merge(
@@ -211,8 +224,8 @@ class ScalarCalls(Calls):
         factor = None if weight is None else check_number(f"{names[0]} (weight)", items, weight, device)
         roots = [norm_of(value) for value in values]
         spread = scope == "spread"
-        held, token = self.holds_places(), self._token
-        at = [scalar_at(token, held, n, items, reduce, r, spread) for n, r in zip(names, roots, strict=True)]
+        held, key = self.holds_places(), self.key
+        at = [scalar_at(key, held, n, items, reduce, r, spread) for n, r in zip(names, roots, strict=True)]
         host = self.buffers.host
         if not held and host is not None and scope == "global" and set(roots) == {1.0} and -1 not in at:
             host.known.update(zip([(name, items, reduce) for name in names], at, strict=True))
@@ -233,6 +246,6 @@ class ScalarCalls(Calls):
                 refuse_effect_here()
             arguments = scalars.effect_arguments(target.at, numbers, reduce, weight)
             table = target.table if target.is_handle or not is_traced else None
-            merge_scalars_with_effect(self._token, table, *arguments)
+            merge_scalars_with_effect(token_of(self.key), table, *arguments)
         else:
             scalars.write(target, numbers, reduce, weight)

@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -27,6 +29,7 @@ class ScalarBank:
             is not in use, so that a series that comes later has nothing in rows before it.
         step: The current step for kernels to read, int64 of shape ``[1]``.
         places: int64 of shape ``[slots]``, for those who know the slot: place k is slot k.
+        constants: What traced code reads besides: the slot and the lane of each cell, and what any value adds.
         host: What eager code on a CPU writes by; None if the bank is on a GPU.
     """
 
@@ -42,6 +45,7 @@ class ScalarBank:
         self._lane = torch.arange(LANES, device=device)[:, None].contiguous()
         self._slot = torch.arange(slots, device=device).repeat(LANES, 1)  # one shape with the bank, to be one kernel
         self._zero = torch.zeros((), dtype=torch.float64, device=device)
+        self.constants = () if device.type == "cpu" else (self._slot, self._lane, self._added)
         for tensor in (self.current, self._lane, self._slot, self._added, self._zero):
             mark_static(tensor)
 
@@ -99,63 +103,11 @@ class ScalarBank:
     ) -> None:
         traced = [self._traced(value) for value in values]
         factor = None if weight is None else self._traced(weight)
-        if self.current.device.type == "cpu":
-            self._write_cells(places, at, traced, VALUE_LANE[reduce], factor)
-        else:
-            self._write_whole(places, at, traced, VALUE_LANE[reduce], factor)
-
-    def _write_whole(
-        self, places: torch.Tensor, at: list[int], values: list[torch.Tensor], lane: int, weight: torch.Tensor | None
-    ) -> None:
-        # Selecting by comparisons over the whole bank, and not by an index, lets Inductor fuse the writes of a graph
-        # into one kernel of a GPU. It does so only while each write reads the state before it a single time.
-        masks = [self._slot == places[torch.arange(p, p + 1, device=places.device)] for p in at]
-        value = values[0]
-        for mask, other in zip(masks[1:], values[1:], strict=True):
-            value = torch.where(mask, other, value)
-        chosen = functools.reduce(torch.logical_or, masks)
-        added = self._added
-        if weight is not None:
-            value = _weighted(value, weight)
-            added = torch.where(self._lane == WEIGHT, weight, added)
-        cell = chosen & (self._lane == lane)
-        counted = torch.where(chosen, added, 0.0)
-        if lane == SUM:
-            merged = self.current + torch.where(cell, value, counted)
-        elif lane == LAST:
-            merged = torch.where(cell, value, self.current) + counted
-        else:
-            extreme = -value if lane == NEGATED_MIN else value
-            merged = torch.maximum(self.current, torch.where(cell, extreme, -math.inf)) + counted
-        self.current.copy_(merged)
-
-    def _write_cells(
-        self, places: torch.Tensor, at: list[int], values: list[torch.Tensor], lane: int, weight: torch.Tensor | None
-    ) -> None:
-        # A CPU would work through the whole bank for each write; an indexed write touches its own cells only.
-        # Every tensor from outside costs each call its checks, so that constants are made here.
-        added_lanes = torch.arange(COUNT + 1, device=places.device)[:, None]
-        for first, last in _spans(at):
-            place = torch.arange(first, last + 1, device=places.device)
-            slot = places[place]
-            value = _spread(place, at, values)
-            added = torch.where(added_lanes == SUM, 0.0, self.current.new_ones(()))
-            if weight is not None:
-                value = _weighted(value, weight)
-                added = torch.where(added_lanes == WEIGHT, weight, added)
-            if lane == SUM:
-                added = torch.where(added_lanes == SUM, value, added)
-            else:
-                row = torch.full_like(slot, lane)
-                if lane != LAST:
-                    value = torch.maximum(self.current[row, slot], -value if lane == NEGATED_MIN else value)
-                self.current.index_put_((row, slot), value)
-            self.current.index_put_((added_lanes, slot), added, accumulate=True)
+        write(self.current, places, self.constants, at, traced, VALUE_LANE[reduce], factor, places.device)
 
     def _traced(self, value: Number) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
-            value = value.detach() if torch.is_grad_enabled() else value
-            return value.sum(dtype=torch.float64) if value.dim() else value.to(torch.float64)
+            return as_float64(value, value.dim(), torch.is_grad_enabled())
         return self._zero + value
 
     def file(self, row: int, slots: int) -> None:
@@ -192,12 +144,114 @@ class ScalarBank:
             self.host.known.clear()
 
 
-def _spread(place: torch.Tensor, at: list[int], values: list[torch.Tensor]) -> torch.Tensor:
-    """Return, in a shape that broadcasts to ``place``, the value of each place. Not torch.stack: it would be a loop."""
+def as_float64(value: Any, dimensions: int, detach: bool) -> Any:
+    """Return a tensor of one element, or what stands for one in a graph, as a number that is nobody's else."""
+    value = value.detach() if detach else value
+    return value.sum(dtype=torch.float64) if dimensions else value.to(torch.float64, copy=True)
+
+
+def write(
+    current: Any,
+    places: Any,
+    constants: Sequence[Any],
+    at: list[int],
+    values: list[Any],
+    lane: int,
+    weight: Any,
+    device: torch.device,
+    arange: Callable[..., Any] = torch.arange,
+) -> None:
+    """Merge float64 numbers of distinct series, by arithmetic that a compiler fuses: tensors, or what stands for them.
+
+    Args:
+        current: See ``ScalarBank``.
+        places: Which slot each place means.
+        constants: That of the bank.
+        at: A place for each value.
+        values: The values.
+        lane: The lane of the value.
+        weight: The weight of all, if they have one.
+        device: Where the bank is.
+        arange: Makes a range there.
+    """
+    if constants:
+        _write_whole(current, places, constants, at, values, lane, weight, device, arange)
+    else:
+        _write_cells(current, places, at, values, lane, weight, device, arange)
+
+
+def _write_whole(
+    current: Any,
+    places: Any,
+    constants: Sequence[Any],
+    at: list[int],
+    values: list[Any],
+    lane: int,
+    weight: Any,
+    device: torch.device,
+    arange: Callable[..., Any],
+) -> None:
+    # Selecting by comparisons over the whole bank, and not by an index, lets Inductor fuse the writes of a graph
+    # into one kernel of a GPU. It does so only while each write reads the state before it a single time.
+    slot, lanes, added = constants
+    masks = [slot == places[arange(p, p + 1, device=device)] for p in at]
     value = values[0]
-    for one, other in zip(at[1:], values[1:], strict=True):
-        value = torch.where(place == one, other, value)
-    return value
+    for mask, other in zip(masks[1:], values[1:], strict=True):
+        value = torch.where(mask, other, value)
+    chosen = functools.reduce(torch.logical_or, masks)
+    if weight is not None:
+        value = _weighted(value, weight)
+        added = torch.where(lanes == WEIGHT, weight, added)
+    cell = chosen & (lanes == lane)
+    counted = torch.where(chosen, added, 0.0)
+    if lane == SUM:
+        merged = current + torch.where(cell, value, counted)
+    elif lane == LAST:
+        merged = torch.where(cell, value, current) + counted
+    else:
+        extreme = -value if lane == NEGATED_MIN else value
+        merged = torch.maximum(current, torch.where(cell, extreme, -math.inf)) + counted
+    current.copy_(merged)
+
+
+def _write_cells(
+    current: Any,
+    places: Any,
+    at: list[int],
+    values: list[Any],
+    lane: int,
+    weight: Any,
+    device: torch.device,
+    arange: Callable[..., Any],
+) -> None:
+    # A CPU would work through the whole bank for each write; an indexed write touches its own cells only.
+    # Every tensor from outside costs each call its checks, so that constants are made here.
+    added_lanes = arange(COUNT + 1, device=device)[:, None]
+    for first, last in _spans(at):
+        place = arange(first, last + 1, device=device)
+        slot = places[place]
+        value = _spread(place, first, last, at, values)
+        added = torch.where(added_lanes == SUM, 0.0, current.new_ones(()))
+        if weight is not None:
+            value = _weighted(value, weight)
+            added = torch.where(added_lanes == WEIGHT, weight, added)
+        if lane == SUM:
+            added = torch.where(added_lanes == SUM, value, added)
+        else:
+            row = torch.full_like(slot, lane)
+            if lane != LAST:
+                value = torch.maximum(current[row, slot], -value if lane == NEGATED_MIN else value)
+            current.index_put_((row, slot), value)
+        current.index_put_((added_lanes, slot), added, accumulate=True)
+
+
+def _spread(place: Any, first: int, last: int, at: list[int], values: list[Any]) -> Any:
+    """Return, in a shape that broadcasts to ``place``, the value of each place. Not torch.stack: it would be a loop."""
+    within = [(one, value) for one, value in zip(at, values, strict=True) if first <= one <= last]
+    spread = within[0][1]
+    for one, other in within[1:]:
+        spread = torch.where(place == one, other, spread)
+    return spread
 
 
 @assume_constant_result

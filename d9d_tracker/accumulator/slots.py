@@ -1,7 +1,7 @@
 """Slots of series, and their places for code that is captured or traced: what Dynamo calls, guarded on the arguments.
 
 What these functions return is compiled into the graph then. A run is no argument for some versions of torch, and
-unguarded as the object of a method; the token of a run is guarded.
+unguarded as the object of a method; the key of a run is guarded.
 """
 
 import logging
@@ -18,11 +18,11 @@ from d9d_tracker_kernels import CELLS
 from .names import warn_of_names
 from .reductions import REDUCTIONS, Reduction
 from .registry import ContextItems, HistogramSeries, ScalarSeries, label
-from .runs import Run, runs
+from .runs import Key, Run
 
 logger = logging.getLogger("d9d_tracker")
 
-_said_closed: set[str] = set()
+_said_closed: "WeakSet[Run]" = WeakSet()
 _said_threads: "WeakSet[Run]" = WeakSet()
 
 # Lets a binning be such an argument; guarded by equality.
@@ -31,15 +31,15 @@ for _binning in get_args(Binning):
 
 
 @assume_constant_result
-def say_closed(token: str, what: str) -> None:
+def say_closed(key: Key, what: str) -> None:
     """Say, once a process and run object, that something was logged while no run was open.
 
     Args:
-        token: Token of the run.
+        key: Key of the run.
         what: What was logged, in words.
     """
-    if token not in _said_closed:
-        _said_closed.add(token)
+    if key[0].run not in _said_closed:
+        _said_closed.add(key[0].run)
         logger.warning(
             "%s was logged while no run was open, or in a forked process, and is dropped, as is all that follows until "
             "one is; log inside `with tracker.open(...) as run`",
@@ -48,13 +48,19 @@ def say_closed(token: str, what: str) -> None:
 
 
 @assume_constant_result
+def token_of(key: Key) -> str:
+    """Return what an operator with an effect is given of a run; read from the key, it would be a guard."""
+    return key[0].token
+
+
+@assume_constant_result
 def scalar_at(
-    token: str, held: bool, name: str, items: ContextItems, reduce: Reduction, root: float = 1.0, spread: bool = False
+    key: Key, held: bool, name: str, items: ContextItems, reduce: Reduction, root: float = 1.0, spread: bool = False
 ) -> int:
     """Return the slot of a scalar series, or its place; see ``Registry.slot`` and ``Places.claim``.
 
     Args:
-        token: Token of the run.
+        key: Key of the run.
         held: Whether compiled or captured code holds it: then it is a place.
         name: Name of the series.
         items: Its context; of the call alone where it is held.
@@ -65,7 +71,7 @@ def scalar_at(
     Raises:
         TrackerValueError: If the reduction is unknown or not that of the series, or the series is one of histograms.
     """
-    series, run = scalar_series(name, items, reduce, root, spread), runs[token]
+    series, run = scalar_series(name, items, reduce, root, spread), key[0].run
     if not held:
         return run.buffers.scalar_series.slot(series)
     warn_of_names(name)
@@ -96,12 +102,12 @@ def _warn_of_threads(run: Run, name: str) -> None:
 
 @assume_constant_result
 def histogram_at(
-    token: str, held: bool, name: str, items: ContextItems, binning: Binning | None, every: int | None
+    key: Key, held: bool, name: str, items: ContextItems, binning: Binning | None, every: int | None
 ) -> tuple[int, int, int, int, float, float]:
     """Return the slot of a histogram series, or its place, its cadence and its binning.
 
     Args:
-        token: Token of the run.
+        key: Key of the run.
         held: See ``scalar_at``.
         name: Name of the series.
         items: See ``scalar_at``.
@@ -113,7 +119,7 @@ def histogram_at(
         TrackerValueError: If the cadence is no positive int, the binning is not that of the series, or the series is
             one of scalars.
     """
-    run = runs[token]
+    run = key[0].run
     series, cadence = histogram_series(run.config, name, items, binning, every)
     if held:
         warn_of_names(name)
@@ -133,11 +139,11 @@ def histogram_series(
 
 
 @assume_constant_result
-def counts_at(token: str, held: bool, name: str, items: ContextItems, bins: int, every: int | None) -> tuple[int, int]:
+def counts_at(key: Key, held: bool, name: str, items: ContextItems, bins: int, every: int | None) -> tuple[int, int]:
     """Return the slot of a series of counts, or its place, and its cadence.
 
     Args:
-        token: Token of the run.
+        key: Key of the run.
         held: See ``scalar_at``.
         name: Name of the series.
         items: See ``scalar_at``.
@@ -147,7 +153,7 @@ def counts_at(token: str, held: bool, name: str, items: ContextItems, bins: int,
     Raises:
         TrackerValueError: See ``histogram_at``; or if there are no counts, or more than fit.
     """
-    return histogram_at(token, held, name, items, integer_binning(name, items, bins), every)[:2]
+    return histogram_at(key, held, name, items, integer_binning(name, items, bins), every)[:2]
 
 
 def integer_binning(name: str, items: ContextItems, bins: int) -> IntegerBinning:

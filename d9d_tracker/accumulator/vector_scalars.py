@@ -10,7 +10,7 @@ from d9d_tracker_kernels import COUNT, MAX
 
 from .calls import Calls
 from .registry import ContextItems, ScalarSeries
-from .runs import runs
+from .runs import Key
 
 Finish = Callable[[list[torch.Tensor], torch.Tensor | None], torch.Tensor]
 MakeSeries = Callable[[str, ContextItems], ScalarSeries]
@@ -74,7 +74,7 @@ class VectorScalars:
         wide = [vector.to(device, torch.float64, non_blocking=True) for vector in vectors]
         values = finish(wide, None if scale is None else scale.to(device, torch.float64, non_blocking=True))
         if run.holds_places():
-            places = _places(run._token, self._name, tuple(keys), items)
+            places = _places(run.key, self._name, tuple(keys), items)
             if min(places) < 0:  # none was left
                 kept = [index for index, place in enumerate(places) if place >= 0]
                 if not kept:
@@ -142,8 +142,8 @@ def _index(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
 
 
 @assume_constant_result
-def _places(token: str, name: str, keys: tuple[str, ...], items: ContextItems) -> tuple[int, ...]:
-    places = runs[token].buffers.places
+def _places(key: Key, name: str, keys: tuple[str, ...], items: ContextItems) -> tuple[int, ...]:
+    places = key[0].run.buffers.places
     return tuple(places.claim(_makers[name](key, items)) for key in keys)
 
 

@@ -60,14 +60,9 @@ class FrameworkRun(LazyRun):
     def without_context(self) -> Iterator[Any]:
         """Take the persistent context, which is the loop's, away for a block, which gets the open run."""
         run = self.run
-        before = run.get_context()
-        if before:
+        with run.context():
             run.set_context({})
-        try:
             yield run
-        finally:
-            if before:
-                run.set_context(before)
 
     def _write(self, numbers: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
         try:

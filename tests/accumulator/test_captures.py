@@ -159,15 +159,15 @@ def test_no_slot_of_a_place_is_written_by_a_capture(opened, monkeypatch):
     written = []
     fill = Places._fill
 
-    def noted(places, place, slot):
-        written.append((place, gpu.streams.is_capturing()))
-        fill(places, place, slot)
+    def noted(places, series, slot):
+        written.append((series.name, gpu.streams.is_capturing()))
+        fill(places, series, slot)
 
     monkeypatch.setattr(Places, "_fill", noted)
     with gpu.streams.capture():
         for index in range(70):
             run.scalar(f"series {index}", torch.ones(()))
-    assert written == [(place, False) for place in range(70)]
+    assert written == [(f"series {index}", False) for index in range(70)]
     assert gpu.streams.dealt <= 3, "one stream for all of them"
 
 

@@ -69,3 +69,24 @@ def test_a_series_has_one_length(recorded):
         run.counts("load", LOADS)
         with pytest.raises(TrackerValueError, match="load"):
             run.counts("load", LOADS[:3])
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_counts_of_a_length_that_is_a_symbol_are_counted(recorded, dynamic):
+    tracker = recorded()
+    batches = [torch.rand(rows, 6) for rows in (3, 4, 5)]
+    with tracker.open() as run:
+        step = torch.compile(
+            lambda x: run.counts("above", (x > 0.5).sum(0)), fullgraph=True, backend="aot_eager", dynamic=dynamic
+        )
+        for batch in batches:
+            step(batch)
+    (histogram,) = tracker.run.histograms("above").values()
+    assert histogram.counts.tolist()[:6] == (torch.cat(batches) > 0.5).sum(0).tolist()
+
+
+def test_counts_of_a_length_that_hangs_on_the_data_are_refused_in_compiled_code(recorded):
+    with recorded().open() as run, torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        step = torch.compile(lambda x: run.counts("tokens", torch.bincount(x)), fullgraph=True, backend="aot_eager")
+        with pytest.raises(TrackerValueError, match=r"'tokens'.*hangs on the data.*fixed length"):
+            step(torch.arange(3))

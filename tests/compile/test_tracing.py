@@ -91,11 +91,11 @@ def test_what_a_check_raises_ends_the_compilation():
         run(lambda inputs: inputs * 2 + register(), torch.ones(2))
 
 
-def test_outside_transforms():
+def test_for_real():
     buffer = torch.zeros(1)
 
     def loss(values):
-        with tracing.outside_transforms():
+        with tracing.for_real():
             buffer.fill_(3.0)
         return values.sum()
 

@@ -10,6 +10,7 @@ from d9d_tracker.accumulator.host_scalars import as_number
 from d9d_tracker.accumulator.reductions import REDUCTIONS, VALUE_LANE, finalize
 from d9d_tracker.accumulator.registry import ScalarSeries
 from d9d_tracker.accumulator.scalars import ScalarBank
+from d9d_tracker.accumulator.scalars import write as write_traced
 from d9d_tracker.accumulator.target import Target
 from d9d_tracker_kernels import COUNT
 
@@ -66,12 +67,13 @@ def write_on_host(bank, slots, values, reduce, weight):
     bank.host.merge(slots, numbers, reduce, 1.0 if weight is None else as_number(weight))
 
 
-def write_whole(bank, slots, values, reduce, weight):
-    bank._write_whole(PLACES, places_of(slots), *traced(bank, values, reduce, weight))
+def write_whole(bank, slots, values, reduce, weight, places=PLACES):
+    parts = (bank._slot, bank._lane, bank._added)
+    write_traced(bank.current, places, parts, places_of(slots), *traced(bank, values, reduce, weight), places.device)
 
 
-def write_cells(bank, slots, values, reduce, weight):
-    bank._write_cells(PLACES, places_of(slots), *traced(bank, values, reduce, weight))
+def write_cells(bank, slots, values, reduce, weight, places=PLACES):
+    write_traced(bank.current, places, (), places_of(slots), *traced(bank, values, reduce, weight), places.device)
 
 
 def traced(bank, values, reduce, weight):
@@ -95,19 +97,18 @@ def test_writes_equal_plain_python(write, reduce, kind):
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-@pytest.mark.parametrize("write", ["write_op", "_write_whole", "_write_cells", "on_host"])
+@pytest.mark.parametrize("write", ["write_op", write_whole, write_cells, "on_host"])
 def test_what_has_no_slot_touches_no_other(write, reduce):
     bank = ScalarBank(1, SLOTS, torch.device("cpu"))
     before = bank.current[:, :-1].clone()
-    nowhere = torch.tensor([-1, -1])
+    nowhere = torch.full((SLOTS,), -1)
     values = [torch.tensor(2.0), torch.tensor(3.0)]
-    tensors, lane, _ = traced(bank, values, reduce, None)
     if write == "write_op":
         bank.write(Target([0, 1], nowhere), values, reduce, None)
     elif write == "on_host":
         bank.host.merge([-1, -1], [2.0, 3.0], reduce, 1.0)
     else:
-        getattr(bank, write)(nowhere, [0, 1], tensors, lane, None)
+        write(bank, [0, 1], values, reduce, None, nowhere)
     assert torch.equal(bank.current[:, :-1], before)
 
 

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from d9d_tracker.accumulator.recompute import is_recomputing
 from d9d_tracker.base import BinsHandle
-from d9d_tracker.tracing import forget_compiled_code, is_producing_a_program
+from d9d_tracker.tracing import body_around, forget_compiled_code, is_producing_a_program
 
 from .modules import at, layers, structure
 from .values import numbers
@@ -164,6 +164,8 @@ class _ForwardHook(_Hook):
         if not watch.is_live or handle is None or is_producing_a_program():
             return
         if torch.compiler.is_compiling():
+            if body_around() is not None:  # where the watch is to break nothing
+                return
             if isinstance(output, torch.Tensor):
                 handle.bins(numbers(output))
             else:
