@@ -21,7 +21,7 @@ help:
 	@echo "make matrix     the compile, accumulator and kernel tests on several versions of torch, which takes gigabytes"
 	@echo "make wheel      the wheel, tested in an empty environment"
 	@echo "make docs       the site, into site/"
-	@echo "make pictures   docs/plot.png, drawn anew"
+	@echo "make pictures   docs/plot.png and docs/step.png, drawn anew"
 	@echo "make bench      the benchmarks of the CPU"
 	@echo "make bench-gpu  the benchmarks of a GPU"
 	@echo "make gpu-day    all that a GPU has to show, part by part, resumable; PYTHON has torch, triton, numpy, pytest"
@@ -90,6 +90,8 @@ pictures: $(VENV)/dev
 	rm -rf .pictures
 	$(RUN) -m d9d_tracker demo --provider jsonl --steps 2000 --out .pictures
 	$(RUN) -m d9d_tracker plot .pictures --series loss --series 'gradient *' --series '*.0.weight' --out docs/plot.png
+	$(RUN) examples/slow_step.py .pictures/step
+	$(RUN) -m d9d_tracker plot .pictures/step --series time/data --series time/step --series samples/s --out docs/step.png
 	rm -rf .pictures
 
 CASES ?= 5000

@@ -5,12 +5,13 @@ Call ``k`` of a way logs the number ``k``, more or less, so that what is missing
 
 import json
 import secrets
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -333,6 +334,71 @@ class LogAtHistogram(LogAt):
         return _is_made_of(calls, sums, lambda of: (float(k % VALUES) for k in of))
 
 
+class Timer(Way):
+    """``time``, by a clock that goes on by ``k`` in call ``k``, of which others' calls meanwhile see nothing."""
+
+    compiles = False
+    name, method = "time", "`time`"
+    _series = "time/block"
+
+    def begin(self, run: Any, backend: str | None) -> None:
+        self._nows, self._others = threading.local(), count()
+        run.clock.seconds = lambda: self._stack()[-1] if self._stack() else float(next(self._others))
+
+    def _stack(self) -> list[float]:
+        if not hasattr(self._nows, "stack"):
+            self._nows.stack = []
+        return self._nows.stack
+
+    def log(self, run: Any, k: Any, step: int) -> None:
+        stack = self._stack()
+        stack.append(0.0)
+        try:
+            with run.time("block"):
+                stack[-1] += int(k)
+        finally:
+            stack.pop()
+
+    def series(self) -> list[str]:
+        return [self._series, f"{self._series}/host"]
+
+    def found(self, stored: Stored, windows: bool) -> Any:
+        return {series: stored.scalars.get(series) for series in self.series()}
+
+    def expected(self, calls: Mapping[int, int], stored: Stored, ends: Sequence[int] | None) -> Any:
+        points: dict[int, float] = {}
+        for k, step in calls.items():
+            points[step] = points.get(step, 0.0) + k
+        return dict.fromkeys(self.series(), points)
+
+    def holds(self, stored: Stored, calls: int) -> bool:
+        growing = lambda of: accumulate(float(k) for k in of)  # noqa: E731 as short as its name
+        return all(_is_made_of(calls, stored.scalars.get(series, {}), growing) for series in self.series())
+
+
+class Rate(Way):
+    """``rate``: the running total holds all calls so far."""
+
+    compiles = False
+    name, method, _series = "rate", "`rate`", "units"
+
+    def log(self, run: Any, k: Any, step: int) -> None:
+        run.rate(self._series, int(k))
+
+    def series(self) -> list[str]:
+        return [self._series]
+
+    def found(self, stored: Stored, windows: bool) -> Any:
+        return stored.scalars.get(self._series)
+
+    def expected(self, calls: Mapping[int, int], stored: Stored, ends: Sequence[int] | None) -> Any:
+        return {step: float(sum(k for k, other in calls.items() if other <= step)) for step in calls.values()}
+
+    def holds(self, stored: Stored, calls: int) -> bool:
+        totals = [total for _, total in sorted(stored.scalars.get(self._series, {}).items())]
+        return totals == sorted(totals) and totals[-1] == sum(range(calls))
+
+
 class Hparams(Way):
     """``add_hparams``, of the run or of the backend's run by ``backend(...)``, whose futures must be kept."""
 
@@ -388,6 +454,7 @@ def all_ways() -> list[Way]:
     ways += [Population(call) for call in ("bins", "bins_many", "counts", "histogram", "handle bins")]
     ways += [Population("bins", "rank"), Watch()]
     ways += [LogAt("the current step"), LogAt("a step late"), LogAt("over a scalar"), LogAtHistogram()]
+    ways += [Timer(), Rate()]
     return [*ways, Hparams(), Hparams(by_backend=True)]
 
 

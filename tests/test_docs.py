@@ -37,6 +37,12 @@ BEGINS = {
         from d9d_tracker import JsonlTrackerConfig, tracker_from_config
         config = JsonlTrackerConfig(path="runs")
     """,
+    "docs/guide/speed.md": """
+        import torch
+        from d9d_tracker import JsonlTrackerConfig, RunConfig, tracker_from_config
+        run = tracker_from_config(JsonlTrackerConfig(path="runs")).start(RunConfig(name="x"))
+        loader, parameters, loss_of = [torch.ones(4)] * 3, 1000, torch.sum
+    """,
     "docs/guide/resuming.md": """
         import torch
         from d9d_tracker import JsonlTrackerConfig, RunConfig, tracker_from_config
@@ -192,7 +198,18 @@ def ends_accelerate(names):
         PartialState._reset_state()
 
 
-CHECKS = {"docs/guide/backend.md": uses_the_backend, "docs/guide/frameworks.md": ends_accelerate}
+def has_measured(names):
+    names["run"].finish()
+    (path,) = Path("runs").glob("*.jsonl")
+    found = {record.name for record in read_run(path)[1]}
+    assert found >= {"time/step", "time/data", "time/forward", "tokens", "tokens/s", "mfu"}
+
+
+CHECKS = {
+    "docs/guide/backend.md": uses_the_backend,
+    "docs/guide/frameworks.md": ends_accelerate,
+    "docs/guide/speed.md": has_measured,
+}
 
 
 @pytest.mark.parametrize(("place", "line"), COMMANDS, ids=lambda value: value[:60])

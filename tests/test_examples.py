@@ -24,6 +24,7 @@ def test_every_example_has_a_test():
         "lightning_digits",
         "transformers_digits",
         "plain_loop",
+        "slow_step",
         "pictures",  # provider/test_pictures.py
     }
 
@@ -35,6 +36,22 @@ def test_lightning(tmp_path, monkeypatch):
     assert len(run.scalars("loss").steps) == 2 * 12
     assert run.scalars("accuracy").values[-1] > 0.5
     assert {"logits", "gradients/layers.0.weight"} <= {series.name for series in run.series()}
+
+
+def test_slow_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load("slow_step").main("runs", steps=20)
+    (run,) = read("runs")
+    times = {name: run.scalars(f"time/{name}").values for name in ("step", "data", "forward", "backward", "optimizer")}
+    assert {name: len(values) for name, values in times.items()} == {
+        "step": 19,
+        **dict.fromkeys(("forward", "backward", "optimizer"), 20),
+        "data": 19,  # the first two waits are before step 1
+    }
+    assert min(times["data"][:9]) >= 0.1
+    assert run.scalars("samples").values[-1] == 20 * 256
+    blocks = times["forward"][:19] + times["backward"][:19] + times["optimizer"][:19] + [0, *times["data"][1:19]]
+    assert (blocks <= times["step"]).all()
 
 
 def test_transformers(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from .host_window import HostWindow
 from .late import Late
 from .places import Places
 from .plain import Parts, PlainBank
-from .readings import Value
+from .readings import Reading, Value
 from .reductions import VALUE_LANE, Reduction
 from .registry import HistogramSeries, Registry, ScalarSeries
 from .scalars import ScalarBank
@@ -124,6 +125,7 @@ class Buffers:
         self._changes: deque[_Change] = deque()
         self._deferred: deque[_Change] = deque()
         self._late = Late()
+        self._readings: deque[Reading] = deque()
         self._streams = Streams()
         self.sides = Sides(config.max_histograms, self._streams)
         self.plain = PlainBank(config.max_histograms)
@@ -135,6 +137,7 @@ class Buffers:
         self._changes.clear()
         self._deferred.clear()
         self._late = Late()
+        self._readings.clear()
         self.outbox.clear()
         self.scalar_series.clear()
         self.histogram_series.clear()
@@ -200,7 +203,8 @@ class Buffers:
             values: Slots, of series that are a sum, a mean, the last or the largest value, and numbers. In a slot of -1
                 nothing is added.
         """
-        self.change(self._add_readings, values)
+        step = self.clock.step
+        self._readings.extend([(slot, step, value) for slot, value in values if slot >= 0])  # in C: without a lock
 
     def restore(self, clock: Clock, late: Late) -> None:
         """Go on where a state was taken, once its values are back in the bank.
@@ -395,7 +399,7 @@ class Buffers:
             self._finish()
             clock, scalars, histograms = self.clock, self.scalar_series.series[:], self.histogram_series.series[:]
             late = Late(self._late.records[:], dict(self._late.hparams))
-            readings = self._late.readings[:]
+            readings = list(self._readings)
             rows = self.scalars.window[: clock.rows, :, : len(scalars)], self.scalars.current[:, : len(scalars)]
             moments, counts = self._histograms(len(histograms))
             host, ready = self.staging.copy((*rows, moments, counts.view(torch.float64)))
@@ -419,10 +423,6 @@ class Buffers:
 
     def _add_late(self, records: Sequence[Record], hparams: dict[str, Any]) -> None:
         self._late.add(records, hparams)
-
-    def _add_readings(self, values: Sequence[tuple[int, Value]]) -> None:
-        step = self.clock.step
-        self._late.readings += [(slot, step, value) for slot, value in values if slot >= 0]
 
     def _make_deferred(self) -> None:
         while self._deferred:

@@ -7,11 +7,11 @@ from typing import Any
 from d9d_tracker.panel.timers import say_unmeasured
 from d9d_tracker_kernels.device import gpu
 
-from .buffers import Buffers
 from .event_ring import Elapsed, EventRing
 from .readings import Value
 from .reductions import Reduction
 from .registry import ContextItems, ScalarSeries
+from .runs import Run
 
 _WINDOWS = 3  # one is open, one on its way, one being read
 _BLOCKS = 4  # that a step times, if it is not known better
@@ -22,35 +22,38 @@ class Meter:
     """See ``d9d_tracker.panel.timers.Meter``; for one run.
 
     Args:
-        buffers: The device state.
+        run: Whose series they are.
         has_ranks: Whether other ranks share the run: then each of the series becomes four, as of ``scope="spread"``.
         context: Returns the persistent context.
-        is_silent: Tells, of a name, whether nothing is to be logged.
+        is_silent: Says that nothing is logged, by the name of what was, as the run is closed.
     """
 
     def __init__(
-        self,
-        buffers: Buffers,
-        has_ranks: bool,
-        context: Callable[[], ContextItems],
-        is_silent: Callable[[str], bool],
+        self, run: Run, has_ranks: bool, context: Callable[[], ContextItems], is_silent: Callable[[str], bool]
     ):
-        self._buffers, self._has_ranks, self._context, self._is_silent = buffers, has_ranks, context, is_silent
+        self._run, self._has_ranks, self._context, self._is_silent = run, has_ranks, context, is_silent
+        self._buffers = buffers = run.buffers
         self._slots: dict[tuple[str, bool, ContextItems], int] = {}
         self._ring = EventRing(buffers.device, _WINDOWS * _BLOCKS * buffers.sync_every) if buffers.is_gpu else None
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether there is a device that works beside the host."""
+        return self._ring is not None
+
     def refuses(self, name: str) -> bool:
         """Whether nothing can be measured here and now, which is said once."""
-        if self._is_silent(name):
-            return True
+        if not self._run.is_open:
+            return self._is_silent(name)
         if self._ring is None or not gpu.is_current_stream_capturing():
             return False
         say_unmeasured("in a CUDA graph that is captured")
         return True
 
     def record(self) -> Any:
-        """Record an event on the current stream; None on a CPU."""
-        return None if self._ring is None else self._ring.record()
+        """Record an event on the current stream."""
+        assert self._ring is not None
+        return self._ring.record()
 
     def elapsed(self, start: Any, end: Any, last_use: tuple[Any, ...]) -> Elapsed:
         """Return the seconds of the device between two events, to be known later."""
@@ -75,13 +78,13 @@ class Meter:
             reduce: How several numbers of a step combine: sum, mean, last or max.
         """
         context = self._context()
-        found: list[tuple[int, Value]] = []
-        for name, value in values:
-            slot = self._slots.get((name, compiling, context))
-            found.append((self._slot(name, compiling, context, reduce) if slot is None else slot, value))
-        self._buffers.add_readings(found)
+        slots = self._slots
+        for name, _ in values:
+            if (name, compiling, context) not in slots:
+                self._claim(name, compiling, context, reduce)
+        self._buffers.add_readings([(slots.get((name, compiling, context), -1), value) for name, value in values])
 
-    def _slot(self, name: str, compiling: bool, context: ContextItems, reduce: Reduction) -> int:
+    def _claim(self, name: str, compiling: bool, context: ContextItems, reduce: Reduction) -> None:
         items = tuple(sorted({**dict(context), **dict(_COMPILING if compiling else ())}.items()))
         registry = self._buffers.scalar_series
         series = ScalarSeries(name, items, reduce, spread=self._has_ranks)
@@ -89,6 +92,5 @@ class Meter:
         if other in registry.series:  # of a state that another number of ranks has saved
             registry.series[registry.series.index(other)] = series
         slot = registry.slot(series)
-        if slot >= 0:
+        if slot >= 0:  # else each value is counted as it is dropped
             self._slots[name, compiling, context] = slot
-        return slot

@@ -74,7 +74,7 @@ class PanelCalls(Calls):
         return Timed(self.clock, f"time/{name}", items)
 
     def _context_of_a_block(self) -> ContextItems:
-        return self._items("time", None, "global")
+        return self._context
 
     def monitor(self) -> None:
         """Log, from now on, how long steps take, and at the end of each window what memory and machine are like.
@@ -123,11 +123,16 @@ class PanelCalls(Calls):
                 another rate has given ``flops``.
         """
         self._refuse_inside_graphs("rate")
-        check_names([name])
-        if self._is_silent(name):
+        if not self.is_open:
+            self._is_silent(name)
             return
-        self._step_times()
-        slot = self._rates.slot(name, self._context_of_a_block(), flops, peak)
+        if self._steps is None:
+            self._step_times()
+        key = (name, self._context, flops, peak)
+        slot = self._rates.slots.get(key)
+        if slot is None:
+            check_names([name])
+            slot = self._rates.claim(*key)
         known = as_number(n)
         if known is not None:
             self.buffers.add_readings([(slot, known)])
@@ -162,6 +167,6 @@ class PanelCalls(Calls):
     def clock(self) -> Clock:
         """What takes the time; ``clock.seconds`` may be replaced by another clock."""
         if self._clock is None:
-            self._meter = Meter(self.buffers, self._ranks > 1, self._context_of_a_block, self._is_silent)
+            self._meter = Meter(self, self._ranks > 1, self._context_of_a_block, self._is_silent)
             self._clock = Clock(self._meter)
         return self._clock

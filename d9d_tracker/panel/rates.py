@@ -18,16 +18,19 @@ class Rates:
     Args:
         part: Gives series their slots.
         ranks: How many ranks share the run.
+
+    Attributes:
+        slots: Those that units are summed in, by what ``claim`` was called with.
     """
 
     def __init__(self, part: Part, ranks: int):
         self._part, self._ranks = part, ranks
-        self._slots: dict[tuple[str, Items, float | None, float | None], int] = {}
+        self.slots: dict[tuple[str, Items, float | None, float | None], int] = {}
         self._seconds: dict[tuple[str, Items], tuple[int, float]] = {}  # by ratio: the slot of the time, and its factor
         self._mfu_of: str | None = None
 
-    def slot(self, name: str, context: Items, flops: float | None, peak: float | None) -> int:
-        """Return the slot that units are summed in.
+    def claim(self, name: str, context: Items, flops: float | None, peak: float | None) -> int:
+        """Give units a slot to be summed in, and return it.
 
         Args:
             name: What the units are called.
@@ -35,26 +38,26 @@ class Rates:
             flops: Floating point operations of a unit, if ``mfu`` is wanted.
             peak: Those that a rank's device can do a second.
         """
-        key = (name, context, flops, peak)
-        if key not in self._slots:
-            if (flops is None) != (peak is None) or not all(one is None or one > 0 for one in (flops, peak)):
-                raise TrackerValueError(
-                    f"rate({name!r}): flops={flops!r} and peak={peak!r} go together and are above 0: operations of a "
-                    "unit, and those that one device can do a second"
-                )
-            if flops is not None:
-                if self._mfu_of not in (None, name):
-                    raise TrackerValueError(f"rate({name!r}): mfu is that of {self._mfu_of!r}; give flops to one rate")
-                self._mfu_of = name
-            factors = {f"{name}/s": 1.0}
-            if flops is not None and peak is not None:
-                factors[_MFU] = peak * self._ranks / flops
-            for ratio, factor in factors.items():
-                slot = self._part(f"{ratio}/time", context, "max", ((ratio, -1),))
-                self._seconds[ratio, context] = slot, factor
-            ratios = (f"{name}/s", _MFU) if name == self._mfu_of else (f"{name}/s",)
-            self._slots[key] = self._part(name, context, "sum", tuple((ratio, 1) for ratio in ratios))
-        return self._slots[key]
+        if (flops is None) != (peak is None) or not all(one is None or one > 0 for one in (flops, peak)):
+            raise TrackerValueError(
+                f"rate({name!r}): flops={flops!r} and peak={peak!r} go together and are above 0: operations of a "
+                "unit, and those that one device can do a second"
+            )
+        if flops is not None:
+            if self._mfu_of not in (None, name):
+                raise TrackerValueError(f"rate({name!r}): mfu is that of {self._mfu_of!r}; give flops to one rate")
+            self._mfu_of = name
+        factors = {f"{name}/s": 1.0}
+        if flops is not None and peak is not None:
+            factors[_MFU] = peak * self._ranks / flops
+        for ratio, factor in factors.items():
+            slot = self._part(f"{ratio}/time", context, "max", ((ratio, -1),))
+            self._seconds[ratio, context] = slot, factor
+        ratios = (f"{name}/s", _MFU) if name == self._mfu_of else (f"{name}/s",)
+        slot = self._part(name, context, "sum", tuple((ratio, 1) for ratio in ratios))
+        if slot >= 0:  # else each value is counted as it is dropped
+            self.slots[name, context, flops, peak] = slot
+        return slot
 
     def times(self, seconds: float) -> Sequence[tuple[int, float]]:
         """Return the slots of a step's time, and what they get of a step that took so long."""

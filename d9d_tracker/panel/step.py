@@ -30,12 +30,13 @@ class Steps:
         self._start = end = self._clock.mark()
         if start is None:
             return
-        host, compiling = end.host - start.host, end.compilations != start.compilations
+        (began, start_event, known), (ended, end_event, now_known) = start, end
+        host, compiling = ended - began, now_known != known
         if self.logs:
             values: list[tuple[str, Value]] = [("time/step", host)]
-            if end.event is not None:
-                values.append(("time/device", self._clock.meter.elapsed(start.event, end.event, (start.event,))))
+            if end_event is not None:
+                values.append(("time/device", self._clock.meter.elapsed(start_event, end_event, (start_event,))))
             self._clock.meter.log(values, compiling)
-        elif start.event is not None:
-            self._clock.meter.give_back(start.event)
+        elif start_event is not None:
+            self._clock.meter.give_back(start_event)
         self._ended(host, compiling)

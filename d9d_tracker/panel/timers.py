@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, ContextDecorator, nullcontext
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -22,12 +22,17 @@ Value = float | Callable[[], float | None]
 class Meter(Protocol):
     """What instruments log by: numbers of the current step, which arrive with its window."""
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether there is a device that works beside the host."""
+        ...
+
     def refuses(self, name: str) -> bool:
         """Whether nothing can be measured now, which is said once: the run is closed, or a graph is captured."""
         ...
 
     def record(self) -> Any:
-        """Record an event on the current stream of the GPU; None on a CPU."""
+        """Record an event on the current stream of the GPU."""
         ...
 
     def elapsed(self, start: Any, end: Any, last_use: tuple[Any, ...]) -> Value:
@@ -43,18 +48,8 @@ class Meter(Protocol):
         ...
 
 
-class Mark(NamedTuple):
-    """Where host and device are.
-
-    Attributes:
-        host: Seconds of the clock.
-        event: The device's; None on a CPU.
-        compilations: How many graphs had been compiled.
-    """
-
-    host: float
-    event: Any
-    compilations: int
+# Where host and device are: the clock's seconds; the device's event, None on a CPU; how many graphs had been compiled.
+Mark = tuple[float, Any, int]
 
 
 class Clock:
@@ -70,26 +65,25 @@ class Clock:
 
     def __init__(self, meter: Meter):
         self.meter = meter
+        self._is_gpu = meter.is_gpu
         self.seconds: Callable[[], float] = time.perf_counter
         self.logs_idle = False
 
     def mark(self) -> Mark:
         """Mark where host and device are, without a wait."""
-        return Mark(self.seconds(), self.meter.record(), compilations())
+        return self.seconds(), self.meter.record() if self._is_gpu else None, compilations()
 
     def end(self, name: str, start: Mark, is_wait: bool) -> None:
         """Log what has passed since a mark that nothing else begins at."""
-        end = self.mark()
-        host: Value = end.host - start.host
-        values: list[tuple[str, Value]] = [(f"{name}/host", host)]
-        if end.event is None:
-            values.append((name, host))
-        else:
-            device = self.meter.elapsed(start.event, end.event, (start.event, end.event))
-            values.append((name, device))
+        (began, start_event, known), (ended, end_event, now_known) = start, self.mark()
+        host: Value = ended - began
+        values: list[tuple[str, Value]] = [(name, host), (f"{name}/host", host)]
+        if self._is_gpu:
+            device = self.meter.elapsed(start_event, end_event, (start_event, end_event))
+            values[0] = (name, device)
             if is_wait and self.logs_idle:
                 values.append(("time/idle", device))
-        self.meter.log(values, compiling=end.compilations != start.compilations)
+        self.meter.log(values, now_known != known)
 
 
 @assume_constant_result
@@ -129,8 +123,8 @@ class Block(ContextDecorator):
             return
         if kind is None and not meter.refuses(self._name):
             self._clock.end(self._name, start, self._is_wait)
-        elif start.event is not None:
-            meter.give_back(start.event)
+        elif start[1] is not None:
+            meter.give_back(start[1])
 
 
 def block(clock: Clock, name: str, is_wait: bool = False) -> AbstractContextManager[Any]:
