@@ -316,4 +316,4 @@ def _inputs(module: torch.fx.GraphModule, least: int, known: dict[Any, Any]) -> 
 def compilations() -> int:
     """Return how many graphs Dynamo has compiled in this process; the number changes when it compiles."""
     dynamo: Any = sys.modules.get("torch._dynamo.utils")
-    return 0 if dynamo is None else dynamo.counters["stats"]["unique_graphs"]
+    return 0 if dynamo is None else dynamo.counters["stats"].get("unique_graphs", 0)

@@ -196,15 +196,14 @@ class Buffers:
         """
         self.change(self._add_late, records, hparams)
 
-    def add_readings(self, values: Sequence[tuple[int, Value]]) -> None:
+    def add_readings(self, slots: tuple[int, ...], values: tuple[Value, ...]) -> None:
         """Add what instruments have read to the current step.
 
         Args:
-            values: Slots, of series that are a sum, a mean, the last or the largest value, and numbers. In a slot of -1
-                nothing is added.
+            slots: Of series that are a sum, a mean, the last or the largest value; -1 is none.
+            values: A number for each.
         """
-        step = self.clock.step
-        self._readings.extend([(slot, step, value) for slot, value in values if slot >= 0])  # in C: without a lock
+        self._readings.append((self.clock.step, slots, values))  # in C, so that it needs no lock
 
     def restore(self, clock: Clock, late: Late) -> None:
         """Go on where a state was taken, once its values are back in the bank.
@@ -406,7 +405,7 @@ class Buffers:
             arrived = self.plain.copy_to_host()
             self._make_deferred()
         deadline = time.monotonic() + timeout
-        awaited = [value.is_there for *_, value in readings if isinstance(value, Elapsed)]
+        awaited = [value.is_there for *_, values in readings for value in values if isinstance(value, Elapsed)]
         for is_there in [*([] if ready is None else [ready.query]), *awaited]:
             while not is_there():
                 if time.monotonic() > deadline:

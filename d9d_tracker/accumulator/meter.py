@@ -1,6 +1,6 @@
 """What the instruments of a run log by: slots of series, and numbers that arrive with the window."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ class Meter:
     ):
         self._run, self._has_ranks, self._context, self._is_silent = run, has_ranks, context, is_silent
         self._buffers = buffers = run.buffers
-        self._slots: dict[tuple[str, bool, ContextItems], int] = {}
+        self._slots: dict[tuple[tuple[str, ...], bool, ContextItems], tuple[int, ...]] = {}
         self._ring = EventRing(buffers.device, _WINDOWS * _BLOCKS * buffers.sync_every) if buffers.is_gpu else None
 
     @property
@@ -69,28 +69,34 @@ class Meter:
         """Return the slot of a series of all ranks that goes into ratios: see ``ScalarSeries.sums``."""
         return self._buffers.scalar_series.slot(ScalarSeries(name, context, reduce, sums=ratios))
 
-    def log(self, values: Sequence[tuple[str, Value]], compiling: bool = False, reduce: Reduction = "sum") -> None:
+    def log(
+        self, names: tuple[str, ...], values: tuple[Value, ...], compiling: bool = False, reduce: Reduction = "sum"
+    ) -> None:
         """Add numbers to the current step.
 
         Args:
-            values: Names and numbers.
+            names: Of their series.
+            values: The numbers.
             compiling: Whether code was compiled meanwhile, which their context then says.
             reduce: How several numbers of a step combine: sum, mean, last or max.
         """
-        context = self._context()
-        slots = self._slots
-        for name, _ in values:
-            if (name, compiling, context) not in slots:
-                self._claim(name, compiling, context, reduce)
-        self._buffers.add_readings([(slots.get((name, compiling, context), -1), value) for name, value in values])
+        key = (names, compiling, self._context())
+        slots = self._slots.get(key)
+        self._buffers.add_readings(self._claim(*key, reduce) if slots is None else slots, values)
 
-    def _claim(self, name: str, compiling: bool, context: ContextItems, reduce: Reduction) -> None:
+    def _claim(
+        self, names: tuple[str, ...], compiling: bool, context: ContextItems, reduce: Reduction
+    ) -> tuple[int, ...]:
         items = tuple(sorted({**dict(context), **dict(_COMPILING if compiling else ())}.items()))
         registry = self._buffers.scalar_series
-        series = ScalarSeries(name, items, reduce, spread=self._has_ranks)
-        other = replace(series, spread=not series.spread)
-        if other in registry.series:  # of a state that another number of ranks has saved
-            registry.series[registry.series.index(other)] = series
-        slot = registry.slot(series)
-        if slot >= 0:  # else each value is counted as it is dropped
-            self._slots[name, compiling, context] = slot
+        found: list[int] = []
+        for name in names:
+            series = ScalarSeries(name, items, reduce, spread=self._has_ranks)
+            other = replace(series, spread=not series.spread)
+            if other in registry.series:  # of a state that another number of ranks has saved
+                registry.series[registry.series.index(other)] = series
+            found.append(registry.slot(series))
+        slots = tuple(found)
+        if -1 not in slots:  # else each value is counted as it is dropped
+            self._slots[names, compiling, context] = slots
+        return slots

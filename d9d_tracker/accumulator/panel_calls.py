@@ -28,6 +28,7 @@ class PanelCalls(Calls):
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
         super().__init__(buffers, config)
         self._ranks = 1
+        self._names: dict[str, tuple[str, str]] = {}
         self.forget_panel()
 
     def time(self, name: str) -> AbstractContextManager[Any]:
@@ -52,8 +53,7 @@ class PanelCalls(Calls):
             TrackerTypeError: If the name is no text.
             TrackerValueError: If the name is empty.
         """
-        check_names([name])
-        return block(self.clock, f"time/{name}")
+        return block(self.clock, self._names_of(name))
 
     def timed(self, items: Iterable[_Item], name: str = "data") -> Timed[_Item]:
         """Time what a loop waits for, as in ``for batch in run.timed(loader):``.
@@ -70,8 +70,7 @@ class PanelCalls(Calls):
             TrackerTypeError: If the name is no text.
             TrackerValueError: If the name is empty.
         """
-        check_names([name])
-        return Timed(self.clock, f"time/{name}", items)
+        return Timed(self.clock, self._names_of(name), items)
 
     def _context_of_a_block(self) -> ContextItems:
         return self._context
@@ -135,7 +134,7 @@ class PanelCalls(Calls):
             slot = self._rates.claim(*key)
         known = as_number(n)
         if known is not None:
-            self.buffers.add_readings([(slot, known)])
+            self.buffers.add_readings((slot,), (known,))
             return
         number, scalars = check_number(name, (), n, self.buffers.device), self.buffers.scalars
         if slot >= 0:
@@ -149,12 +148,20 @@ class PanelCalls(Calls):
 
     def _end_step(self, seconds: float, compiling: bool) -> None:
         if not compiling:
-            self.buffers.add_readings(self._rates.times(seconds))
+            self.buffers.add_readings(*self._rates.times(seconds))
         if self._system is not None and (self._is_first or self.buffers.is_last_step):
             self._is_first = False
-            self._meter.log([*memory(self.buffers.device).items()], reduce="last")
-            sample = Sample(self._system)
-            self._meter.log([(name, sample.value(name)) for name in self._system.names], reduce="last")
+            found = memory(self.buffers.device)
+            self._meter.log(tuple(found), tuple(found.values()), reduce="last")
+            sample, names = Sample(self._system), self._system.names
+            self._meter.log(names, tuple(map(sample.value, names)), reduce="last")
+
+    def _names_of(self, name: str) -> tuple[str, str]:
+        names = self._names.get(name) if isinstance(name, str) else None
+        if names is None:
+            check_names([name])
+            names = self._names[name] = (f"time/{name}", f"time/{name}/host")
+        return names
 
     def forget_panel(self) -> None:
         """Have no instruments, for a new run."""

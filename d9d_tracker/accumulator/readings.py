@@ -1,11 +1,12 @@
 """What instruments read: numbers, or what is known when the window arrives. No kernel runs for them."""
 
 import logging
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from d9d_tracker_kernels import COUNT, MAX, SUM, WEIGHT
+import numpy as np
+
+from d9d_tracker_kernels import COUNT, LANES, LAST, MAX, SUM, WEIGHT
 
 from .host_window import HostWindow
 from .reductions import VALUE_LANE
@@ -13,7 +14,7 @@ from .reductions import VALUE_LANE
 logger = logging.getLogger("d9d_tracker")
 
 Value = float | Callable[[], float | None]
-Reading = tuple[int, int, Value]  # slot, step, value
+Reading = tuple[int, tuple[int, ...], tuple[Value, ...]]  # a step, slots, and as many values; a slot of -1 is none
 
 _said: set[str] = set()
 
@@ -25,19 +26,27 @@ def with_readings(window: HostWindow, readings: Sequence[Reading]) -> HostWindow
         window: The window as it was packed; it is not changed.
         readings: Of series that are a sum, a mean, the last or the largest value.
     """
-    known = [(slot, step, number) for slot, step, value in readings if (number := _number(value)) is not None]
+    known = [
+        (step, slot, number)
+        for step, slots, values in readings
+        for slot, value in zip(slots, values, strict=True)
+        if slot >= 0 and (number := _number(value)) is not None
+    ]
     if not known:
         return window
+    steps, slots, numbers = (np.array(column) for column in zip(*known, strict=True))
+    rows = np.searchsorted(window.steps, steps).clip(max=len(window.steps) - 1)  # one row is at the window's last step
+    lanes_of = np.array([VALUE_LANE[series.reduce] for series in window.scalars])[slots]
     lanes = window.lanes.copy()
-    for slot, step, number in known:
-        row = min(bisect_left(window.steps, step), len(window.steps) - 1)  # a window of one row is at its last step
-        lane = VALUE_LANE[window.scalars[slot].reduce]
-        if lane == SUM:
-            number += lanes[row, SUM, slot]
-        elif lane == MAX:
-            number = max(number, lanes[row, MAX, slot])
-        lanes[row, lane, slot] = number
-        lanes[row, WEIGHT : COUNT + 1, slot] += 1.0
+    flat, columns = lanes.reshape(-1), len(window.scalars)
+    cells = rows * (LANES * columns) + slots
+    for lane, merge in ((SUM, np.add), (MAX, np.maximum)):
+        chosen = lanes_of == lane
+        merge.at(flat, cells[chosen] + lane * columns, numbers[chosen])
+    is_last = lanes_of == LAST
+    flat[cells[is_last] + LAST * columns] = numbers[is_last]
+    for lane in (WEIGHT, COUNT):
+        np.add.at(flat, cells + lane * columns, 1.0)
     return replace(window, lanes=lanes)
 
 

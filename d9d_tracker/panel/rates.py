@@ -1,6 +1,6 @@
 """What gets done a second: units of a step, those of all ranks, by the time of the slowest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 from d9d_tracker.errors import TrackerValueError
@@ -27,6 +27,8 @@ class Rates:
         self._part, self._ranks = part, ranks
         self.slots: dict[tuple[str, Items, float | None, float | None], int] = {}
         self._seconds: dict[tuple[str, Items], tuple[int, float]] = {}  # by ratio: the slot of the time, and its factor
+        self._of_time: tuple[int, ...] = ()
+        self._factors: tuple[float, ...] = ()
         self._mfu_of: str | None = None
 
     def claim(self, name: str, context: Items, flops: float | None, peak: float | None) -> int:
@@ -53,12 +55,13 @@ class Rates:
         for ratio, factor in factors.items():
             slot = self._part(f"{ratio}/time", context, "max", ((ratio, -1),))
             self._seconds[ratio, context] = slot, factor
+        self._of_time, self._factors = map(tuple, zip(*self._seconds.values(), strict=True))
         ratios = (f"{name}/s", _MFU) if name == self._mfu_of else (f"{name}/s",)
         slot = self._part(name, context, "sum", tuple((ratio, 1) for ratio in ratios))
         if slot >= 0:  # else each value is counted as it is dropped
             self.slots[name, context, flops, peak] = slot
         return slot
 
-    def times(self, seconds: float) -> Sequence[tuple[int, float]]:
+    def times(self, seconds: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Return the slots of a step's time, and what they get of a step that took so long."""
-        return [(slot, seconds * factor) for slot, factor in self._seconds.values()]
+        return self._of_time, tuple([seconds * factor for factor in self._factors])

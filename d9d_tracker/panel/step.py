@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from .timers import Clock, Mark, Value
+from .timers import Clock, Mark
 
 
 class Steps:
@@ -33,10 +33,11 @@ class Steps:
         (began, start_event, known), (ended, end_event, now_known) = start, end
         host, compiling = ended - began, now_known != known
         if self.logs:
-            values: list[tuple[str, Value]] = [("time/step", host)]
-            if end_event is not None:
-                values.append(("time/device", self._clock.meter.elapsed(start_event, end_event, (start_event,))))
-            self._clock.meter.log(values, compiling)
+            if end_event is None:
+                self._clock.meter.log(("time/step",), (host,), compiling)
+            else:
+                device = self._clock.meter.elapsed(start_event, end_event, (start_event,))
+                self._clock.meter.log(("time/step", "time/device"), (host, device), compiling)
         elif start_event is not None:
             self._clock.meter.give_back(start_event)
         self._ended(host, compiling)

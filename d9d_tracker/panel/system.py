@@ -44,8 +44,8 @@ class System:
         self._sampled: float | None = None
         self._has_gpu = device.type == GPU and _has("amdsmi" if IS_AMD else "pynvml", "of the GPU")
         self._has_host = _has("psutil", "of CPU, memory, disk and network")
-        self.names = [*(_GPU if self._has_gpu else ())]
-        self.names += ["system/cpu", "system/ram", *_COUNTERS] if self._has_host else []
+        host = ("system/cpu", "system/ram", *_COUNTERS) if self._has_host else ()
+        self.names: tuple[str, ...] = (*(_GPU if self._has_gpu else ()), *host)
 
     def sample(self) -> dict[str, float]:
         """Ask for what there is, and for what has passed since the last sample."""

@@ -43,8 +43,8 @@ class Meter(Protocol):
         """Take events back that nobody will read."""
         ...
 
-    def log(self, values: list[tuple[str, Value]], compiling: bool = False) -> None:
-        """Add numbers to the current step; several of a series in a step are summed."""
+    def log(self, names: tuple[str, ...], values: tuple[Value, ...], compiling: bool = False) -> None:
+        """Add a number of each series to the current step, where those of a series are summed."""
         ...
 
 
@@ -73,17 +73,16 @@ class Clock:
         """Mark where host and device are, without a wait."""
         return self.seconds(), self.meter.record() if self._is_gpu else None, compilations()
 
-    def end(self, name: str, start: Mark, is_wait: bool) -> None:
+    def end(self, names: tuple[str, ...], start: Mark, is_wait: bool) -> None:
         """Log what has passed since a mark that nothing else begins at."""
         (began, start_event, known), (ended, end_event, now_known) = start, self.mark()
-        host: Value = ended - began
-        values: list[tuple[str, Value]] = [(name, host), (f"{name}/host", host)]
+        device = host = ended - began
         if self._is_gpu:
             device = self.meter.elapsed(start_event, end_event, (start_event, end_event))
-            values[0] = (name, device)
             if is_wait and self.logs_idle:
-                values.append(("time/idle", device))
-        self.meter.log(values, now_known != known)
+                self.meter.log((*names, "time/idle"), (device, host, device), now_known != known)
+                return
+        self.meter.log(names, (device, host), now_known != known)
 
 
 @assume_constant_result
@@ -103,36 +102,36 @@ class Block(ContextDecorator):
 
     Args:
         clock: Takes the time.
-        name: The series.
+        names: The series of the device's time, and of the host's.
         is_wait: Whether the device gets nothing to do within it.
     """
 
-    def __init__(self, clock: Clock, name: str, is_wait: bool = False):
-        self._clock, self._name, self._is_wait = clock, name, is_wait
+    def __init__(self, clock: Clock, names: tuple[str, str], is_wait: bool = False):
+        self._clock, self._names, self._is_wait = clock, names, is_wait
         self._marks: list[Mark | None] = []
 
     def _recreate_cm(self) -> Any:  # several threads may call the function
-        return block(self._clock, self._name, self._is_wait)
+        return block(self._clock, self._names, self._is_wait)
 
     def __enter__(self) -> None:
-        self._marks.append(None if self._clock.meter.refuses(self._name) else self._clock.mark())
+        self._marks.append(None if self._clock.meter.refuses(self._names[0]) else self._clock.mark())
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
         start, meter = self._marks.pop(), self._clock.meter
         if start is None:
             return
-        if kind is None and not meter.refuses(self._name):
-            self._clock.end(self._name, start, self._is_wait)
+        if kind is None and not meter.refuses(self._names[0]):
+            self._clock.end(self._names, start, self._is_wait)
         elif start[1] is not None:
             meter.give_back(start[1])
 
 
-def block(clock: Clock, name: str, is_wait: bool = False) -> AbstractContextManager[Any]:
+def block(clock: Clock, names: tuple[str, str], is_wait: bool = False) -> AbstractContextManager[Any]:
     """Return a block to be timed; in compiled code, where nothing can be, one that does nothing."""
     if torch.compiler.is_compiling():
         say_unmeasured("in compiled code")
         return nullcontext()
-    return Block(clock, name, is_wait)
+    return Block(clock, names, is_wait)
 
 
 class Timed(Generic[_Item]):
@@ -140,12 +139,12 @@ class Timed(Generic[_Item]):
 
     Args:
         clock: Takes the time.
-        name: The series.
+        names: The series of the device's time, and of the host's.
         items: What is gone through: a data loader, for example.
     """
 
-    def __init__(self, clock: Clock, name: str, items: Iterable[_Item]):
-        self._clock, self._name, self._items = clock, name, items
+    def __init__(self, clock: Clock, names: tuple[str, str], items: Iterable[_Item]):
+        self._clock, self._names, self._items = clock, names, items
 
     def __len__(self) -> int:
         if not isinstance(self._items, Sized):
@@ -153,7 +152,7 @@ class Timed(Generic[_Item]):
         return len(self._items)
 
     def __iter__(self) -> Iterator[_Item]:
-        items, waited = iter(self._items), Block(self._clock, self._name, is_wait=True)
+        items, waited = iter(self._items), Block(self._clock, self._names, is_wait=True)
         while True:
             try:
                 with waited:

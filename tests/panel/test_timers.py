@@ -182,7 +182,7 @@ def test_an_instrument_that_fails_costs_no_window(recorded, caplog):
         for step in range(4):
             run.set_step(step)
             run.scalar("loss", step)
-            run.clock.meter.log([("broken", lambda: 1 / 0), ("there", 1.0)])
+            run.clock.meter.log(("broken", "there"), (lambda: 1 / 0, 1.0))
     assert tracker.run.points("loss") == tracker.run.points("loss") | {step: float(step) for step in range(4)}
     assert tracker.run.points("there") == dict.fromkeys(range(4), 1.0)
     assert tracker.run.points("broken") == {}
