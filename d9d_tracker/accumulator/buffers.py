@@ -473,6 +473,8 @@ class Buffers:
                 self._late = Late()
             return
         host, ready, arrived, error = None, None, None, None
+        # In C as well, so that a signal handler that raises loses none.
+        self._late.readings.extend(map(deque.popleft, repeat(self._readings, len(self._readings))))
         try:
             arrived = self.plain.copy_to_host()
             lanes = self.scalars.window[: clock.rows, :, : len(scalars)]

@@ -136,9 +136,10 @@ class PanelCalls(Calls):
         if known is not None:
             self.buffers.add_readings((slot,), (known,))
             return
-        number, scalars = check_number(name, (), n, self.buffers.device), self.buffers.scalars
+        buffers = self.buffers
+        number = check_number(name, (), n, buffers.device)
         if slot >= 0:
-            self.buffers.change(scalars.write, Target([slot], scalars.places), [number], "sum", None)
+            buffers.change(buffers.merge, Target([slot], buffers.scalars.places), [number], "sum", None)
 
     def _step_times(self) -> Steps:
         if self._steps is None:
