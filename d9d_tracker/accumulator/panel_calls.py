@@ -73,7 +73,7 @@ class PanelCalls(Calls):
         return Timed(self.clock, self._names_of(name), items)
 
     def _context_of_a_block(self) -> ContextItems:
-        return self._context
+        return self._current_context()
 
     def monitor(self) -> None:
         """Log, from now on, how long steps take, and at the end of each window what memory and machine are like.
@@ -127,7 +127,7 @@ class PanelCalls(Calls):
             return
         if self._steps is None:
             self._step_times()
-        key = (name, self._context, flops, peak)
+        key = (name, self._current_context(), flops, peak)
         slot = self._rates.slots.get(key)
         if slot is None:
             check_names([name])

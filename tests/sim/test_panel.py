@@ -185,6 +185,7 @@ def test_the_whole_panel_copies_once_a_window_and_records_an_event_a_step(monkey
                 if step == 1:
                     before, issued = recorded.count(True), made.issued
                 run.set_step(step)
+                run.scalar("loss", 1.0)
                 if panel:
                     run.rate("tokens", 7)
                 sleep(1)
