@@ -16,7 +16,6 @@ from .buffers import Buffers
 from .calls import Calls
 from .host_scalars import as_number
 from .meter import Meter
-from .registry import ContextItems
 from .target import Target
 
 _Item = TypeVar("_Item")
@@ -72,9 +71,6 @@ class PanelCalls(Calls):
         """
         return Timed(self.clock, self._names_of(name), items)
 
-    def _context_of_a_block(self) -> ContextItems:
-        return self._current_context()
-
     def monitor(self) -> None:
         """Log, from now on, how long steps take, and at the end of each window what memory and machine are like.
 
@@ -127,7 +123,7 @@ class PanelCalls(Calls):
             return
         if self._steps is None:
             self._step_times()
-        key = (name, self._current_context(), flops, peak)
+        key = (name, self._contexts.get(), flops, peak)
         slot = self._rates.slots.get(key)
         if slot is None:
             check_names([name])
@@ -175,6 +171,6 @@ class PanelCalls(Calls):
     def clock(self) -> Clock:
         """What takes the time; ``clock.seconds`` may be replaced by another clock."""
         if self._clock is None:
-            self._meter = Meter(self, self._ranks > 1, self._context_of_a_block, self._is_silent)
+            self._meter = Meter(self, self._ranks > 1, self._contexts.get, self._is_silent)
             self._clock = Clock(self._meter)
         return self._clock

@@ -73,6 +73,14 @@ def test_contexts_have_totals_of_their_own(recorded, hand):
     assert found["tokens/s", "eval"] == dict.fromkeys((1, 2), 0.5)
 
 
+def compiled(run):
+    def step(values):
+        run.rate("tokens", 1)
+        return values * 2
+
+    return torch.compile(step, backend="eager", fullgraph=True)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -83,7 +91,7 @@ def test_contexts_have_totals_of_their_own(recorded, hand):
         (lambda run: run.rate("tokens", 1, flops=1.0, peak=0.0), TrackerValueError, "above 0"),
         (lambda run: run.rate("loss", 1), TrackerValueError, "'loss'.* was logged with"),
         (lambda run: run.rate("other", 1, flops=1.0, peak=1.0), TrackerValueError, "mfu is that of 'first'"),
-        (lambda run: torch.compile(lambda: run.rate("tokens", 1), backend="eager")(), TrackerValueError, "compiled"),
+        (lambda run: compiled(run)(torch.ones(2)), TrackerValueError, "compiled"),
     ],
 )
 def test_what_is_no_rate_is_refused(recorded, call, error, words):
