@@ -7,7 +7,7 @@ import time
 from d9d_tracker.panel import system
 
 STEPS, WINDOW = 40, 10
-# About 100 instructions of a CPU a call of this kind: 15,000 are allowed.
+# A call is about 700 instructions of a CPU, so this keeps what there is: it is far from the 15,000 that it should be.
 CALLS = 105
 
 
