@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from d9d_tracker.accumulator import devices
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -94,6 +96,7 @@ class FakeCuda:
             mock.patch.object(torch.cuda, "get_device_capability", constant((9, 0))),
             mock.patch.object(torch.cuda, "current_device", constant(0)),
             mock.patch.object(torch.cuda, "device_count", constant(1)),
+            mock.patch.object(devices, "_found", constant((1, 0))),
             mock.patch.object(cuda, "get_device_properties", staticmethod(constant(_H100))),
             mock.patch.object(cuda.Worker, "get_device_properties", staticmethod(constant(_H100))),
             mock.patch.object(cuda, "get_compute_capability", staticmethod(constant(90))),
