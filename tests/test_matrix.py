@@ -568,7 +568,7 @@ def _read_mlflow(folder: Path, run_id: str) -> Stored:
 
 
 def _trackio(folder: Path, **accumulator: Any) -> TrackerConfig:
-    os.environ["TRACKIO_DIR"] = str(folder.parent / "trackio")  # a process has one
+    os.environ.setdefault("TRACKIO_DIR", str(folder.parent / "trackio"))  # a process has one, from the first import on
     return TrackioConfig(project="matrix", **accumulator)
 
 
@@ -797,7 +797,7 @@ LIMITS = (
     ),
     Limit(
         "Aim has 64 equal bins between the least and the largest value: how many values there are is exact.",
-        ("bins", "counts", "histogram", "handle bins", "watch"),
+        ("bins", "counts", "histogram", "handle bins", "watch", "log_at a histogram"),
         {"Aim": MOMENTS["Aim"]},
         _has_as_many_values,
     ),

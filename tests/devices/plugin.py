@@ -47,13 +47,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="is of another bank"))
 
 
+@torch.compiler.assume_constant_result
+def _is_of_a_test() -> bool:
+    """Tell whether a test computes by it what it expects."""
+    return str(Path(__file__).parents[1]) in sys._getframe(2).f_code.co_filename
+
+
 class Mode(TorchFunctionMode):
     """Tensors are made on the device: of float32 where a test says float64, and on the host for its generators."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        is_tests = str(Path(__file__).parents[1]) in sys._getframe(1).f_code.co_filename
-        if is_tests and (func is torch.Tensor.double or torch.float64 in args):  # what a test computes by
+        if (func is torch.Tensor.double or torch.float64 in args) and _is_of_a_test():
             args = (args[0].cpu(), *args[1:])
         if func in _device_constructors() and kwargs.get("device") is None:
             if kwargs.get("dtype") == torch.float64:

@@ -62,6 +62,11 @@ def _get_repo(path: str) -> Any:
     return get_repo(path)
 
 
+def _has(repo: Any, run_id: str) -> bool:
+    """Tell whether a repository has a run, now: what Aim says of a local one is half a second old."""
+    return repo.run_exists(run_id) if repo.is_remote_repo else Path(repo.path, "meta", "chunks", run_id).exists()
+
+
 _CHOOSING = threading.Lock()
 
 
@@ -221,10 +226,10 @@ class AimTracker(RecordTracker[AimConfig]):
         repo = _get_repo(self.config.repo)
         # Aim remembers the list of runs for half a second, in which the run may have been born.
         repo._all_run_hashes.cache_clear()
-        if run_id is not None and not repo.run_exists(run_id):
+        if run_id is not None and not _has(repo, run_id):
             _LOGGER.warning("run %r is gone from Aim repository %s: starting another", run_id, self.config.repo)
             run_id = None
-        if run_id is None and self.new_id is not None and repo.run_exists(self.new_id):
+        if run_id is None and self.new_id is not None and _has(repo, self.new_id):
             run_id = self.new_id
         lock, is_new = None, run_id is None
         if run_id is not None:
