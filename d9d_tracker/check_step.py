@@ -30,7 +30,8 @@ class StepReport:
             debug mode reported.
         cuda_graph_skips: Why CUDA graphs were skipped; None where there is no CUDA device to try.
         cuda_graphs: How many CUDA graphs a few calls captured, and how often one was replayed; None likewise.
-        kernels: How many kernels the step launches; None if it did not compile to one graph.
+        kernels: How many kernels of the compiler's own the step launches, calls of operators left out; None if it did
+            not compile to one graph.
         kernels_added: How many of them are there because of tracking; None likewise.
     """
 

@@ -275,7 +275,7 @@ def test_bins_of_others_are_kept(recorded, counts, edges):
 def test_a_histogram_that_merges_with_nothing_is_refused(recorded):
     tracker = recorded()
     with tracker.open() as run:
-        with pytest.raises(TrackerValueError, match=r"'a': bins of unequal widths .* run\.backend\("):
+        with pytest.raises(TrackerValueError, match=r"'a': bins of unequal widths .* run\.backend that calls"):
             run.histogram("a", finished([1, 2], [0.3, 0.5, 9.0]))
         with pytest.raises(TrackerValueError, match="'a': its edges are not those of the binning"):
             run.histogram("a", finished([1, 2], [0.3, 0.5, 9.0]), binning=LinearBinning(low=0, high=1, bins=3))

@@ -27,6 +27,7 @@ EXTRAS = {
     "trackio": ("trackio",),
     "plot": ("matplotlib",),
     "pandas": ("pandas",),
+    "system": ("psutil",),
     "demo": ("scikit-learn",),
 }
 
