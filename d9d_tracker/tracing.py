@@ -10,7 +10,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import CodeType, FrameType
 from typing import Any
 
@@ -270,10 +270,15 @@ def _output() -> Any:
     return InstructionTranslator.current_tx().output
 
 
+def is_under_fake_mode() -> bool:
+    """Tell whether a ``FakeTensorMode`` is active in this thread."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+
 @contextmanager
 def for_real() -> Iterator[None]:
     """Do the work of a block for real, also while a torch.func transform is traced, or under a ``FakeTensorMode``."""
-    with temporarily_clear_interpreter_stack(), _disable_current_modes():
+    with temporarily_clear_interpreter_stack(), _disable_current_modes() if is_under_fake_mode() else nullcontext():
         yield
 
 

@@ -14,7 +14,7 @@ import torch
 
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.record import Record
-from d9d_tracker.tracing import for_real, mark_static, modes_around
+from d9d_tracker.tracing import for_real, is_under_fake_mode, mark_static, modes_around
 from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS, allocate
 from d9d_tracker_kernels.device import GPU
 
@@ -367,7 +367,7 @@ class Buffers:
         Args:
             changes: Functions and their arguments, in this order.
         """
-        if modes_around():
+        if modes_around() and is_under_fake_mode():
             with for_real():
                 self._finish(changes)
                 return
