@@ -204,7 +204,7 @@ def store_operations(size: int) -> tuple[float, float]:
         board.put(f"answer/{rank}", {"ask": 0, "generation": 0, "waits": False, "left": False, "back": -1})
     pulse.say()
     quiet = count(pulse.beat)
-    asks = count(lead._look)  # pyright: ignore[reportPrivateUsage]
+    asks = count(lead._look)  # pyright: ignore[reportPrivateUsage] what it asks the store is counted
     answers = count(pulse.beat)
     pulse.close()
     others, seconds = size - 1, period(size)

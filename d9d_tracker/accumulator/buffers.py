@@ -1,13 +1,11 @@
 """The device side of a tracker: every buffer that logging touches, and the clock of its windows."""
 
-import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS, allocate
 from d9d_tracker_kernels.device import GPU
 
 from .arguments import Number
+from .clock import Clock, make_clock
 from .devices import device_of, has_bank
 from .event_ring import Elapsed
 from .host_window import HostWindow
@@ -34,38 +33,6 @@ from .target import Target
 from .window import Staging, Window
 
 _Change = tuple[Callable[..., object], tuple[Any, ...]]
-
-
-class Clock(NamedTuple):
-    """Where a run stands. Replaced as a whole, so that it is never seen half changed.
-
-    The lists may be longer than ``rows``, by what the next clock will hold: to copy them at every step would make a
-    step dearer the longer the window is.
-
-    Attributes:
-        step: The current step.
-        began: When it began on the host, in seconds since the epoch.
-        first: The step that the window began with.
-        filed: The step of each row.
-        times: When each of these began.
-        rows: How many rows the window holds.
-        passed: How many steps of the window have ended.
-        windows: Index of the next window.
-        copies: How many copies to the host this run took.
-    """
-
-    step: int
-    began: float
-    first: int
-    filed: MutableSequence[int]
-    times: MutableSequence[float]
-    rows: int = 0
-    passed: int = 0
-    windows: int = 0
-    copies: int = 0
-
-
-_make_clock = functools.partial(tuple.__new__, Clock)  # at every step; a named tuple's own constructor is Python code
 
 
 class Buffers:
@@ -332,7 +299,7 @@ class Buffers:
             _, _, first, filed, times, rows, passed, windows, copies = clock
             completes = passed + 1 == self.sync_every
             files = self._per_step or completes
-            after = _make_clock((step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies))
+            after = make_clock((step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies))
             if not files:
                 self._finish(((self._begin, (after, 0)),))
             elif not completes:
@@ -415,8 +382,7 @@ class Buffers:
         window = Window(
             0, steps, times, host, None, None, scalars, histograms, Late(readings=readings), arrived=arrived
         )
-        views = window.wait()
-        copied = replace(views, lanes=views.lanes.copy(), counts=views.counts.copy(), moments=views.moments.copy())
+        copied = window.wait().copy()
         self.staging.give_back(host)
         return clock, copied, late
 

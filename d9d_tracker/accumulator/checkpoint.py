@@ -21,7 +21,8 @@ from pydantic import NonNegativeInt, TypeAdapter
 from d9d_tracker.points import Points
 from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, MOMENTS
 
-from .buffers import Buffers, Clock
+from .buffers import Buffers
+from .clock import Clock
 from .host_window import HostWindow, Tail, contradictions, empty_window, merge_windows
 from .late import Late
 from .moving import Moving

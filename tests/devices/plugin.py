@@ -16,8 +16,8 @@ from d9d_tracker.accumulator import buffers
 
 from . import device
 
-# What looks at the bank of the host or of CUDA itself; and a library that makes tensors of its own.
-_LEFT_OUT = (
+# Why what is left out, by parts of the names of tests.
+_OF_ANOTHER_BANK = (
     "test_captures.py",
     "test_devices.py",
     "test_host_scalars.py",
@@ -27,10 +27,23 @@ _LEFT_OUT = (
     "a_series_that_came_after_the_state",
     "distributed_checkpoint",
     "test_skipped_steps.py",
-    # For which torch has no kernels of this device.
-    *("sparse", "packed_sequence", "complex", "conjugated", "export", "scaler", "amp", "skipped", "several_outputs"),
     "stored_and_copied",
 )
+_WITHOUT_KERNELS = (
+    "sparse",
+    "packed_sequence",
+    "complex",
+    "conjugated",
+    "export",
+    "scaler",
+    "amp",
+    "skipped",
+    "several_outputs",
+)
+_LEFT_OUT = {
+    **dict.fromkeys(_OF_ANOTHER_BANK, "looks at the bank of the host or of CUDA itself, or hands it its memory"),
+    **dict.fromkeys(_WITHOUT_KERNELS, "torch has no kernels of this device for it"),
+}
 NAME = os.environ.get("DEVICE", device.NAME)
 
 
@@ -43,8 +56,9 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(words in item.nodeid for words in _LEFT_OUT):
-            item.add_marker(pytest.mark.skip(reason="is of another bank"))
+        for words, reason in _LEFT_OUT.items():
+            if words in item.nodeid:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @torch.compiler.assume_constant_result
