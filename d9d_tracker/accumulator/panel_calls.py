@@ -9,7 +9,7 @@ from d9d_tracker.panel.memory import memory
 from d9d_tracker.panel.rates import Rates
 from d9d_tracker.panel.step import Steps
 from d9d_tracker.panel.system import Sample, System
-from d9d_tracker.panel.timers import Clock, Timed, block
+from d9d_tracker.panel.timers import Stopwatch, Timed, block
 
 from .arguments import Number, check_names, check_number
 from .buffers import Buffers
@@ -162,15 +162,15 @@ class PanelCalls(Calls):
 
     def forget_panel(self) -> None:
         """Have no instruments, for a new run."""
-        self._clock: Clock | None = None
+        self._clock: Stopwatch | None = None
         self._steps: Steps | None = None
         self._system: System | None = None
         self._is_first = True
 
     @property
-    def clock(self) -> Clock:
+    def clock(self) -> Stopwatch:
         """What takes the time; ``clock.seconds`` may be replaced by another clock."""
         if self._clock is None:
             self._meter = Meter(self, self._ranks > 1, self._contexts.get, self._is_silent)
-            self._clock = Clock(self._meter)
+            self._clock = Stopwatch(self._meter)
         return self._clock

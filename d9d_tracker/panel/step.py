@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from .timers import Clock, Mark
+from .timers import Mark, Stopwatch
 
 
 class Steps:
@@ -13,7 +13,7 @@ class Steps:
         ended: Called when a step has ended, with its seconds on the host and whether code was compiled in it.
     """
 
-    def __init__(self, clock: Clock, ended: Callable[[float, bool], None]):
+    def __init__(self, clock: Stopwatch, ended: Callable[[float, bool], None]):
         self._clock, self._ended = clock, ended
         self._start: Mark | None = None
         self.logs = False

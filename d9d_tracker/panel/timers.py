@@ -52,7 +52,7 @@ class Meter(Protocol):
 Mark = tuple[float, Any, int]
 
 
-class Clock:
+class Stopwatch:
     """Takes marks.
 
     Args:
@@ -106,7 +106,7 @@ class Block(ContextDecorator):
         is_wait: Whether the device gets nothing to do within it.
     """
 
-    def __init__(self, clock: Clock, names: tuple[str, str], is_wait: bool = False):
+    def __init__(self, clock: Stopwatch, names: tuple[str, str], is_wait: bool = False):
         self._clock, self._names, self._is_wait = clock, names, is_wait
         self._marks: list[Mark | None] = []
 
@@ -126,7 +126,7 @@ class Block(ContextDecorator):
             meter.give_back(start[1])
 
 
-def block(clock: Clock, names: tuple[str, str], is_wait: bool = False) -> AbstractContextManager[Any]:
+def block(clock: Stopwatch, names: tuple[str, str], is_wait: bool = False) -> AbstractContextManager[Any]:
     """Return a block to be timed; in compiled code, where nothing can be, one that does nothing."""
     if torch.compiler.is_compiling():
         say_unmeasured("in compiled code")
@@ -143,7 +143,7 @@ class Timed(Generic[_Item]):
         items: What is gone through: a data loader, for example.
     """
 
-    def __init__(self, clock: Clock, names: tuple[str, str], items: Iterable[_Item]):
+    def __init__(self, clock: Stopwatch, names: tuple[str, str], items: Iterable[_Item]):
         self._clock, self._names, self._items = clock, names, items
 
     def __len__(self) -> int:
