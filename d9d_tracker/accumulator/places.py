@@ -92,8 +92,8 @@ class Places:
                 name = label(series.name, series.context)
                 logger.error("%s is dropped: compiled code of this process has %d names already", name, _MOST_PLACES)
                 return _NOWHERE
-            self._series[series] = self.claimed[series] = place
-            self._tell(series, slot)
+            self.claimed[series] = place
+            self._add(series, place, slot)
             return place
 
     def adopt(self, token: str, claimed: dict[Series, int]) -> None:
@@ -105,8 +105,7 @@ class Places:
         """
         with self._lock:
             for series in list(claimed)[self._adopted.get(token, 0) :]:
-                self._series[series] = claimed[series]
-                self._tell(series, self._slot_if_it_fits(series, self.context))
+                self._add(series, claimed[series], self._slot_if_it_fits(series, self.context))
             self._adopted[token] = len(claimed)
 
     def entry(self, series: Series) -> Entry:
@@ -170,6 +169,12 @@ class Places:
             if told != self._told:
                 self._told = told
                 self._write_all()
+
+    def _add(self, series: Series, place: int, slot: int) -> None:
+        if series not in self._series:
+            self._series[series] = place
+            self._told.pop(series, None)  # what was told was for its handle
+        self._tell(series, slot)
 
     def _tell(self, series: Series, slot: int) -> None:
         self._known.setdefault(self.context, {})[series] = slot

@@ -94,6 +94,30 @@ def test_a_handle_and_a_name_are_one_series(recorded):
     assert tracker.run.points("loss") == {0: (3 + 6 + 6 + 21) / 6}
 
 
+@pytest.mark.parametrize("handle_first", [True, False])
+def test_compiled_code_may_name_the_series_of_a_handle(recorded, handle_first):
+    tracker = recorded()
+
+    for life in range(2):
+        with tracker.open(f"life {life}") as run:
+
+            @torch.compile(fullgraph=True, backend="aot_eager")
+            def log(values, run=run):
+                run.scalar("loss", values.sum(), reduce="sum")
+                run.bins("out", values)
+                return values * 2
+
+            if not handle_first:
+                log(torch.ones(3))
+            loss, out = run.scalar_series("loss", reduce="sum"), run.bins_series("out")
+            log(torch.ones(3))
+            loss.scalar(1.0)
+            out.bins(torch.ones(1))
+        calls = 1 if handle_first else 2
+        assert tracker.run.points("loss") == {0: 3.0 * calls + 1}
+        assert tracker.run.histograms("out")[0].count == 3 * calls + 1
+
+
 def test_a_handle_outlives_its_run(recorded, graphs, caplog):
     tracker = recorded()
     with tracker.open("first") as run:
