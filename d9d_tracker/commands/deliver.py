@@ -19,18 +19,9 @@ _UNBOUNDED = 2**62
 
 
 def deliver(folder: Path, timeout: float, only_list: bool, console: Console) -> bool:
-    """Deliver every backlog in a folder to the run that it belongs to.
+    """Deliver every backlog in a folder to its run, each within seconds; return whether nothing is left.
 
     A backlog of a job that is still running is left alone. Interrupted and run again, it goes on where it stopped.
-
-    Args:
-        folder: The folder of the backlogs: ``accumulator.backlog_dir``.
-        timeout: Seconds to wait for each backend, at most.
-        only_list: Only say what there is.
-        console: Where to say it.
-
-    Returns:
-        Whether nothing is left.
     """
     paths = sorted(folder.expanduser().glob("*.sqlite3"))
     table = Table("backlog", "run", "records", "steps", "outcome")

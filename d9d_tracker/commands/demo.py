@@ -81,16 +81,7 @@ class Network(nn.Module):
 
 
 def main(provider: str, steps: int, out: Path) -> int:
-    """Train, track, and say where the run is.
-
-    Args:
-        provider: Name of the backend.
-        steps: Number of training steps.
-        out: Folder of the runs.
-
-    Returns:
-        The exit status.
-    """
+    """Train, track, and say where the run is."""
     if provider == "aim" and importlib.util.find_spec("aim") is None:
         Console().print("Aim is not installed (Python 3.13 has no wheel of it): the run goes to a JSON file.")
         provider = "jsonl"

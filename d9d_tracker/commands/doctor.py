@@ -33,11 +33,7 @@ EXTRAS = {
 
 
 def main() -> int:
-    """Print one table: versions, what is there, and pass or fail by row.
-
-    Returns:
-        0 if every check passed, else 1.
-    """
+    """Print one table: versions, what is there, and pass or fail by row; return 1 if one failed."""
     console = Console()
     table = Table("", "found", "", title="d9d_tracker doctor")
     table.add_row("Python", platform.python_version())

@@ -41,11 +41,7 @@ def in_words(values: dict[str, Any], most: int = _LONGEST) -> str:
 
 
 def labels_of(runs: Sequence[StoredRun]) -> list[str]:
-    """Return what tells runs apart: their names, hyperparameters in which they differ, at last their files.
-
-    Args:
-        runs: The runs. One alone needs no label.
-    """
+    """Return what tells runs apart: their names, hyperparameters in which they differ, at last their files."""
     if len(runs) == 1:
         return [""]
     names = [run.name if len({run.name for run in runs}) > 1 else "" for run in runs]
@@ -65,12 +61,7 @@ def together(*labels: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return a text with its middle left out if it is too long.
-
-    Args:
-        text: The text.
-        most: Characters at most.
-    """
+    """Return a text with its middle left out if it is too long."""
     if len(text) <= most:
         return text
     end = (most - 1) // 2
@@ -78,12 +69,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def shortened_apart(texts: Iterable[str], most: int) -> dict[str, str]:
-    """Return texts shortened, with a number where two would read the same.
-
-    Args:
-        texts: The texts.
-        most: Characters at most, without the number.
-    """
+    """Return texts shortened, with a number where two would read the same."""
     short = {text: shortened(text, most) for text in texts}
     counts, used = Counter(short.values()), Counter[str]()
     for text, words in short.items():
@@ -94,11 +80,7 @@ def shortened_apart(texts: Iterable[str], most: int) -> dict[str, str]:
 
 
 def unmatched(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
-    """Say which patterns match no series, with the names that are near.
-
-    Returns:
-        A line for each such pattern.
-    """
+    """Say which patterns match no series, with the names that are near."""
     known = list(dict.fromkeys(names))
     return [
         f"no series {pattern}; {_near(pattern, known)}"

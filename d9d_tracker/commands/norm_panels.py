@@ -38,12 +38,7 @@ def common_view(series: Iterable[Scalars]) -> tuple[float, float] | None:
 
 
 def on_common_axis(draw: "Callable[[Axes], None]", view: tuple[float, float] | None) -> "Callable[[Axes], None]":
-    """Return what draws a panel with given limits.
-
-    Args:
-        draw: Draws the curves, on a logarithmic axis.
-        view: The limits.
-    """
+    """Return what draws a panel with given limits."""
 
     def drawn(axes: "Axes") -> None:
         draw(axes)

@@ -11,11 +11,7 @@ PATTERNS = (*_STEP, *_MEMORY, "*/s")
 
 
 def pace(series: Sequence[Scalars | Histograms]) -> str:
-    """Return ``1.23 s a step, 45k tokens/s, 71 GiB``, as far as it is known.
-
-    Args:
-        series: Series of a run, those of ``PATTERNS`` among them. What is of steps that compiled is left out.
-    """
+    """Return ``1.23 s a step, 45k tokens/s, 71 GiB``, as far as it is known."""
     steady = [one for one in series if isinstance(one, Scalars) and "compiling" not in one.context]
     last = {one.name: float(one.values[-1]) for one in sorted(steady, key=lambda one: int(one.steps[-1]))}
     words = [f"{_short(last[name], '', 'm', 'µ')}s a step" for name in _STEP if name in last][:1]

@@ -26,27 +26,17 @@ _MAKES_A_DIFFERENCE = 4  # a curve should not lose its ends to a rule
 
 
 class Look(NamedTuple):
-    """How a series is drawn in all panels.
-
-    Attributes:
-        color: Its color.
-        line: Its line, as matplotlib calls it.
-    """
+    """How a series is drawn in all panels; the line is matplotlib's word for it."""
 
     color: str
     line: Literal["-", "--", ":", "-."]
 
 
 def view_of(lows: np.ndarray, highs: np.ndarray, clip: float) -> tuple[float, float, int]:
-    """Return the range that an axis shows.
+    """Return low and high of an axis that shows ``clip`` percent, and how many are out of view.
 
-    Args:
-        lows: Where what is to be seen begins, finite, float64 of shape ``[n]`` with n at least 1.
-        highs: Where each of it ends; the same, if it is points.
-        clip: Percentage in view, the outermost left out on both sides alike; of a few, one on each side.
-
-    Returns:
-        Low, high, and how many are out of view, in part at least: none unless the others would be flattened.
+    What is to be seen lies between ``lows`` and ``highs``, finite, float64 of shape ``[n]``. Nothing is out of view
+    unless the others would be flattened.
     """
     low = np.percentile(lows, (100 - clip) / 2, method="higher")
     high = np.percentile(highs, (100 + clip) / 2, method="lower")
@@ -58,15 +48,7 @@ def view_of(lows: np.ndarray, highs: np.ndarray, clip: float) -> tuple[float, fl
 def draw_curves(
     axes: "Axes", curves: Sequence[tuple[Look, Sequence[Scalars]]], smooth: int | None, clip: float, log: bool
 ) -> None:
-    """Draw scalar series: every point in a thin line, and means around them in a thick one.
-
-    Args:
-        axes: Where to draw.
-        curves: Looks, and a series each; or several, such as those of all ranks, whose quantiles are drawn.
-        smooth: Number of points in a mean; 1 for none, None for a fiftieth of a long curve.
-        clip: Percentage of the points that the axis shows.
-        log: Whether the axis is logarithmic; it is not where no value is positive.
-    """
+    """Draw scalar series: points in a thin line, means around them in a thick one; of several, quantiles."""
     every = np.concatenate([series.values for _, several in curves for series in several])
     finite = every[np.isfinite(every)]
     if not finite.size:
@@ -118,15 +100,7 @@ def _mark_broken_curves(axes: "Axes", series: Sequence[Scalars]) -> None:
 
 
 class HistogramView(NamedTuple):
-    """The part of steps and values that all panels of a histogram series show.
-
-    Attributes:
-        begin: The step behind which the first window begins.
-        end: The last step.
-        edges: Borders of the rows of heat maps, rising.
-        hidden: How many windows are out of view, in part.
-        is_whole: Whether the values are whole numbers, each of which has rows of its own.
-    """
+    """The steps, rows of values (rising edges) and hidden windows that all panels of a series have in common."""
 
     begin: float
     end: float
@@ -136,12 +110,7 @@ class HistogramView(NamedTuple):
 
 
 def view_histograms(several: Sequence[Histograms], clip: float) -> HistogramView | None:
-    """Return what the panels of histogram series have in common; None if there is no finite value.
-
-    Args:
-        several: The series.
-        clip: Percentage of the windows in view, as of the points of curves.
-    """
+    """Return what the panels of histogram series have in common; None if there is no finite value."""
     used = [one for series in several for one in series.values if one.count]
     if not used:
         return None
@@ -191,13 +160,7 @@ def draw_heat_map(axes: "Axes", series: Histograms, view: HistogramView) -> None
 
 
 def finish_histograms(axes: "Axes", several: Sequence[Histograms], view: HistogramView | None) -> None:
-    """Give a panel of histogram series its limits, and mark the windows that hold NaN or infinities.
-
-    Args:
-        axes: The panel.
-        several: The series in it.
-        view: What is shown, None if there is no finite value.
-    """
+    """Give a panel of histogram series its limits, and mark the windows that hold NaN or infinities."""
     if view is None:
         say(axes, f"no finite value in {sum(len(series.steps) for series in several):,} windows")
     else:
@@ -215,11 +178,7 @@ def finish_histograms(axes: "Axes", several: Sequence[Histograms], view: Histogr
 
 
 def merged(several: Sequence[Histograms]) -> Histograms:
-    """Return histogram series as one that holds the values of all, the bins of different edges spread evenly.
-
-    Args:
-        several: The series, such as those of all ranks.
-    """
+    """Return histogram series as one that holds the values of all, bins of different edges spread evenly."""
     by_step: dict[int, list[Histogram]] = {}
     for series in several:
         for step, one in zip(series.steps.tolist(), series.values, strict=True):

@@ -40,14 +40,7 @@ _MOST_HEAT_MAPS = 8
 
 @dataclass
 class Panel:
-    """A part of the picture.
-
-    Attributes:
-        title: What it is of.
-        draw: Draws it.
-        labels: What it shows.
-        begins_row: Whether it stands on the left.
-    """
+    """A part of the picture."""
 
     title: str
     draw: "Callable[[Axes], None]"
@@ -65,27 +58,7 @@ def plot(
     log: bool = False,
     most: int = 24,
 ) -> list[str]:
-    """Draw runs into a picture.
-
-    Args:
-        paths: Files of runs, or folders of them.
-        patterns: Which series, as the shell's; all without any.
-        out: The picture; its ending says which format, png without any.
-        steps: The first and the last step to draw; all by default.
-        clip: Percentage of a panel's points in view, or of the windows of histograms, which keeps a spike from
-            flattening the rest.
-        smooth: Number of points in a mean; by default a fiftieth of a long curve.
-        log: Whether curves have a logarithmic axis.
-        most: Number of series drawn at most.
-
-    Returns:
-        What was left out and why, a line each.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-        FileNotFoundError: If there is no run.
-        ValueError: If no series matches, no file could be read, or the format is unknown.
-    """
+    """Draw runs into a picture, whose ending says its format; return what was left out and why, a line each."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure

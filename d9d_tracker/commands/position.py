@@ -14,13 +14,7 @@ from d9d_tracker.record import Record
 
 
 class Mark(NamedTuple):
-    """A place between two steps up to which all was sent.
-
-    Attributes:
-        step: The first step behind it.
-        points: How many points there were before it.
-        digest: Of those points.
-    """
+    """The first step behind what was sent, how many points that was, and their digest."""
 
     step: int
     points: int
@@ -28,20 +22,7 @@ class Mark(NamedTuple):
 
 
 class Position:
-    """What a destination was sent of a run, in a file beside that of the run.
-
-    Args:
-        run: The run.
-        config: Where it is sent: each destination has a position of its own.
-
-    Attributes:
-        path: The file.
-        state: State of the destination's tracker; None before its run was opened.
-        opening: Whether the destination's run was about to be opened when this was noted last.
-        marks: What the destination holds, a mark for each part.
-        hparams: The hyperparameters it was sent.
-        end: What it was told of the run's end.
-    """
+    """What a destination was sent of a run, in a file beside that of the run."""
 
     def __init__(self, run: StoredRun, config: TrackerConfig):
         text = config.model_dump_json(exclude={"accumulator"})
@@ -66,14 +47,7 @@ class Position:
         return self.marks[-1].points if self.marks else 0
 
     def forget_changed(self, records: Sequence[Record]) -> bool:
-        """Drop the marks behind which lies a point that has changed since.
-
-        Args:
-            records: All points of the run by rising step.
-
-        Returns:
-            Whether the destination may hold other values than these.
-        """
+        """Drop marks behind which a point has changed since; return whether the destination may hold other values."""
         told = [*self.marks, *([self._sending] if self._sending else [])]
         steps, good = [record.step for record in records], 0
         for mark, before in zip(told, [None, *told], strict=False):
@@ -86,11 +60,7 @@ class Position:
         return good < len(told)
 
     def begin(self, part: Sequence[Record]) -> None:
-        """Note, durably, what is sent next: a kill may come when the destination has it and before that is noted.
-
-        Args:
-            part: The points that follow the last mark.
-        """
+        """Note, durably, what is sent next: a kill may come when the destination has it and before that is noted."""
         before = self.marks[-1].digest if self.marks else ""
         self._sending = Mark(part[-1].step + 1, self.points + len(part), _digest(before, part))
         self.save()

@@ -29,16 +29,7 @@ class _Killed(BaseException):
 
 
 def config_from(provider: str | None, settings: list[str], file: Path | None) -> TrackerConfig:
-    """Make a backend's configuration from the command line.
-
-    Args:
-        provider: Name of the backend; None if the file says it.
-        settings: Fields as ``NAME=VALUE``; a value that is JSON is read as such.
-        file: JSON file of the configuration that the settings amend, if any.
-
-    Raises:
-        ValueError: If they do not make a configuration; the message says what is wrong with which field.
-    """
+    """Make a backend's configuration of a JSON file, if any, amended by settings ``NAME=VALUE``."""
     data: dict[str, Any] = json.loads(file.read_text()) if file is not None else {}
     data |= {"provider": provider} if provider is not None else {}
     for setting in settings:
@@ -63,17 +54,7 @@ def replay(path: Path, config: TrackerConfig, console: Console) -> list[str]:
     Stopped and run again, it goes on with the first step that the backend may lack, and takes back what it has of it.
     So it does with what a job has logged since. Points that have changed, as when the job was resumed from a checkpoint
     meanwhile, are sent again with all that follows them; to a run of their own, if the backend cannot amend a step.
-
-    Args:
-        path: File of a run, or folder of runs.
-        config: Configuration of the backend, without an accumulator.
-        console: Where to say what was done.
-
-    Returns:
-        What is wrong with files that could not be read, a line each; the others were sent.
-
-    Raises:
-        OSError: If the backend cannot be opened or cannot store the points, with what it raised as the cause.
+    Returns what is wrong with files that could not be read.
     """
     faults = []
     for run in read(path):

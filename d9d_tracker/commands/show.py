@@ -29,19 +29,7 @@ _ALL = sys.maxsize
 
 
 def show(path: Path, patterns: list[str], follow: bool, console: Console) -> None:
-    """Print runs.
-
-    Args:
-        path: File of a run, or folder of runs.
-        patterns: Which series to show of each run, as the shell's; without any, all of a single run, else none.
-        follow: Whether to print again when the files change, until interrupted; also if there is no run yet. Where they
-            have too little room, the rows that changed last are shown.
-        console: Where to print.
-
-    Raises:
-        FileNotFoundError: If there is no run.
-        ValueError: If the file is no run.
-    """
+    """Print the series of runs that match patterns, all of a single run without any; again as they change, if asked."""
     seen = _state(path)  # before it is read: what comes meanwhile is a change
     if not follow:
         for part in _parts(read(path), patterns, console, _ALL):

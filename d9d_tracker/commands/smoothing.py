@@ -8,18 +8,10 @@ _OUTLIERS = 50  # one in so many values, and one at least, is left out on both s
 
 
 def smoothed(steps: np.ndarray, values: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return means of the values around a step, at some hundred steps; a spike does not widen in them.
+    """Return some hundred steps, and means of the values around them, float64 of the same shape; a spike stays narrow.
 
     Of five values or more the outermost are left out, and so is what is not finite. Towards both ends the means are of
     fewer values, as many on either side.
-
-    Args:
-        steps: Rising, of shape ``[n]``.
-        values: float64 of shape ``[n]``.
-        points: How many values a mean is taken of.
-
-    Returns:
-        Steps, and means: float64 of the same shape; NaN where there is no finite value.
     """
     centers = np.unique(np.linspace(0, len(values) - 1, min(_MOST_MEANS, len(values))).round().astype(int))
     halves = np.minimum(points // 2, np.minimum(centers, len(values) - 1 - centers))
@@ -35,12 +27,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most some ten thousand points that look like all of them: the extremes of stretches.
-
-    Args:
-        steps: Rising, of shape ``[n]``.
-        values: Of the same shape.
-    """
+    """Return at most some ten thousand points, by rising step, that look like all: the extremes of stretches."""
     if len(values) <= _MOST_POINTS:
         return steps, values
     width = -(-len(values) // (_MOST_POINTS // 2))

@@ -17,15 +17,7 @@ AnyTracker = BaseTracker[Any] | TrackerConfig | dict[str, Any]
 
 
 class LazyRun:
-    """What it does not have itself, it has from the run: ``scalar``, ``bins`` and the others open it.
-
-    Args:
-        tracker: A tracker, the configuration of one, also as plain data, or an open run, which stays its owner's to
-            step and to close.
-        properties: Name, description and hyperparameters of the run.
-        is_alone: Whether only one process of a job ever gets here: a configuration's ``"auto"`` then is ``"off"``.
-        monitor: Whether to call ``run.monitor()``.
-    """
+    """What it does not have itself, it has from the run: ``scalar``, ``bins`` and the others open it."""
 
     _all_open: ClassVar[set[Self]] = set()
 

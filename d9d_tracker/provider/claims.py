@@ -19,10 +19,6 @@ class Claims:
 
     ``bins("act")`` may be written as ``act/mean``, which is also what ``scalar("act/mean")`` is called. Whoever comes
     second is written with a ``~`` behind its name.
-
-    Args:
-        run_id: The run, for messages.
-        reserved: Names that the backend uses itself.
     """
 
     def __init__(self, run_id: str, reserved: Iterable[str] = ()):
@@ -31,12 +27,7 @@ class Claims:
         self._names: dict[tuple[str, str], str] = {}
 
     def name(self, series: str, suffix: str = "") -> str:
-        """Return the name to write under: the series' with the suffix, unless another series has it.
-
-        Args:
-            series: Name of the series.
-            suffix: What is added for a part of it, for example ``/mean``.
-        """
+        """Return the name to write under: the series' with the suffix, unless another series has it."""
         owner = (series, suffix)
         known = self._names.get(owner)
         if known is not None:

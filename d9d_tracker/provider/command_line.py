@@ -7,12 +7,7 @@ from pathlib import Path
 
 
 def command(name: str, *arguments: object) -> str:
-    """Return a command line that runs a program of this environment.
-
-    Args:
-        name: The program; ``"python"`` is the interpreter that runs this.
-        *arguments: Its arguments, quoted as a shell needs it.
-    """
+    """Return a command line that runs a program of this environment."""
     program = Path(sys.executable) if name == "python" else Path(sys.executable).with_name(name)
     found = shutil.which(name)
     if found is not None and (Path(found) == program or not program.exists()):

@@ -46,15 +46,7 @@ class ConsoleTrackerConfig(TrackerConfig):
 
 
 def sparkline(values: list[float], blocks: str = BLOCKS) -> str:
-    """Draw numbers as one character each, from the lowest block for the smallest to the highest for the largest.
-
-    Args:
-        values: The numbers, oldest first.
-        blocks: Characters by rising height.
-
-    Returns:
-        One character a number; ``!`` where it is not finite.
-    """
+    """Draw numbers, the oldest first, as one block each, by their height; ``!`` where one is not finite."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     # Halved, because the span of two finite numbers can overflow.
@@ -70,16 +62,7 @@ def sparkline(values: list[float], blocks: str = BLOCKS) -> str:
 
 
 def bars(histogram: Histogram, bins: int = 24, blocks: str = BLOCKS) -> str:
-    """Draw a histogram between its minimum and maximum as one character a bin; a blank where nothing was counted.
-
-    Args:
-        histogram: The histogram.
-        bins: Number of characters, even.
-        blocks: Characters by rising height.
-
-    Returns:
-        The characters; empty if the histogram holds no finite value.
-    """
+    """Draw a histogram between its minimum and maximum as an even number of characters, a blank for none."""
     if not histogram.count:
         return ""
     counts, _, _ = rebin(histogram, bins)
@@ -121,12 +104,6 @@ class ConsoleRun(RecordRun):
 
     Elsewhere each series' latest value goes to the logger ``d9d_tracker`` at level INFO, one line per context. With
     logging not configured, Python shows nothing of level INFO.
-
-    Args:
-        properties: Name of the run, shown as the title.
-        run_id: The name of the run.
-        config: How often to log.
-        console: Where to draw.
     """
 
     def __init__(self, properties: RunConfig, run_id: str, config: ConsoleTrackerConfig, console: Console):

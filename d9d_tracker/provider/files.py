@@ -10,16 +10,7 @@ _warned: set[Path] = set()
 
 
 def append(file: int, size: int, data: bytes) -> None:
-    """Write at the end of a file and wait until it is on disk; leave the file as it was if that fails.
-
-    Args:
-        file: Descriptor of the file.
-        size: Its size, in bytes.
-        data: What to add.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Write at the end of a file and wait until it is on disk; leave the file as it was if that fails."""
     position = size
     try:
         while position < size + len(data):
@@ -31,11 +22,7 @@ def append(file: int, size: int, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the file system can; where it cannot, warn once.
-
-    Args:
-        folder: The folder.
-    """
+    """Make the names in a folder durable, where the file system can; where it cannot, warn once."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -50,15 +50,6 @@ class JsonlRun(RecordRun):
 
     Re-attaching removes a line that a kill cut in half and continues after the last whole one; the first line stays as
     it is.
-
-    Args:
-        path: The file; created with its folder if missing.
-        run_id: The name of the file without its ending.
-        properties: What the first line says, if the file is new.
-
-    Raises:
-        RuntimeError: If another process, or another run of this one, has the file open.
-        ValueError: If the file exists and is not a run.
     """
 
     def __init__(self, path: Path, run_id: str, properties: RunConfig):
@@ -133,11 +124,7 @@ class JsonlRun(RecordRun):
         _LOGGER.warning("run %r: its file had vanished and was written anew with all it held: %s", self.id, self._path)
 
     def rewind(self, step: int) -> None:
-        """Take the lines of ``step`` or later out of the file, and wait until that is on disk.
-
-        Args:
-            step: First step that will be logged again.
-        """
+        """Take the lines of ``step`` or later out of the file, and wait until that is on disk."""
         self.sync()
         self._cut_before(step)
 

@@ -38,15 +38,7 @@ _quoted = functools.lru_cache(maxsize=10_000)(json.dumps)
 
 
 def run_line(run_id: str, properties: RunConfig) -> bytes:
-    """Write the first line of a run's file.
-
-    Args:
-        run_id: The run's id.
-        properties: Its name, description and hyperparameters, whatever these hold.
-
-    Returns:
-        The line with its newline, in ASCII.
-    """
+    """Write the first line of a run's file."""
     return _line(
         {
             "type": "run",
@@ -60,12 +52,7 @@ def run_line(run_id: str, properties: RunConfig) -> bytes:
 
 
 def end_line(error: BaseException | None, ended: float | None = None) -> bytes:
-    """Write how a run ended, the last line of its file for as long as nobody goes on with it.
-
-    Args:
-        error: What ended it, if it failed.
-        ended: When, in seconds since the epoch; now by default.
-    """
+    """Write how a run ended, the last line of its file for as long as nobody goes on with it."""
     outcome = "finished" if error is None else "failed" if isinstance(error, Exception) else "killed"
     words = None if error is None else f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
     fields = {"outcome": outcome, "error": words}
@@ -73,23 +60,12 @@ def end_line(error: BaseException | None, ended: float | None = None) -> bytes:
 
 
 def hparams_line(hparams: Mapping[str, Any]) -> bytes:
-    """Write hyperparameters that came after the first line as one of their own.
-
-    Args:
-        hparams: The hyperparameters, whatever these hold.
-    """
+    """Write hyperparameters that came after the first line as one of their own."""
     return _line({"type": "hparams", "hparams": plain_hparams(dict(hparams))})
 
 
 def points_lines(points: Points) -> bytes:
-    """Write the points of a window as lines, in the order of their steps.
-
-    Args:
-        points: At least one point.
-
-    Returns:
-        What ``record_line`` gives for each of them, put together from what is the same for a series and for a step.
-    """
+    """Write a window as ``record_line`` writes each point, put together from what series and steps have in common."""
     heads = [f'{{"type":"scalar","name":{_quoted(name)},"step":' for name, _ in points.series]
     contexts = [f',"context":{json.dumps(context) if context else "{}"}' for _, context in points.series]
     texts = list(map(repr, points.values.tolist()))
@@ -114,14 +90,7 @@ def points_lines(points: Points) -> bytes:
 
 
 def record_line(record: Record) -> bytes:
-    """Write a point as a line.
-
-    Args:
-        record: The point.
-
-    Returns:
-        The line with its newline, in ASCII.
-    """
+    """Write a point as a line."""
     if not isinstance(record.value, Histogram):
         # Pieced together, because most lines are like this one and differ in two numbers from the one before.
         value = repr(float(record.value)) if math.isfinite(record.value) else f'"{record.value}"'
@@ -159,14 +128,7 @@ def _without_gaps(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_record(fields: dict[str, Any]) -> Record:
-    """Return the point that a line says.
-
-    Args:
-        fields: The line, decoded.
-
-    Raises:
-        KeyError: If it is no point.
-    """
+    """Return the point that a line says."""
     value: float | Histogram
     if fields["type"] == "scalar":
         value = float(fields["value"])
@@ -180,11 +142,7 @@ def read_record(fields: dict[str, Any]) -> Record:
 
 
 def whole_lines(data: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield where each whole line ends and what it says, leaving out what a kill tore off at the end of the file.
-
-    Raises:
-        ValueError: If the file is not a run, or is damaged elsewhere than at its end.
-    """
+    """Yield where each whole line ends and what it says, without what a kill tore off at the end of the file."""
     end, torn = 0, None
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         end += len(line) + 1
@@ -207,17 +165,6 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
 
     The last line for a series and step counts: a later one replaces the former. A last line that was cut in half by a
     kill is left out.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The fields of the run line (``id``, ``name``, ``description``, ``hparams``, ``time``; non-finite hyperparameters
-        as the text they are stored as), and the records in the order in which their series and step first appeared.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not the file of a run.
     """
     path = Path(path)
     run: dict[str, Any] | None = None

@@ -20,14 +20,6 @@ def hold(file: int, what: str, remove: Path | None = None) -> None:
     """Lock an open file for this run alone, without waiting.
 
     On a file system without locks, as some network file systems are mounted, there is a warning instead, once.
-
-    Args:
-        file: Descriptor of the file; ``let_go`` closes it and so lifts the lock.
-        what: What is locked, for the error.
-        remove: The file's path, if ``let_go`` is to remove it.
-
-    Raises:
-        RuntimeError: If another process, or another descriptor of this one, holds the lock.
     """
     try:
         flock(file, LOCK_EX | LOCK_NB)
@@ -44,18 +36,7 @@ def hold(file: int, what: str, remove: Path | None = None) -> None:
 
 
 def lock_on_this_machine(run_id: str, what: str) -> int:
-    """Keep other writers on this machine away from a run that has no folder to put a lock in.
-
-    Args:
-        run_id: The backend's identity of the run.
-        what: What is locked, for the error.
-
-    Returns:
-        Descriptor of the lock, for ``let_go``, which removes the file.
-
-    Raises:
-        RuntimeError: If another process, or another run of this one, holds the lock.
-    """
+    """Keep other writers on this machine away from a run that has no folder to put a lock in."""
     digest = hashlib.blake2b(run_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     path = Path(tempfile.gettempdir(), f"d9d_tracker-{os.getuid()}-{digest}.lock")
     while True:
@@ -72,11 +53,7 @@ def lock_on_this_machine(run_id: str, what: str) -> int:
 
 
 def let_go(file: int) -> None:
-    """Close a file, which lifts its lock.
-
-    Args:
-        file: Its descriptor.
-    """
+    """Close a file, which lifts its lock."""
     path = _HELD.pop(file, None)
     if path is not None:
         path.unlink(missing_ok=True)  # while the lock is held: whoever waits for it looks whether it is still there

@@ -49,11 +49,7 @@ class MultiConfig(TrackerConfig):
 
 
 class MultiTracker(BaseTracker[MultiConfig]):
-    """Stands for the trackers of several backends; its state carries theirs.
-
-    Args:
-        trackers: The backends' trackers by name.
-    """
+    """Stands for the trackers of several backends; its state carries theirs."""
 
     def __init__(self, trackers: Mapping[str, BaseTracker[Any]]):
         self._trackers = dict(trackers)

@@ -14,11 +14,6 @@ def flat_name(name: str, context: Mapping[str, str], sign: str = "=") -> str:
 
     Different series get different texts: a sign within the name, and a sign or slash within a tag, is percent-encoded.
     What UTF-8 cannot encode is escaped.
-
-    Args:
-        name: Name of the series.
-        context: Its tags; they are sorted by their names.
-        sign: What stands between the name of a tag and its value.
     """
     return _flat_name(name, tuple(context.items()), sign)
 
@@ -44,13 +39,7 @@ def encodable(value: Any) -> Any:
 
 
 def storable(value: Any, finite: bool = True, int64: bool = True) -> Any:
-    """Rewrite plain data for backends that have no form for some: lone surrogates become escapes, numbers text.
-
-    Args:
-        value: What ``plain_hparams`` returned.
-        finite: Whether NaN and infinities become text.
-        int64: Whether integers beyond 64 bits do.
-    """
+    """Rewrite plain data for backends that have no form for some: lone surrogates become escapes, some numbers text."""
     if isinstance(value, dict):
         return {encodable(key): storable(part, finite, int64) for key, part in value.items()}
     if isinstance(value, list):

@@ -12,21 +12,11 @@ def non_finite(histogram: Histogram) -> dict[str, int]:
 
 
 def rebin(histogram: Histogram, bins: int) -> tuple[np.ndarray, float, float]:
-    """Spread a histogram over equal bins between its exact minimum and maximum.
+    """Spread a histogram over an even number of equal bins: counts, int64 of shape ``[bins]``, and the range's ends.
 
-    A value is moved by at most the width of the bin it was counted in; the total is kept exactly. When all values are
-    equal to some v, the range is v plus and minus half of its magnitude (0.5 for zero), and v is the lower edge of the
-    bin in the middle.
-
-    Args:
-        histogram: A histogram of at least one finite value.
-        bins: Number of bins, even.
-
-    Returns:
-        Counts (int64, shape ``[bins]``, their sum is ``histogram.count``), lower and upper end of the range.
-
-    Raises:
-        ValueError: If the histogram holds no finite value.
+    A value is moved by at most the width of its bin; the total is kept exactly. The ends are minimum and maximum; when
+    all values are equal to some v, they are v minus and plus half of its magnitude (0.5 for zero), and v is the lower
+    edge of the bin in the middle.
     """
     if not histogram.count:
         raise ValueError("a histogram without finite values has no range to rebin over")
@@ -44,17 +34,9 @@ def rebin(histogram: Histogram, bins: int) -> tuple[np.ndarray, float, float]:
 
 
 def coarsen(histogram: Histogram, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Merge neighbouring bins of a histogram until few enough are left; nothing is moved between the edges that stay.
+    """Merge neighbouring bins until few are left: counts, int64 of shape ``[n]``, and float64 edges, ``[n + 1]``.
 
-    Neighbours that are empty go first.
-
-    Args:
-        histogram: A histogram of at least one finite value.
-        bins: Number of bins, at most.
-
-    Returns:
-        Counts (int64, shape ``[n]``) and rising edges (float64, shape ``[n + 1]``), ``n <= bins``. The outermost edges
-        are the minimum and the maximum, unless those are equal.
+    Neighbours that are empty go first. The outermost edges are the minimum and the maximum, unless those are equal.
     """
     used = histogram.counts > 0
     starts = np.flatnonzero(used | np.append(True, used[:-1]))

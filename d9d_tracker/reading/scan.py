@@ -26,13 +26,7 @@ _HEADER_OF_HISTOGRAM = re.compile(
 
 
 class Key(NamedTuple):
-    """What tells a series from others.
-
-    Attributes:
-        kind: ``"scalar"`` or ``"histogram"``.
-        name: Name of the series.
-        context: Its tags, sorted.
-    """
+    """What tells a series from others: ``"scalar"`` or ``"histogram"``, its name, and its tags, sorted."""
 
     kind: str
     name: str
@@ -40,14 +34,7 @@ class Key(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Points of one series, in the order of the file.
-
-    Attributes:
-        key: The series.
-        steps: Their steps, int64 of shape ``[points]``.
-        values: Their values: float64 of that shape, or a list of histograms; None if they are not wanted.
-        times: Seconds since the epoch, float64 of that shape; NaN where not known.
-    """
+    """Points of one series, in the order of the file: arrays of shape ``[points]``, or a list of histograms."""
 
     key: Key
     steps: np.ndarray
@@ -56,18 +43,9 @@ class Part(NamedTuple):
 
 
 def scan(path: Path, wanted: Callable[[Key], bool], name: str | None = None) -> Iterator[Part]:
-    """Yield the points of a run's file, in memory for a block of the file at a time.
+    """Yield the points of a run's file by series, a block of the file at a time; without values where not wanted.
 
-    Args:
-        path: The file; it may be written meanwhile.
-        wanted: Whether the values of a series are of interest.
-        name: The only name of interest; then scalars of other names are passed over unread.
-
-    Yields:
-        Points by series, block by block. Those of other series have no values, and other histograms are not decoded.
-
-    Raises:
-        ValueError: If a line other than the last is no point.
+    Scalars of other names than ``name`` are passed over unread, if one is given.
     """
     try:
         yield from _scan(path, wanted, name)

@@ -16,10 +16,6 @@ def rewind(run: aim.Run, step: int) -> None:
     that ended early, would stand beside those that hold the same values.
 
     Points that a kill cut in half are deleted with them: Aim stores value and step one after the other.
-
-    Args:
-        run: The run, open for writing, in a local repository.
-        step: First step that will be logged again.
     """
     meta: Any = run.meta_run_tree
     for kind in ("metric", "distributions"):

@@ -19,14 +19,7 @@ _ROOM = 8 << 20
 
 
 def check_room(repo: Path) -> None:
-    """Refuse to open or close a run where there is no room for the tables that this writes.
-
-    Args:
-        repo: Folder of the local repository.
-
-    Raises:
-        OSError: If the disk, or a quota, has less than 8 MiB left.
-    """
+    """Refuse to open or close a run where there is no room for the tables that this writes."""
     try:
         with tempfile.TemporaryFile(dir=repo) as file:
             if hasattr(os, "posix_fallocate"):  # macOS has none
@@ -40,18 +33,7 @@ def check_room(repo: Path) -> None:
 
 
 def reopen(run: Any, open_run: Callable[[], aim.Run]) -> aim.Run:
-    """Open a torn run anew, with all that was stored before the tear.
-
-    Args:
-        run: The torn run, in a local repository.
-        open_run: Opens the same run again.
-
-    Returns:
-        The run, fit for writing.
-
-    Raises:
-        OSError: If there is no room yet; the run is then as it was.
-    """
+    """Open a torn run anew, with all that was stored before the tear."""
     check_room(Path(run.repo.path))
     containers = _detach(run)
     run.close()
@@ -60,11 +42,7 @@ def reopen(run: Any, open_run: Callable[[], aim.Run]) -> aim.Run:
 
 
 def abandon(run: Any) -> None:
-    """Leave a run as a kill would: what was stored is found in the log by whoever opens it next.
-
-    Args:
-        run: The run, in a local repository.
-    """
+    """Leave a run as a kill would: what was stored is found in the log by whoever opens it next."""
     containers = _detach(run)
     run._resources.finalizer.detach()
     for resource in run._resources.extra_resources:

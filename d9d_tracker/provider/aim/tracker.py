@@ -92,11 +92,6 @@ class AimRun(RecordRun):
 
     Aim stores each value when it is logged, so that a killed process loses nothing; ``flush`` also makes it survive a
     failing machine.
-
-    Args:
-        run: The run, open for writing.
-        lock: Descriptor of the lock that keeps other writers away, or None for a repository on a server.
-        open_again: Opens the same run again.
     """
 
     def __init__(self, run: aim.Run, lock: int | None, open_again: Callable[[], aim.Run]):
@@ -155,9 +150,6 @@ class AimRun(RecordRun):
         """Delete what an earlier life of this run wrote at ``step`` or later, and what its death cut in half.
 
         Not in a repository on a server, where only what is logged again at its step is replaced.
-
-        Args:
-            step: First step that will be logged again.
         """
         super().rewind(step)
         if self._run.repo.is_remote_repo:

@@ -26,10 +26,6 @@ class D9dRun(RecordRun):
     A histogram of d9d is counts over the bins 0 to 1, 1 to 2 and so on. One with such edges, as the integer binning
     gives, is written as it is; every histogram is written as quantiles, moments and counts, too, because d9d's trackers
     may leave histograms out without a word. d9d's runs have no flush: what they keep back is theirs to lose.
-
-    Args:
-        run_id: Identity of the run.
-        context: Context manager of d9d's run.
     """
 
     def __init__(self, run_id: str, context: AbstractContextManager[Any]):
@@ -63,11 +59,7 @@ class D9dRun(RecordRun):
 
 
 class D9dTracker(RecordTracker[D9dConfig]):
-    """Opens runs of a tracker of d9d, and re-attaches to them as that tracker does.
-
-    Args:
-        tracker: The tracker of d9d.
-    """
+    """Opens runs of a tracker of d9d, and re-attaches to them as that tracker does."""
 
     def __init__(self, tracker: Any):
         super().__init__(D9dConfig(tracker={}))
@@ -75,11 +67,7 @@ class D9dTracker(RecordTracker[D9dConfig]):
 
     @classmethod
     def from_config(cls, config: D9dConfig) -> Self:
-        """Create d9d's tracker from its configuration, and this one around it.
-
-        Args:
-            config: The configuration.
-        """
+        """Create d9d's tracker from its configuration, and this one around it."""
         inner = TypeAdapter[Any](d9d.AnyTrackerConfig).validate_python(config.tracker)
         return cls(d9d.tracker_from_config(inner))
 
@@ -88,14 +76,7 @@ class D9dTracker(RecordTracker[D9dConfig]):
         return {**super().state_dict(), "d9d": self._tracker.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned, before ``open``.
-
-        Args:
-            state_dict: A state of the same tracker.
-
-        Raises:
-            ValueError: If it is not such a state; the tracker is then unchanged.
-        """
+        """Restore what ``state_dict`` returned, before ``open``."""
         if "d9d" not in state_dict:
             raise ValueError("the state of a D9dTracker has a 'run_id' and a 'd9d'; this one is another's")
         super().load_state_dict(state_dict)

@@ -16,9 +16,6 @@ def valid_key(key: str) -> str:
 
     Forbidden characters (all but letters, digits and ``_-. :/``), slashes without anything between them and what is
     beyond 250 characters are replaced; eight digits of the original's SHA-256 at the end keep different keys apart.
-
-    Args:
-        key: The key.
     """
     digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
     valid = _FORBIDDEN.sub("_", key)
@@ -29,15 +26,6 @@ def valid_key(key: str) -> str:
 
 
 def chunks(key: str, text: str, size: int) -> dict[str, str]:
-    """Split a text that is too long for one tag.
-
-    Args:
-        key: Name of the tag.
-        text: The text.
-        size: Characters that fit into a tag.
-
-    Returns:
-        The tag ``key``, and ``key/2``, ``key/3`` and so on for what does not fit.
-    """
+    """Return a text as tags of ``size`` characters at most: ``key``, ``key/2``, ``key/3`` and so on."""
     parts = [text[start : start + size] for start in range(0, len(text), size)] or [""]
     return {key if number == 1 else f"{key}/{number}": part for number, part in enumerate(parts, start=1)}

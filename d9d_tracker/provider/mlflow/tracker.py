@@ -50,12 +50,6 @@ class MLflowRun(RecordRun):
     flush, and MLflow knows it again by its time stamp. MLflow can neither replace nor delete a value: a step that holds
     one keeps it, and what is logged for it later is left out; but at the last step of an earlier life, which may have
     ended in its middle, another value is added with a later time, and the last one holds.
-
-    Args:
-        client: Client of the server or store.
-        run_id: Identity of the run.
-        lock: Descriptor of the lock that keeps other writers away.
-        ended: When it ended, in seconds since the epoch, for one that is carried over; when it is closed by default.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, lock: int, ended: float | None = None):
@@ -76,11 +70,7 @@ class MLflowRun(RecordRun):
         return self._client
 
     def rewind(self, step: int) -> None:
-        """Leave out what an earlier life of this run wrote at ``step`` or later: MLflow keeps it, once.
-
-        Args:
-            step: First step that will be logged again.
-        """
+        """Leave out what an earlier life of this run wrote at ``step`` or later: MLflow keeps it, once."""
         super().rewind(step)
         self._pending = {key: metric for key, metric in self._pending.items() if metric.step < step}
         self._last = {}

@@ -35,24 +35,12 @@ def purge(step: int) -> bytes:
 
 
 def points(step: int, values: Iterable[Any], began: float | None = None) -> bytes:
-    """Return the points of one step.
-
-    Args:
-        step: The step.
-        values: What ``point`` returned.
-        began: When it began, in seconds since the epoch; now if None.
-    """
+    """Return the points of one step, which began then, in seconds since the epoch, or now."""
     return _framed(_EVENTS.Event(wall_time=began or time.time(), step=step, summary=_SUMMARIES.Summary(value=values)))
 
 
 def point(tag: str, value: float | Histogram) -> Any:
-    """Return one point of one tag.
-
-    Args:
-        tag: Name of the series on TensorBoard's page.
-        value: A number, which becomes a float32; or a histogram of at least one finite value, which keeps its edges
-            (except that TensorBoard reads the outermost ones as the minimum and the maximum), counts and moments.
-    """
+    """Return one point of one tag: a float32, or a histogram of at least one finite value with its own edges."""
     if not isinstance(value, Histogram):
         with np.errstate(over="ignore"):
             return _SUMMARIES.Summary.Value(tag=tag, simple_value=float(np.float32(value)))
@@ -71,13 +59,7 @@ def point(tag: str, value: float | Histogram) -> Any:
 
 
 def properties(run: RunConfig, run_id: str) -> dict[str, Any]:
-    """Return what shows how a run was started, by tag.
-
-    Args:
-        run: Its name, description and hyperparameters. They become the texts ``name``, ``description`` and ``hparams``
-            (the whole, as JSON), and a row of the page HParams (flattened).
-        run_id: The run's identity.
-    """
+    """Return, by tag, the texts ``name``, ``description`` and ``hparams`` (JSON), and a row of the page HParams."""
     # Four spaces make Markdown show text as it is.
     hparams = "".join(f"    {line}\n" for line in json.dumps(plain_hparams(run.hparams), indent=2).split("\n"))
     texts = {"name": run.name, "description": run.description, "hparams": hparams}

@@ -40,14 +40,6 @@ class TensorBoardRun(RecordRun):
     fails leaves the file as it was and keeps the values for the next one. A value logged again for the last flushed
     step replaces the former: an event that TensorBoard calls a purge makes readers forget that step, and what else it
     held is written anew. ``rewind`` purges likewise.
-
-    Args:
-        folder: The folder.
-        properties: What is shown of a run that is new.
-        is_new: Whether it is.
-
-    Raises:
-        RuntimeError: If another process, or another run of this one, writes to the folder.
     """
 
     def __init__(self, folder: Path, properties: RunConfig, is_new: bool):
@@ -81,11 +73,7 @@ class TensorBoardRun(RecordRun):
         return Writer(self._folder, self._put_value)
 
     def rewind(self, step: int) -> None:
-        """Make readers forget what an earlier life of this run wrote at ``step`` or later.
-
-        Args:
-            step: First step that will be logged again.
-        """
+        """Make readers forget what an earlier life of this run wrote at ``step`` or later."""
         super().rewind(step)
         self._pending = {earlier: values for earlier, values in self._pending.items() if earlier < step}
         self._written = {earlier: values for earlier, values in self._written.items() if earlier < step}

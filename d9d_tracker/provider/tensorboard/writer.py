@@ -21,12 +21,7 @@ class _File:
 
 
 class Writer(SummaryWriter):
-    """A writer whose values go elsewhere: a second file in a run's folder would hide the first.
-
-    Args:
-        folder: The run's folder.
-        put: Gets each value, a protocol buffer, with its step.
-    """
+    """A writer whose values go elsewhere: a second file in a run's folder would hide the first."""
 
     def __init__(self, folder: Path, put: Callable[[int, Any], None]):
         self._file = _File(folder, put)

@@ -42,14 +42,6 @@ class TrackioRun(RecordRun):
     ``<name>/nan`` and ``<name>/inf``. Non-finite scalars are stored as Trackio stores them, as text.
 
     ``flush`` commits; a row that comes again, after a failure that left it unknown whether it was stored, is ignored.
-
-    Args:
-        storage: Trackio's storage.
-        project: The project.
-        run_id: The run's id.
-        properties: Name, description and hyperparameters.
-        group: The group that the run belongs to, if any.
-        lock: Descriptor of the lock that keeps other writers away.
     """
 
     def __init__(self, storage: Any, project: str, run_id: str, properties: RunConfig, group: str | None, lock: int):

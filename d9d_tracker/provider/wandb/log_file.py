@@ -19,11 +19,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 class LogFile:
-    """Reads a transaction log, also while W&B writes it.
-
-    Args:
-        path: The file; it need not exist yet.
-    """
+    """Reads a transaction log, also while W&B writes it."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -58,15 +54,9 @@ class LogFile:
                         yield record.history.step.num, begin
 
     def cut_from(self, step: int) -> bool:
-        """Remove the rows of ``step`` and later ones, and what was written behind them.
+        """Remove the rows of ``step`` and later ones, and what was written behind them; return whether there was any.
 
         The file is replaced and not shortened: a killed run's helper process may still be writing to it.
-
-        Args:
-            step: First step to remove.
-
-        Returns:
-            Whether there was any.
         """
         for found, begin in self.new_steps():
             if found >= step:

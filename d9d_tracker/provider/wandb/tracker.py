@@ -51,12 +51,6 @@ class WandbRun(RecordRun):
 
     ``flush`` hands the rows to W&B and waits until they are on disk in its log, from which its own process uploads them
     (if that dies first, ``wandb sync`` does). A row that was flushed is final: W&B takes nothing more for its step.
-
-    Args:
-        run: The run.
-        log: W&B's log of this run, or None if it writes none.
-        earlier: Its logs of earlier lives of this run.
-        lock: Descriptor of the lock that keeps other writers away.
     """
 
     def __init__(self, run: wandb.Run, log: LogFile | None, earlier: list[LogFile], lock: int):
@@ -81,9 +75,6 @@ class WandbRun(RecordRun):
         """Take back what an earlier life of this run wrote at ``step`` or later, offline.
 
         Online, W&B keeps what it has got: those steps are not stored a second time.
-
-        Args:
-            step: First step that will be logged again.
         """
         super().rewind(step)
         self._rows = {earlier: row for earlier, row in self._rows.items() if earlier < step}
