@@ -19,9 +19,8 @@ from d9d_tracker_kernels.device import GPU, gpu
 from .placement import is_distributed, local_scalar, local_share
 from .reductions import Reduction
 from .registry import ContextItems, Named, label
+from .scalars import Number
 from .spmd import typed_scalar, typed_share
-
-Number = torch.Tensor | float
 
 logger = logging.getLogger("d9d_tracker")
 

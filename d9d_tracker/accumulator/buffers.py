@@ -16,7 +16,6 @@ from d9d_tracker.tracing import for_real, is_under_fake_mode, mark_static, modes
 from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS, allocate
 from d9d_tracker_kernels.device import GPU
 
-from .arguments import Number
 from .clock import Clock, make_clock
 from .devices import device_of, has_bank
 from .event_ring import Elapsed
@@ -27,7 +26,7 @@ from .plain import Parts, PlainBank
 from .readings import Reading, Value
 from .reductions import VALUE_LANE, Reduction
 from .registry import HistogramSeries, Registry, ScalarSeries
-from .scalars import ScalarBank
+from .scalars import Number, ScalarBank
 from .sides import Sides, Streams
 from .target import Target
 from .window import Staging, Window

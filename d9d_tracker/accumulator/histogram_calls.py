@@ -1,11 +1,14 @@
 """Histograms of a run: from names and populations to what is counted into the bank."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from typing_extensions import override
 
+from d9d_tracker.base import BinsHandle
 from d9d_tracker.config import Binning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.record import Histogram
@@ -15,9 +18,9 @@ from .arguments import check_counts, check_mapping, check_names, check_populatio
 from .calls import WHAT_A_HANDLE_LOGS, Calls, Scope
 from .effects import add_counts_with_effect, histogram_with_effect
 from .fitting import fitting
-from .handles import AccumulatingBinsHandle
+from .places import Places
 from .regions import has_effect_here, refuse_effect_here
-from .registry import label
+from .registry import HistogramSeries, label
 from .slots import counts_at, histogram_at, histogram_series, token_of
 from .target import Target
 
@@ -272,3 +275,39 @@ class HistogramCalls(Calls):
         if not has_bank:
             refuse_effect_here()
         return not has_bank
+
+
+class AccumulatingBinsHandle(BinsHandle):
+    """A histogram series, from ``AccumulatingRun.bins_series``.
+
+    Args:
+        run: Where it logs.
+        series: The series, with the context of the handle alone.
+        every: Its cadence in steps.
+        places: Gives it its place.
+
+    Attributes:
+        series: The same.
+        parameters: Cadence and binning, as the operators take them.
+        target: Where it writes: a table of its own.
+    """
+
+    def __init__(self, run: HistogramCalls, series: HistogramSeries, every: int, places: Places):
+        super().__init__(run, series.name, dict(series.context))
+        self._run = run
+        self.series = series
+        self.parameters = (every, *series.binning.parameters())
+        self.target = Target([0], places.entry(series).table, is_handle=True)
+
+    @override
+    def bins(self, values: torch.Tensor) -> None:
+        """Count a population into the histogram of the current window.
+
+        Args:
+            values: See ``AccumulatingRun.bins``.
+
+        Raises:
+            TrackerTypeError: See ``AccumulatingRun.bins``.
+            TrackerValueError: See ``AccumulatingRun.bins``.
+        """
+        self._run.count_at(self, values)

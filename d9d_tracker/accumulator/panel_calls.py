@@ -11,11 +11,12 @@ from d9d_tracker.panel.step import Steps
 from d9d_tracker.panel.system import Sample, System
 from d9d_tracker.panel.timers import Stopwatch, Timed, block
 
-from .arguments import Number, check_names, check_number
+from .arguments import check_names, check_number
 from .buffers import Buffers
 from .calls import Calls
 from .host_scalars import as_number
 from .meter import Meter
+from .scalars import Number
 from .target import Target
 
 _Item = TypeVar("_Item")

@@ -25,11 +25,10 @@ from d9d_tracker.writer.portable import obstacle
 
 from .arguments import check_mapping, check_names, check_number
 from .buffers import Buffers
-from .handles import AccumulatingBinsHandle, AccumulatingScalarHandle
-from .histogram_calls import HistogramCalls
+from .histogram_calls import AccumulatingBinsHandle, HistogramCalls
 from .panel_calls import PanelCalls
 from .pipeline import Pipeline
-from .scalar_calls import ScalarCalls
+from .scalar_calls import AccumulatingScalarHandle, ScalarCalls
 from .watch.norm_series import Group
 from .watch.settings import Settings
 from .watch.watch import Watch
@@ -271,7 +270,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         settings = Settings(
             gradients, parameters, activations, evaluation, norms, updates, p, group, prefix, every, binning
         )
-        return Watch(self, module, settings)
+        return Watch(self, self.watches, module, settings)
 
     def flush(self) -> None:
         """Block until everything logged so far, the current step included, is with the backend.

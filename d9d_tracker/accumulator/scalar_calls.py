@@ -1,23 +1,27 @@
 """Scalars of a run: from names and numbers to what is written into the bank."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from typing_extensions import override
 
+from d9d_tracker.base import ScalarHandle
 from d9d_tracker.errors import TrackerValueError, fail
 from d9d_tracker.tracing import begin_inputs, end_inputs, is_backward_traced, is_plain
 
-from .arguments import Number, check_mapping, check_names, check_number, numbers_among
+from .arguments import check_mapping, check_names, check_number, numbers_among
 from .calls import WHAT_A_HANDLE_LOGS, Calls, Scope
 from .effects import merge_scalars_with_effect
-from .handles import AccumulatingScalarHandle
 from .host_scalars import as_number
 from .placement import norm_of
+from .places import Places
 from .reductions import Reduction
 from .regions import has_effect_here, refuse_effect_here
-from .registry import label
+from .registry import ScalarSeries, label
+from .scalars import Number
 from .slots import scalar_at, scalar_series, token_of
 from .target import Target
 from .traced_scalars import note
@@ -249,3 +253,43 @@ class ScalarCalls(Calls):
             merge_scalars_with_effect(token_of(self.key), table, *arguments)
         else:
             scalars.write(target, numbers, reduce, weight)
+
+
+# What compiled code reads of a handle is a guard, and handles that differ in it share no code. So it reads neither the
+# series nor the place: a table of its own, of one place, is its input.
+class AccumulatingScalarHandle(ScalarHandle):
+    """A scalar series, from ``AccumulatingRun.scalar_series``.
+
+    Args:
+        run: Where it logs.
+        series: The series, with the context of the handle alone.
+        places: Gives it its place.
+
+    Attributes:
+        series: The same.
+        reduce: The reduction.
+        entry: Says which slot it has now.
+        target: Where it writes: its table.
+    """
+
+    def __init__(self, run: ScalarCalls, series: ScalarSeries, places: Places):
+        super().__init__(run, series.name, dict(series.context))
+        self._run = run
+        self.series = series
+        self.reduce: Reduction = series.reduce
+        self.entry = places.entry(series)
+        self.target = Target([0], self.entry.table, is_handle=True)
+
+    @override
+    def scalar(self, value: Number, *, weight: Number | None = None) -> None:
+        """Merge one number into the point of the current step.
+
+        Args:
+            value: See ``AccumulatingRun.scalar``.
+            weight: See ``AccumulatingRun.scalar``.
+
+        Raises:
+            TrackerTypeError: See ``AccumulatingRun.scalar``.
+            TrackerValueError: See ``AccumulatingRun.scalar``.
+        """
+        self._run.merge_at(self, value, weight)

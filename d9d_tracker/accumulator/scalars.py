@@ -11,10 +11,11 @@ from d9d_tracker.lazy_torch import assume_constant_result
 from d9d_tracker.tracing import is_transformed, mark_static
 from d9d_tracker_kernels import COUNT, INITIAL, LANES, LAST, NEGATED_MIN, SUM, WEIGHT, merge_scalars_
 
-from .arguments import Number
 from .host_scalars import HostScalars
 from .reductions import VALUE_LANE, Reduction
 from .target import Target
+
+Number = torch.Tensor | float
 
 _ADDED = (0.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # by any value to the lanes that hold no value
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
+from d9d_tracker.accumulator.histogram_calls import HistogramCalls
 from d9d_tracker.accumulator.placement import is_partial
 from d9d_tracker.accumulator.registry import ScalarSeries
 from d9d_tracker.base import BinsHandle
@@ -23,9 +24,6 @@ from .outputs import Outputs
 from .room import others_in_its_place, refuse_contradictions, refuse_too_many
 from .settings import ACTIVATIONS, GRADIENTS, PARAMETERS, UPDATES, Settings
 from .values import named_tensors, numbers
-
-if TYPE_CHECKING:
-    from d9d_tracker.accumulator.run import AccumulatingRun
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -48,6 +46,12 @@ class Watch:
     an optimizer holds a tensor that is not known. A hook never raises: what cannot be counted is said once, and so is
     what has counted nothing by the end of the first full window.
 
+    Args:
+        run: Where it logs.
+        watches: All watches of the run; this one is added.
+        module: What is watched.
+        settings: What is logged of it.
+
     Attributes:
         series: The names it logs to.
         histograms: Those of histograms.
@@ -58,7 +62,7 @@ class Watch:
         TrackerValueError: See there.
     """
 
-    def __init__(self, run: AccumulatingRun, module: nn.Module, settings: Settings):
+    def __init__(self, run: HistogramCalls, watches: list[Watch], module: nn.Module, settings: Settings):
         if not isinstance(module, nn.Module):
             raise TrackerTypeError(f"watch takes a torch.nn.Module, not {type(module).__name__}")
         settings.check(run.config)
@@ -66,6 +70,7 @@ class Watch:
         self.every = settings.cadence(run.config)
         self.is_live = True
         self.run = run
+        self._watches = watches
         if settings.norms:
             refuse_flat_shards(module)
         module = unwrapped(module)
@@ -83,8 +88,8 @@ class Watch:
                 f"watch: a {type(module).__name__} has nothing to log with gradients={settings.gradients}, "
                 f"parameters={settings.parameters}, activations={settings.activations}, norms={settings.norms}"
             )
-        again = others_in_its_place(self, run.watches)
-        others = [other for other in run.watches if other not in again]
+        again = others_in_its_place(self, watches)
+        others = [other for other in watches if other not in again]
         planned = set().union(*(other.histograms for other in others))
         refuse_too_many(self.histograms, planned, run.buffers.histogram_series, "max_histograms")
         planned = set().union(*(other.scalars for other in others))
@@ -94,7 +99,7 @@ class Watch:
             other.remove()
         self._norms = Norms(run, settings.norm_series) if settings.norms else None
         self._steps = OptimizerSteps(self, self.every, run.holds_places, has_after=settings.updates)
-        run.watches.append(self)  # before the hooks: whatever interrupts them, the end of the run finds them
+        watches.append(self)  # before the hooks: whatever interrupts them, the end of the run finds them
         try:
             self._steps.register()
             if self._outputs is not None:
@@ -119,8 +124,8 @@ class Watch:
             self._norms.close()
         for names in (self.histograms, self.scalars, self.series):
             names.clear()
-        if self in self.run.watches:
-            self.run.watches.remove(self)
+        if self in self._watches:
+            self._watches.remove(self)
 
     def attempt(self, what: str, log: Callable[..., None], *arguments: Any) -> None:
         """Log from a hook, which must never end the training; say once what could not be."""
@@ -257,7 +262,7 @@ class Watch:
         """Go on with a model that has changed: promise what is new, and nothing that has left."""
         before = self.histograms | self.scalars.keys()
         self.histograms, self.scalars, self.series = self._series_now()
-        self._taken = self.series & set().union(*(other.series for other in self.run.watches if other is not self))
+        self._taken = self.series & set().union(*(other.series for other in self._watches if other is not self))
         self.series -= self._taken
         self.histograms -= self._taken
         now = self.histograms | self.scalars.keys()
