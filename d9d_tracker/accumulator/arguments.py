@@ -12,13 +12,13 @@ import torch
 
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.series.reductions import Reduction
+from d9d_tracker.series.registry import ContextItems, Named, label
 from d9d_tracker.tracing import hangs_on_data
 from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
 from d9d_tracker_kernels.device import GPU, gpu
 
 from .placement import is_distributed, local_scalar, local_share
-from .reductions import Reduction
-from .registry import ContextItems, Named, label
 from .scalars import Number
 from .spmd import typed_scalar, typed_share
 

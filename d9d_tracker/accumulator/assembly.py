@@ -10,13 +10,13 @@ from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.points import Points
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
+from d9d_tracker.windows.host_window import HostWindow, Tail
+from d9d_tracker.windows.moving import Logged, Moving
+from d9d_tracker.windows.spread import completed, expand, merge_expanded, of_spread
 from d9d_tracker_kernels import COUNT
 
-from .host_window import HostWindow, Tail
 from .late import Late
-from .moving import Logged, Moving
 from .nonfinite import NonFiniteWatch
-from .spread import completed, expand, merge_expanded, of_spread
 from .totals import Counted, Totals
 from .watch.promises import Promises
 from .window import Window

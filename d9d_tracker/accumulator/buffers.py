@@ -12,20 +12,20 @@ import torch
 
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.record import Record
+from d9d_tracker.series.reductions import VALUE_LANE, Reduction
+from d9d_tracker.series.registry import HistogramSeries, Registry, ScalarSeries
 from d9d_tracker.tracing import for_real, is_under_fake_mode, mark_static, modes_around
+from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS, allocate
 from d9d_tracker_kernels.device import GPU
 
 from .clock import Clock, make_clock
 from .devices import device_of, has_bank
 from .event_ring import Elapsed
-from .host_window import HostWindow
 from .late import Late
 from .places import Places
 from .plain import Parts, PlainBank
 from .readings import Reading, Value
-from .reductions import VALUE_LANE, Reduction
-from .registry import HistogramSeries, Registry, ScalarSeries
 from .scalars import Number, ScalarBank
 from .sides import Sides, Streams
 from .target import Target

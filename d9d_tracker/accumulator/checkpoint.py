@@ -19,15 +19,15 @@ import torch
 from pydantic import NonNegativeInt, TypeAdapter
 
 from d9d_tracker.points import Points
+from d9d_tracker.series.registry import ContextItems, HistogramSeries, ScalarSeries
+from d9d_tracker.windows.host_window import HostWindow, Tail, contradictions, empty_window, merge_windows
+from d9d_tracker.windows.moving import Moving
+from d9d_tracker.windows.spread import completed, expand, merge_expanded, of_spread
 from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, MOMENTS
 
 from .buffers import Buffers
 from .clock import Clock
-from .host_window import HostWindow, Tail, contradictions, empty_window, merge_windows
 from .late import Late
-from .moving import Moving
-from .registry import ContextItems, HistogramSeries, ScalarSeries
-from .spread import completed, expand, merge_expanded, of_spread
 
 logger = logging.getLogger("d9d_tracker")
 

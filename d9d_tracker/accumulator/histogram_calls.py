@@ -12,6 +12,7 @@ from d9d_tracker.base import BinsHandle
 from d9d_tracker.config import Binning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.record import Histogram
+from d9d_tracker.series.registry import HistogramSeries, label
 from d9d_tracker.tracing import is_backward_traced
 
 from .arguments import check_counts, check_mapping, check_names, check_population
@@ -20,7 +21,6 @@ from .effects import add_counts_with_effect, histogram_with_effect
 from .fitting import fitting
 from .places import Places
 from .regions import has_effect_here, refuse_effect_here
-from .registry import HistogramSeries, label
 from .slots import counts_at, histogram_at, histogram_series, token_of
 from .target import Target
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from d9d_tracker.series.reductions import VALUE_LANE, Reduction
+from d9d_tracker.series.registry import ContextItems
 from d9d_tracker_kernels import INITIAL
 from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
-from .reductions import VALUE_LANE, Reduction
-from .registry import ContextItems
 from .spmd import local_types
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from d9d_tracker.panel.timers import say_unmeasured
+from d9d_tracker.series.reductions import Reduction
+from d9d_tracker.series.registry import ContextItems, ScalarSeries
 from d9d_tracker_kernels.device import gpu
 
 from .event_ring import Elapsed, EventRing
 from .readings import Value
-from .reductions import Reduction
-from .registry import ContextItems, ScalarSeries
 from .runs import Run
 
 _WINDOWS = 3  # one is open, one on its way, one being read

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import TypeIs
 
-from .reductions import Reduction
+from d9d_tracker.series.reductions import Reduction
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

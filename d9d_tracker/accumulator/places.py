@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.series.registry import ContextItems, HistogramSeries, Registry, ScalarSeries, label
 from d9d_tracker.tracing import for_real, mark_static
 from d9d_tracker_kernels.device import GPU, gpu
 
 from .event_wait import relaxed
-from .registry import ContextItems, HistogramSeries, Registry, ScalarSeries, label
 
 logger = logging.getLogger("d9d_tracker")
 

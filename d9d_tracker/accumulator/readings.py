@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from d9d_tracker.series.reductions import VALUE_LANE
+from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker_kernels import COUNT, LANES, LAST, MAX, SUM, WEIGHT
-
-from .host_window import HostWindow
-from .reductions import VALUE_LANE
 
 logger = logging.getLogger("d9d_tracker")
 

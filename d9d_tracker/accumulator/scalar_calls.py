@@ -10,6 +10,8 @@ from typing_extensions import override
 
 from d9d_tracker.base import ScalarHandle
 from d9d_tracker.errors import TrackerValueError, fail
+from d9d_tracker.series.reductions import Reduction
+from d9d_tracker.series.registry import ScalarSeries, label
 from d9d_tracker.tracing import begin_inputs, end_inputs, is_backward_traced, is_plain
 
 from .arguments import check_mapping, check_names, check_number, numbers_among
@@ -18,9 +20,7 @@ from .effects import merge_scalars_with_effect
 from .host_scalars import as_number
 from .placement import norm_of
 from .places import Places
-from .reductions import Reduction
 from .regions import has_effect_here, refuse_effect_here
-from .registry import ScalarSeries, label
 from .scalars import Number
 from .slots import scalar_at, scalar_series, token_of
 from .target import Target

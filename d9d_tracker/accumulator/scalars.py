@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.series.reductions import VALUE_LANE, Reduction
 from d9d_tracker.tracing import is_transformed, mark_static
 from d9d_tracker_kernels import COUNT, INITIAL, LANES, LAST, NEGATED_MIN, SUM, WEIGHT, merge_scalars_
 
 from .host_scalars import HostScalars
-from .reductions import VALUE_LANE, Reduction
 from .target import Target
 
 Number = torch.Tensor | float

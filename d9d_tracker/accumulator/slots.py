@@ -12,12 +12,12 @@ from weakref import WeakSet
 from d9d_tracker.config import AccumulatorConfig, Binning, IntegerBinning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.series.reductions import REDUCTIONS, Reduction
+from d9d_tracker.series.registry import ContextItems, HistogramSeries, ScalarSeries, label
 from d9d_tracker.tracing import allow_as_constant
 from d9d_tracker_kernels import CELLS
 
 from .names import warn_of_names
-from .reductions import REDUCTIONS, Reduction
-from .registry import ContextItems, HistogramSeries, ScalarSeries, label
 from .runs import Key, Run
 
 logger = logging.getLogger("d9d_tracker")

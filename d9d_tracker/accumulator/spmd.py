@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .reductions import Reduction
+from d9d_tracker.series.reductions import Reduction
 
 
 def local_types(value: torch.Tensor) -> dict[Any, str]:

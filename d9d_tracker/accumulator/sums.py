@@ -8,11 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from d9d_tracker.series.reductions import finalize, has_value
+from d9d_tracker.series.registry import ContextItems, ScalarSeries
+from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker_kernels import COUNT, LANES, SUM, WEIGHT
-
-from .host_window import HostWindow
-from .reductions import finalize, has_value
-from .registry import ContextItems, ScalarSeries
 
 
 def summed(window: HostWindow) -> HostWindow:

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from d9d_tracker.series.registry import ContextItems, ScalarSeries
+from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker_kernels import COUNT, LANES, LAST, SUM, WEIGHT
-
-from .host_window import HostWindow
-from .registry import ContextItems, ScalarSeries
 
 Counted = dict[tuple[str, ContextItems], float]
 

@@ -13,13 +13,13 @@ from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
 
 from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.series.reductions import VALUE_LANE, Reduction
+from d9d_tracker.series.registry import ContextItems
 from d9d_tracker.tracing import begin_inputs, check_when_traced, end_inputs, is_ordinary_code
 from d9d_tracker_kernels import LAST, merge_scalars_
 from d9d_tracker_kernels.device import DISPATCH_KEY
 
 from .places import names_of_places
-from .reductions import VALUE_LANE, Reduction
-from .registry import ContextItems
 from .runs import Key
 from .scalars import as_float64, write
 from .slots import scalar_at

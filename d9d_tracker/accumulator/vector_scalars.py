@@ -6,10 +6,10 @@ import torch
 
 from d9d_tracker.errors import TrackerValueError, fail
 from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.series.registry import ContextItems, ScalarSeries
 from d9d_tracker_kernels import COUNT, MAX
 
 from .calls import Calls
-from .registry import ContextItems, ScalarSeries
 from .runs import Key
 
 Finish = Callable[[list[torch.Tensor], torch.Tensor | None], torch.Tensor]

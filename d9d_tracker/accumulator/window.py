@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
+from d9d_tracker.windows.host_window import HostWindow, empty_window
 from d9d_tracker_kernels.device import GPU, gpu
 
 from .event_wait import relaxed, wait_for
-from .host_window import HostWindow, empty_window
 from .late import Late
 from .plain import Arrived, Parts
 from .readings import with_readings
-from .registry import HistogramSeries, ScalarSeries
 
 _HOST_BUFFERS = 2
 _MOST_HOST_BYTES = 256 * 2**20

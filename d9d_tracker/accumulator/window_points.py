@@ -6,10 +6,10 @@ import numpy as np
 
 from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
+from d9d_tracker.series.reductions import finalize, has_value
+from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker_kernels import CALLS, LAST_STEP
 
-from .host_window import HostWindow
-from .reductions import finalize, has_value
 from .sums import summed
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
-from d9d_tracker.accumulator.host_window import HostWindow, empty_window
-from d9d_tracker.accumulator.moving import from_text
-from d9d_tracker.accumulator.spread import merge_expanded
+from d9d_tracker.windows.host_window import HostWindow, empty_window
+from d9d_tracker.windows.moving import from_text
+from d9d_tracker.windows.spread import merge_expanded
 from d9d_tracker_kernels import LAST_STEP
 
 from .board import Board, BoardLostError, wait

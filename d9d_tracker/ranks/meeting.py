@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from d9d_tracker.accumulator.host_window import HostWindow, arranged, contradictions, union_of_series
-from d9d_tracker.accumulator.moving import pack, unpack
-from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries, label
-from d9d_tracker.accumulator.spread import merge_expanded
+from d9d_tracker.series.registry import HistogramSeries, ScalarSeries, label
+from d9d_tracker.windows.host_window import HostWindow, arranged, contradictions, union_of_series
+from d9d_tracker.windows.moving import pack, unpack
+from d9d_tracker.windows.spread import merge_expanded
 from d9d_tracker_kernels import CALLS, COUNT
 
 from .group import Group, as_tensor

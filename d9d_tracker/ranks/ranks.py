@@ -17,7 +17,7 @@ generation, which says how many meetings of the one before rank 0 has. On the bo
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
-from d9d_tracker.accumulator.host_window import HostWindow
+from d9d_tracker.windows.host_window import HostWindow
 
 from .board import Board, period
 from .group import Group

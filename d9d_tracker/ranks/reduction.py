@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from d9d_tracker.accumulator.host_window import HostWindow
-from d9d_tracker.accumulator.spread import rank_columns
+from d9d_tracker.windows.host_window import HostWindow
+from d9d_tracker.windows.spread import rank_columns
 from d9d_tracker_kernels import COUNT, LAST, LAST_STEP, MAX, NEGATED_MIN, Moment
 
 from .group import Group

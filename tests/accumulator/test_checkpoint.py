@@ -4,10 +4,10 @@ import pytest
 
 from d9d_tracker.accumulator import checkpoint
 from d9d_tracker.accumulator.checkpoint import BackendState, Snapshot
-from d9d_tracker.accumulator.host_window import empty_window
 from d9d_tracker.accumulator.late import Late
-from d9d_tracker.accumulator.registry import ScalarSeries
 from d9d_tracker.record import Record
+from d9d_tracker.series.registry import ScalarSeries
+from d9d_tracker.windows.host_window import empty_window
 from d9d_tracker_kernels import COUNT, SUM
 
 

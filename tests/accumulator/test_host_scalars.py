@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d9d_tracker import TrackerTypeError, TrackerValueError
-from d9d_tracker.accumulator.reductions import REDUCTIONS
+from d9d_tracker.series.reductions import REDUCTIONS
 
 
 def operators(call) -> list[str]:

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from d9d_tracker.accumulator.host_window import HostWindow, Tail, empty_window, merge_windows
-from d9d_tracker.accumulator.registry import ScalarSeries
 from d9d_tracker.accumulator.sums import summed
 from d9d_tracker.accumulator.window_points import points
+from d9d_tracker.series.registry import ScalarSeries
+from d9d_tracker.windows.host_window import HostWindow, Tail, empty_window, merge_windows
 from d9d_tracker_kernels import COUNT, MAX, SUM, WEIGHT
 
 

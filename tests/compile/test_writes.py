@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from d9d_tracker.accumulator.host_scalars import as_number
-from d9d_tracker.accumulator.reductions import REDUCTIONS, VALUE_LANE, finalize
-from d9d_tracker.accumulator.registry import ScalarSeries
 from d9d_tracker.accumulator.scalars import ScalarBank
 from d9d_tracker.accumulator.scalars import write as write_traced
 from d9d_tracker.accumulator.target import Target
+from d9d_tracker.series.reductions import REDUCTIONS, VALUE_LANE, finalize
+from d9d_tracker.series.registry import ScalarSeries
 from d9d_tracker_kernels import COUNT
 
 SLOTS = 12

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-import d9d_tracker.accumulator  # noqa: F401 first: it and the ranks know each other
 from d9d_tracker.errors import TrackerValueError
 from d9d_tracker.ranks.job import Job
 

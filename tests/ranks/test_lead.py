@@ -1,6 +1,6 @@
 """What rank 0 hands on is finished: of steps that every rank has ended."""
 
-from windows import window_of
+from window_of import window_of
 
 from d9d_tracker.ranks.lead import Lead
 from d9d_tracker_kernels import LAST_STEP

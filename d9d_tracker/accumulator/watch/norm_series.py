@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from d9d_tracker.accumulator.registry import ContextItems, ScalarSeries
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
+from d9d_tracker.series.registry import ContextItems, ScalarSeries
 
 Group = str | int | Callable[[str], str]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d9d_tracker.accumulator.host_window import HostWindow
+from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker_kernels import CALLS, COUNT
 
 logger = logging.getLogger("d9d_tracker")

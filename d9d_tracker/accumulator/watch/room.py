@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from d9d_tracker.accumulator.registry import Registry, ScalarSeries, label
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.series.registry import Registry, ScalarSeries, label
 
 if TYPE_CHECKING:
     from .watch import Watch

@@ -12,9 +12,9 @@ from torch.optim.optimizer import Optimizer
 
 from d9d_tracker.accumulator.histogram_calls import HistogramCalls
 from d9d_tracker.accumulator.placement import is_partial
-from d9d_tracker.accumulator.registry import ScalarSeries
 from d9d_tracker.base import BinsHandle
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
+from d9d_tracker.series.registry import ScalarSeries
 
 from .modules import refuse_flat_shards, unwrapped
 from .names import Named, ParameterNames

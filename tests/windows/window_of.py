@@ -5,10 +5,10 @@ import torch
 
 from d9d_tracker import ExponentialBinning
 from d9d_tracker.accumulator.buffers import Buffers
-from d9d_tracker.accumulator.host_window import HostWindow
-from d9d_tracker.accumulator.registry import HistogramSeries, ScalarSeries
 from d9d_tracker.accumulator.target import Target
 from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
+from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker_kernels import histogram_
 
 Values = dict[int, dict[str, list[float]]]  # by step and name

@@ -1,6 +1,6 @@
 """Series and slots when two threads meet a new one at once."""
 
-from d9d_tracker.accumulator.registry import Registry, ScalarSeries
+from d9d_tracker.series.registry import Registry, ScalarSeries
 
 
 class Overtaken:

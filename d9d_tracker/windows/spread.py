@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from d9d_tracker.series.reductions import Reduction, finalize, has_value, merge_lanes
+from d9d_tracker.series.registry import ScalarSeries
 from d9d_tracker_kernels import COUNT, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
 
 from .host_window import HostWindow, Tail, arranged, merge_windows
-from .reductions import Reduction, finalize, has_value, merge_lanes
-from .registry import ScalarSeries
 
 # Suffix, reduction across ranks, and the lane that holds the value.
 _PARTS: tuple[tuple[str, Reduction, int], ...] = (

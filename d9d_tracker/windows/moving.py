@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydantic import TypeAdapter
 
+from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
+
 from .host_window import HostWindow
-from .registry import HistogramSeries, ScalarSeries
 from .spread import expand, merge_expanded
 
 _SERIES = TypeAdapter(tuple[list[int], list[float], list[ScalarSeries], list[HistogramSeries]])

@@ -8,10 +8,9 @@ from typing import Self
 import numpy as np
 
 from d9d_tracker.record import Record
+from d9d_tracker.series.reductions import merge_lanes
+from d9d_tracker.series.registry import AnySeries, HistogramSeries, ScalarSeries, label
 from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, LAST_STEP, MAX, MOMENTS, NEGATED_MIN, Moment
-
-from .reductions import merge_lanes
-from .registry import AnySeries, HistogramSeries, ScalarSeries, label
 
 _COLUMNS = HEADER + CELLS
 
