@@ -126,7 +126,7 @@ def _doctor(chosen: argparse.Namespace) -> int:
 def _deliver(chosen: argparse.Namespace) -> int:
     from d9d_tracker.commands.deliver import deliver
 
-    return 0 if deliver(chosen.backlog, chosen.timeout, chosen.list, Console()) else 1
+    return 0 if deliver(chosen.backlog, chosen.timeout, chosen.list, Console(markup=False)) else 1
 
 
 def _replay(chosen: argparse.Namespace) -> int:

@@ -143,6 +143,8 @@ def test_the_doctor_knows_every_extra():
 
 def test_the_doctor_prints_its_table_and_passes(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("d9d_tracker.commands.doctor.EXTRAS", {"pandas": ("no package of this name",)})
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     compiled = "graph breaks", "recompiles", "host syncs", "kernels added"
@@ -150,6 +152,7 @@ def test_the_doctor_prints_its_table_and_passes(capsys, tmp_path, monkeypatch):
         assert row in printed
     assert "pass" in printed
     assert "fail" not in printed
+    assert "pip install 'd9d_tracker[pandas]'" in printed, "brackets are no markup"
 
 
 def test_waits_of_the_compiler_are_not_the_steps_and_the_mode_is_left_as_it_was(monkeypatch):

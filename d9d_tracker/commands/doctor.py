@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from d9d_tracker.accumulator import AccumulatingRun, AccumulatingTracker
@@ -17,6 +18,7 @@ from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.testing import RecordingTracker
 
 _NOT_INSTALLED = "not installed"
+_VERDICTS = {True: Text("pass", "green"), False: Text("fail", "red"), None: ""}
 _PACKAGES = ("d9d_tracker", "torch", "triton", "pydantic")
 # By extra: what it installs, the first that is there.
 EXTRAS = {
@@ -34,7 +36,7 @@ EXTRAS = {
 
 def main() -> int:
     """Print one table: versions, what is there, and pass or fail by row; return 1 if one failed."""
-    console = Console()
+    console = Console(markup=False)  # names and lines of code have brackets
     table = Table("", "found", "", title="d9d_tracker doctor")
     table.add_row("Python", platform.python_version())
     for name in _PACKAGES:
@@ -42,7 +44,8 @@ def main() -> int:
     table.add_section()
     for extra, names in EXTRAS.items():
         found = [f"{name} {version}" for name in names if (version := _version(name)) != _NOT_INSTALLED]
-        table.add_row(f"extra {extra}", found[0] if found else f"not installed: pip install 'd9d_tracker[{extra}]'")
+        missing = f"{_NOT_INSTALLED}: pip install 'd9d_tracker[{extra}]'"
+        table.add_row(f"extra {extra}", found[0] if found else missing)
     table.add_section()
     device = device_of("auto")
     table.add_row("device", torch.cuda.get_device_name() if device.type == "cuda" else str(device))
@@ -56,7 +59,7 @@ def main() -> int:
         table.add_section()
         for name, found, is_good in _rows(_check(device)):
             passed &= is_good is not False
-            table.add_row(name, found, {True: "[green]pass[/]", False: "[red]fail[/]", None: ""}[is_good])
+            table.add_row(name, found, _VERDICTS[is_good])
     console.print(table)
     return 0 if passed else 1
 
@@ -95,5 +98,5 @@ def _rows(report: StepReport) -> list[tuple[str, str, bool | None]]:
         ("recompiles over further steps", str(report.recompiles), report.recompiles == 0),
         ("host syncs", "; ".join(report.host_syncs) or "none", not report.host_syncs),
         ("CUDA graphs", graphs, None if skips is None else not skips),
-        ("kernels added by tracking", f"{report.kernels_added} to {report.kernels}", None),
+        ("kernels added by tracking", f"{report.kernels_added} of {report.kernels}", None),
     ]

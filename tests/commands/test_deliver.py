@@ -40,11 +40,13 @@ def points(folder):
 
 
 def test_what_was_left_is_listed_and_delivered_once(left_behind, tmp_path, capsys):
-    left_behind(JsonlTrackerConfig(path=tmp_path / "runs"))
+    left_behind(JsonlTrackerConfig(path=tmp_path / "runs"), name="job [/red]")
     assert len(points(tmp_path / "runs")) < 10
     backlog = ["deliver", "--backlog", str(tmp_path / "backlog")]
     assert main([*backlog, "--list"]) == 1
-    assert "waits" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "waits" in printed
+    assert "[/red]" in printed, "a name is no markup"
     assert main(backlog) == 0
     assert "delivered" in capsys.readouterr().out
     assert points(tmp_path / "runs") == [(step, float(step)) for step in range(10)]

@@ -48,8 +48,9 @@ def on_a_fresh_stream(self):
     return gpu.Stream(self.table.device)
 
 
-def from_pageable_memory(self, slots):
-    self.table[: len(slots)].copy_(torch.tensor(slots), non_blocking=True)
+def from_pageable_memory(self):
+    slots = [self._told[series] for series in self._series]
+    self.table[list(self._series.values())].copy_(torch.tensor(slots), non_blocking=True)
 
 
 def mixed(rows):
