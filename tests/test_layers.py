@@ -79,10 +79,6 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 def test_a_room_knows_only_what_is_below_it(path: Path) -> None:
     own = path.relative_to(PACKAGE).with_suffix("").parts[0]
     known = {room(module) for module in imports(path)}
-    if path.name == "multi.py":  # its configuration is made of all the others, for type checkers
-        known -= {"factory"}
-    if path.name == "tracker.py" and own == "accumulator":  # `from_config` alone asks the factory
-        known -= {"factory"}
     assert known <= ALLOWED.get(own, known | {own})
 
 

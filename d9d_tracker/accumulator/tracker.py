@@ -76,10 +76,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
     @classmethod
     @override
     def from_config(cls, config: TrackerConfig) -> Self:
-        from d9d_tracker.factory import tracker_from_config  # the factory imports this module
-
-        backend = tracker_from_config(config.model_copy(update={"accumulator": None}))
-        return cls(backend, config.accumulator or AccumulatorConfig())
+        raise TypeError("a tracker with an accumulator is made by tracker_from_config, around that of its backend")
 
     @property
     def rank(self) -> int:

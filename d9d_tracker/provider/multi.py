@@ -14,7 +14,7 @@ from d9d_tracker.base import BaseTracker, RunConfig, check_properties
 from d9d_tracker.config import TrackerConfig
 
 if TYPE_CHECKING:
-    from d9d_tracker.factory import AnyTrackerConfig
+    AnyTrackerConfig = TrackerConfig  # the factory knows all of them, and gives the name its meaning
 
 
 class MultiConfig(TrackerConfig):
