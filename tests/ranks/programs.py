@@ -20,6 +20,7 @@ from d9d_tracker import (
     distributed,
     tracker_from_config,
 )
+from d9d_tracker.accumulator import pipeline
 from d9d_tracker.ranks import job
 
 REDUCTIONS = ("mean", "sum", "min", "max", "last")
@@ -516,6 +517,28 @@ def keeps_its_number(rank: int, folder: Path) -> dict:
             run.set_step(step)
             run.scalar("sum", 2.0**rank, reduce="sum")
     return {"ranks": set(state["ranks"]), "size": state["world_size"], "found": content(one, rewritten=True)}
+
+
+def saves_after_rank_0(rank: int, folder: Path) -> dict:
+    """Rank 0 saves while its first window waits for rank 1, which saves when it is merged; another life has both."""
+    pipeline._OTHERS_SECONDS = 0.0
+    one, other, states = tracker(folder, sync_every=4), tracker(folder, sync_every=4), [{}, {}]
+    with one.open(NAME) as run:
+        for who in range(2):
+            for step in range(5) if rank == who else ():
+                run.set_step(step)
+                run.scalar("sum", 2.0**rank, reduce="sum")
+            while rank == who == 1 and one._pipeline._pending:
+                time.sleep(0.01)
+            state = one.state_dict() if rank == who else {}
+            dist.broadcast_object_list(given := [state], src=who)
+            states[who] = given[0]
+    other._tracker = one._tracker
+    other.load_state_dict({"world_size": 2, "ranks": states[0]["ranks"] | states[1]["ranks"]})
+    with other.open(NAME) as run:
+        run.set_step(5)
+        run.scalar("sum", 2.0**rank, reduce="sum")
+    return content(other, rewritten=True)
 
 
 def spread_in_pieces(rank: int, folder: Path, resumes: bool) -> dict:

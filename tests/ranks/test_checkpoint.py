@@ -3,7 +3,15 @@
 import pytest
 import torch
 from jobs import Job, content_of, run_job
-from programs import comes_back_and_is_saved, keeps_its_number, life, refuses_to_load, saves_alone, skips_over_lives
+from programs import (
+    comes_back_and_is_saved,
+    keeps_its_number,
+    life,
+    refuses_to_load,
+    saves_after_rank_0,
+    saves_alone,
+    skips_over_lives,
+)
 
 from d9d_tracker.accumulator.checkpoint import saved_ranks
 from d9d_tracker.provider.jsonl import read_run
@@ -109,6 +117,11 @@ def test_what_a_rank_that_was_given_up_has_kept_does_not_replace_what_is_written
     both = 2.0**after - 1
     expected = {step: 3.0 if step < 4 else 1.0 if step < 14 else both for step in range(20)}
     assert written(tmp_path) == {("sum", (), step): value for step, value in expected.items()}
+
+
+def test_a_window_that_rank_0_has_taken_after_it_saved_is_in_the_state_of_its_rank(tmp_path):
+    found = run_job(saves_after_rank_0, 2, tmp_path)[0].result
+    assert found == {("sum", (), step): 3.0 for step in range(6)}
 
 
 def test_a_state_that_is_taken_when_the_job_is_over_keeps_its_rank_and_size(tmp_path):
