@@ -77,45 +77,28 @@ class Backlog:
         _backlogs.add(self)
 
     def describe(self, **changes: Any) -> None:
-        """Change the description, also in the file if there is one.
-
-        Args:
-            **changes: Keys and plain JSON values.
-        """
+        """Change the description, plain JSON values, also in the file if there is one."""
         with self._lock:
             self._description |= changes
             if self._database is not None:
                 _write_description(self._database, self._description)
 
     def put(self, windows: Sequence[tuple[int, Points, Contents]]) -> list[int]:
-        """Keep windows, or replace them, all of them or none.
+        """Keep windows, all or none, by the numbers in whose order they are delivered; one may replace another.
 
-        Args:
-            windows: The number of each, in whose order they are delivered; its points; and what they are.
-
-        Returns:
-            Numbers of the windows that had to be dropped, oldest first, to stay within ``max_bytes``; also one of these
-            if it is larger than that by itself.
-
-        Raises:
-            OSError: If the folder cannot be created.
-            sqlite3.Error: If the file cannot be written.
+        Returns the numbers of those that had to be dropped, oldest first, to stay within ``max_bytes``; also one of
+        these if it is larger than that by itself. Raises ``OSError`` or ``sqlite3.Error`` if they cannot be written.
         """
         rows = []
-        for number, points, contents in windows:
-            payload = points.dump()
-            names = json.dumps(contents.names)
-            rows.append((number, contents.first, contents.last, contents.records, names, len(payload), payload))
+        for number, points, what in windows:
+            payload, names = points.dump(), json.dumps(what.names)
+            rows.append((number, what.first, what.last, what.records, names, len(payload), payload))
         with self._lock, self._open() as database:
             database.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             return self._drop_excess(database)
 
     def get(self, number: int) -> Points:
-        """Return the points of a kept window.
-
-        Raises:
-            KeyError: If it is not kept.
-        """
+        """Return the points of a kept window."""
         with self._lock:
             row = self._open().execute("SELECT payload FROM windows WHERE window = ?", (number,)).fetchone()
         if row is None:
@@ -135,11 +118,7 @@ class Backlog:
                     database.execute("DELETE FROM windows WHERE first >= ?", (step,))
 
     def contents(self) -> dict[int, Contents]:
-        """Return what is kept, by the number of the window, in order.
-
-        Raises:
-            RuntimeError: If another process has the file open.
-        """
+        """Return what is kept, by number, in order; raise ``RuntimeError`` if another process has the file open."""
         with self._lock:
             if not self._exists():
                 return {}
@@ -263,10 +242,8 @@ def _points_of_text(text: str) -> Points:
     for item in json.loads(text):
         value = item["value"]
         if isinstance(value, dict):
-            edges, counts = (
-                np.array(value.pop("edges"), dtype=np.float64),
-                np.array(value.pop("counts"), dtype=np.int64),
-            )
+            edges = np.array(value.pop("edges"), dtype=np.float64)
+            counts = np.array(value.pop("counts"), dtype=np.int64)
             value = Histogram(edges=edges, counts=counts, **value)
         records.append(Record(item["name"], item["step"], item["context"], value, item.get("time")))
     return Points.of(records)

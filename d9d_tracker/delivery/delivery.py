@@ -8,13 +8,13 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager
 
-from d9d_tracker.bare_run import BareRun
 from d9d_tracker.points import Points
-from d9d_tracker.sink import Refusal, Sink, SinkLostError
+from d9d_tracker.sink import Sink, SinkLostError
 
 from .backlog import Backlog
 from .held_step import HeldStep
 from .outbound import MEMORY_BYTES, Call, Outbound, Queued, in_words
+from .owned_sink import OwnedSink, StoppedError
 from .report import DeliveryReport
 
 logger = logging.getLogger("d9d_tracker")
@@ -26,10 +26,6 @@ _CLOSING_RETRY_SECONDS = 1.0
 _LEAVING_SECONDS = 0.5  # a thread that waits for a writer looks up five times a second
 # What a wrong configuration or another writer raises on opening; anything else means that the backend is down.
 FINAL_ERRORS = (ImportError, RuntimeError, TypeError, ValueError)
-
-
-class _StoppedError(Exception):
-    """The thread is to leave: the points behind are the backlog's."""
 
 
 class Delivery:
@@ -69,42 +65,28 @@ class Delivery:
         self.opened: Future[None] = Future()
         self.cause: BaseException | None = None
         self.backlog = backlog
-        self._open_backend = open_backend
-        self._context: AbstractContextManager[Sink] | None = None
-        self._entered: Sink | None = None
-        self._sink: Sink | None = None  # once it is rewound as well
         self._patience = patience
-        self._rewind_to = rewind_to
         self._changed = threading.Condition()
         if rewind_to is not None:
             backlog.forget_from(rewind_to)
         self._queue = Outbound(backlog, self.report)
         if self._queue.windows and rewind_to is not None:
             # A kill may have come between the delivery of a kept window and its removal from the backlog.
-            self._rewind_to = self._queue.windows[0].contents.first
+            rewind_to = self._queue.windows[0].contents.first
+        self._owned = OwnedSink(name, open_backend, self.report, rewind_to)
         self._held = None if amends else HeldStep()
         self._is_slow = False
-        self._said_refused: set[str] = set()
-        self._has_said_hparams = False
         self._down_since: float | None = None
-        self._called_at: float | None = time.monotonic()  # since when the thread has been inside the backend
         self._goes_without = False  # the training has stopped to wait for the opening
         self._is_over = False  # the backend refused to be opened, or was closed: nothing is delivered any more
         self._closing = False
-        self._stop = False
         self._leaving = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name=f"d9d_tracker delivery {name}", daemon=True)
         self._thread.start()
 
     def put(self, points: Points, first: int, unfinished: int | None = None) -> None:
-        """Queue the points of a window. Never waits for the backend.
-
-        Args:
-            points: Its points.
-            first: The first step that this window writes and no earlier one does.
-            unfinished: The last step, if more may be logged for it.
-        """
+        """Queue the points of a window, whose last step may be unfinished; see ``Contents``. Never waits."""
         with self._changed:
             if self._held is not None:
                 points, first = self._held.pass_on(points, first, unfinished)
@@ -121,11 +103,7 @@ class Delivery:
             self._changed.notify_all()
 
     def put_call(self, call: Call) -> None:
-        """Have the backend's thread do something with the backend's run, behind the windows that were put before.
-
-        Args:
-            call: What to do; cancelled if the run is closed first, failed if the backend refused to be opened.
-        """
+        """Queue a call: cancelled if the run is closed first, failed if the backend refused to be opened."""
         with self._changed:
             if self._is_over:
                 self._end_call(call)
@@ -134,38 +112,21 @@ class Delivery:
                 self._changed.notify_all()
 
     def wait_until_open(self, timeout: float) -> None:
-        """Wait for the first attempt to open the backend, and say so if it takes longer.
-
-        Args:
-            timeout: Seconds to wait at most.
-
-        Raises:
-            Exception: What the backend raised that trying again does not mend.
-        """
+        """Wait some seconds for the first attempt to open the backend; raise what trying again does not mend."""
         try:
             self.opened.result(timeout)
         except FutureTimeoutError:
             with self._changed:
                 self._goes_without = not self.opened.done()
-            logger.error(
-                "%s has not opened the run for %g s: training goes on, what is logged is kept for it",
-                self.name,
-                OPEN_SECONDS,
-            )
+            words = "%s has not opened the run for %g s: training goes on, what is logged is kept for it"
+            logger.error(words, self.name, OPEN_SECONDS)
         except FINAL_ERRORS:
             raise
         except Exception:
             pass  # it is down, which was said
 
     def flush(self, timeout: float) -> bool:
-        """Wait until the backend has accepted everything that was put, and say what it has not.
-
-        Args:
-            timeout: Seconds to wait at most.
-
-        Returns:
-            Whether it has.
-        """
+        """Wait some seconds until the backend has accepted everything, say what it has not; return whether it has."""
         with self._changed:
             self._changed.wait_for(lambda: not self._queue or self._is_over, timeout)
             if self._queue and self._is_over:
@@ -173,23 +134,12 @@ class Delivery:
             elif self._queue:
                 logger.error("flush: not with the backend after %g s, still queued: %s", timeout, self._words())
             if self._held:
-                logger.info(
-                    "flush: %d values of step %d wait for its end, because %s cannot amend a step",
-                    len(self._held),
-                    self._held.step,
-                    self.name,
-                )
+                words = "flush: %d values of step %d wait for its end, because %s cannot amend a step"
+                logger.info(words, len(self._held), self._held.step, self.name)
             return not self._queue
 
     def settle(self, timeout: float) -> list[int]:
-        """Wait until everything that was put is safe: accepted by the backend, or else in the backlog on disk.
-
-        Args:
-            timeout: Seconds to wait for the backend, at most.
-
-        Returns:
-            The windows that are in the backlog.
-        """
+        """Wait some seconds for the backend, and put on disk what it has not accepted; return these windows."""
         with self._changed:
             if not self._changed.wait_for(self._is_safe, timeout):
                 self._queue.keep()
@@ -200,40 +150,27 @@ class Delivery:
             return self.kept()
 
     def kept(self, before: float = float("inf")) -> list[int]:
-        """Return the windows that are in the backlog, oldest first.
-
-        Args:
-            before: Only those that begin before this step.
-        """
+        """Return the windows in the backlog that begin before a step, oldest first."""
         with self._changed:
             return [one.number for one in self._queue.windows if one.kept and one.contents.first < before]
 
     def begin_close(self, error: BaseException | None = None) -> None:
-        """Have the backend closed once everything is delivered. Does not wait.
-
-        Args:
-            error: What ended the run, if it failed.
-        """
+        """Have the backend closed once everything is delivered, with what ended the run. Does not wait."""
         with self._changed:
             self._closing, self._error = True, error
             self._changed.notify_all()
 
     def close(self, timeout: float, error: BaseException | None = None) -> bool:
-        """Deliver what is left, close the backend and end the thread, within bounds.
+        """Deliver what is left, close the backend and end the thread; keep on disk and name what remains.
 
-        Args:
-            timeout: Seconds to wait for what is left, at most, and as many again for the backend to close. What is left
-                then is kept on disk and named.
-            error: What ended the run, if it failed.
-
-        Returns:
-            Whether the thread ended; False if it hangs inside the backend, which it closes when it stops hanging.
+        Waits ``timeout`` seconds, and as many again for the backend to close. Returns whether the thread ended; False
+        if it hangs inside the backend, which it closes when it stops hanging.
         """
         self.begin_close(error or self._error)
         deadline = time.monotonic() + timeout
         with self._changed:
             self._changed.wait_for(lambda: not self._queue or self._is_over, timeout)
-            self._stop = True
+            self._owned.is_stopped = True
             self._changed.notify_all()
         self._thread.join(max(_LEAVING_SECONDS, deadline - time.monotonic()))
         with self._changed:
@@ -266,18 +203,19 @@ class Delivery:
         return in_words(self._queue.windows, len(self._queue.calls))
 
     def _hangs(self) -> bool:
-        patience = self._patience if self._sink is not None else max(self._patience, OPEN_SECONDS)
-        return self._called_at is not None and time.monotonic() - self._called_at > patience
+        return self._owned.hangs(self._patience if self._owned.sink is not None else max(self._patience, OPEN_SECONDS))
 
     def _work(self) -> None:
         pause = _FIRST_RETRY_SECONDS
         try:
             while self._wait(pause):
                 try:
-                    sink = self._sink or self._open()
+                    sink = self._owned.open()
+                    if not self.opened.done():
+                        self.opened.set_result(None)
                     self._do_next(sink)
-                except _StoppedError:
-                    self._called_at = None
+                except StoppedError:
+                    pass
                 except BaseException as error:  # a backend may raise anything, and the thread must live on
                     if self._fails_to_open(error):
                         return
@@ -294,18 +232,16 @@ class Delivery:
         first_opening = not self.opened.done()
         is_final = first_opening and isinstance(error, FINAL_ERRORS)
         with self._changed:
-            self.cause, self._called_at = error, None
+            self.cause = error
             self.report.failures += 1
             if is_final:
                 self._error = self._error or error
                 if self._goes_without:
-                    logger.error(
+                    words = (
                         "%s refuses to open the run: %r; training goes on, what is logged is kept in %s: mend the "
-                        "cause, then `python -m d9d_tracker deliver`",
-                        self.name,
-                        error,
-                        self.backlog.path,
+                        "cause, then `python -m d9d_tracker deliver`"
                     )
+                    logger.error(words, self.name, error, self.backlog.path)
             else:
                 self._go_down(repr(error))
         if first_opening:
@@ -314,151 +250,61 @@ class Delivery:
 
     def _lose_sink(self) -> None:
         """Have the backend opened again, and given the window that it lost from its beginning."""
-        self._leave_backend()
-        self._sink = None
+        self._owned.leave(self._error)
         with self._changed:
             if self._queue and isinstance(head := self._queue.head, Queued):
                 head.begin_again()
-                first = head.contents.first
-                self._rewind_to = first if self._rewind_to is None else min(first, self._rewind_to)
-
-    def _open(self) -> Sink:
-        """Open the backend and take back what the loaded state does not hold; after a failure, go on where it was."""
-        self._called_at = time.monotonic()
-        if self._context is None or self._entered is None:
-            context = self._open_backend()
-            self._entered = context.__enter__()
-            self._entered.on_progress = self._note_progress
-            self._context = context
-        if self._rewind_to is not None:
-            self._entered.rewind(self._rewind_to)
-        self._sink, self._called_at, self._rewind_to = self._entered, None, None
-        if not self.opened.done():
-            self.opened.set_result(None)
-        return self._sink
+                first, after = head.contents.first, self._owned.rewind_to
+                self._owned.rewind_to = first if after is None else min(first, after)
 
     def _wait(self, pause: float) -> bool:
         with self._changed:
-            if self._sink is None and not self.opened.done():
-                return not self._stop
+            if self._owned.sink is None and not self.opened.done():
+                return not self._owned.is_stopped
             if self._down_since is None:
-                self._changed.wait_for(lambda: self._queue or self._stop)
+                self._changed.wait_for(lambda: self._queue or self._owned.is_stopped)
             elif self._closing:
-                self._changed.wait_for(lambda: self._stop, min(pause, _CLOSING_RETRY_SECONDS))
+                self._changed.wait_for(lambda: self._owned.is_stopped, min(pause, _CLOSING_RETRY_SECONDS))
             else:
-                self._changed.wait_for(lambda: self._closing or self._stop, pause)
-            return not self._stop
+                self._changed.wait_for(lambda: self._closing or self._owned.is_stopped, pause)
+            return not self._owned.is_stopped
 
     def _do_next(self, sink: Sink) -> None:
         with self._changed:
             item = self._queue.head if self._queue else None
         if isinstance(item, Queued):
-            self._deliver(sink, item)
+            points = item.points
+            if points is None:
+                points = item.points = self.backlog.get(item.number)
+            self._owned.deliver(sink, item, points)
         elif item is not None and not item.cancelled() and not sink.takes(item.action, item.arguments):
-            self._leave_backend()  # and open it where the action is
-            self._sink = None
+            self._owned.leave(self._error)  # and open it where the action is
             return
         elif item is not None:
-            self._make_call(sink, item)
+            self._owned.make_call(sink, item)
         with self._changed:
             if item is not None:
                 self._queue.remove(item)
                 self._is_slow = self._is_slow and bool(self._queue)
             if self._down_since is not None:
-                self._come_back()
+                seconds, self._down_since = time.monotonic() - self._down_since, None
+                words = "the backend is back after %.1f s (%s); still queued: %s"
+                logger.warning(words, seconds, self.name, self._words())
             self._changed.notify_all()
-
-    def _make_call(self, sink: Sink, call: Call) -> None:
-        if not call.set_running_or_notify_cancel():
-            return
-        self._called_at = time.monotonic()
-        try:
-            result = sink.call(call.action, call.arguments, BareRun([sink]))
-        except BaseException as error:  # SystemExit too: what the action does is its own
-            call.set_exception(error)
-        else:
-            call.set_result(result)
-        self._called_at = None
-
-    def _deliver(self, sink: Sink, window: Queued) -> None:
-        """Deliver a window: all its points, then the flush that makes them durable."""
-        points = window.points
-        if points is None:
-            points = window.points = self.backlog.get(window.number)
-        self._called_at = time.monotonic()
-        if points.hparams and not window.has_sent_hparams:
-            self._add_hparams(sink, points)
-            window.has_sent_hparams = True
-        if window.accepted < len(points):
-            taken = sink.write_points(Points.of(points[window.accepted :]) if window.accepted else points)
-            window.accepted += taken.accepted
-            window.refused.update(refusal.name for refusal in taken.refused)
-            self._say_refused(taken.refused)
-            if taken.error is not None:
-                self.report.failures += taken.failures - 1
-                raise taken.error
-            self.report.failures += taken.failures
-            if window.accepted < len(points):
-                raise RuntimeError(
-                    f"write_points has taken {window.accepted} of {len(points)} points and says no error"
-                )
-        self._called_at = time.monotonic()
-        sink.flush()
-        self._called_at = None
-
-    def _add_hparams(self, sink: Sink, points: Points) -> None:
-        try:
-            sink.add_hparams(points.hparams)
-        except (NotImplementedError, TypeError, ValueError) as error:
-            if not self._has_said_hparams:
-                self._has_said_hparams = True
-                logger.warning("hyperparameters that were added later did not reach %s: %r", self.name, error)
-
-    def _say_refused(self, refused: list[Refusal]) -> None:
-        for refusal in refused:
-            if refusal.name not in self._said_refused:
-                self._said_refused.add(refusal.name)
-                logger.error(
-                    "the backend refused %s at step %d: %r; if it refuses more of this series, the report counts them",
-                    refusal.name,
-                    refusal.step,
-                    refusal.error,
-                )
-
-    def _note_progress(self, has_done_something: bool) -> None:
-        if self._stop:
-            raise _StoppedError
-        if has_done_something:
-            self._called_at = time.monotonic()
 
     def _go_down(self, cause: str) -> None:
         if self._down_since is None:
             self._down_since = time.monotonic()
-            logger.error(
-                "the backend failed: %s (%s); training goes on, these and what follows are kept in %s and tried again: "
-                "%s",
-                cause,
-                self.name,
-                self.backlog.path,
-                self._words(),
-            )
+            words = "the backend failed: %s (%s); training goes on, these and what follows are kept in %s and tried "
+            logger.error(f"{words}again: %s", cause, self.name, self.backlog.path, self._words())
         self._queue.keep()
         self._changed.notify_all()
-
-    def _come_back(self) -> None:
-        assert self._down_since is not None
-        seconds, self._down_since = time.monotonic() - self._down_since, None
-        logger.warning("the backend is back after %.1f s (%s); still queued: %s", seconds, self.name, self._words())
 
     def _spill(self) -> None:
         if not self._is_slow:
             self._is_slow = True
-            logger.warning(
-                "%s is slower than the training: what it has not taken waits in %s, now %s",
-                self.name,
-                self.backlog.path,
-                self._words(),
-            )
+            words = "%s is slower than the training: what it has not taken waits in %s, now %s"
+            logger.warning(words, self.name, self.backlog.path, self._words())
         self._queue.keep()
 
     def _leave(self) -> None:
@@ -470,7 +316,7 @@ class Delivery:
             self._changed.notify_all()
         if not self.opened.done():
             self.opened.set_exception(RuntimeError(f"{self.name} was closed before it was open"))
-        self._leave_backend()
+        self._owned.close(self._error)
         self.backlog.close()
 
     def _end_calls(self) -> None:
@@ -480,20 +326,8 @@ class Delivery:
 
     def _end_call(self, call: Call) -> None:
         """End a call that will not be made: with the cause, if the backend refused to be opened."""
-        if self._sink is None and self.cause is not None:
+        if self._owned.sink is None and self.cause is not None:
             if call.set_running_or_notify_cancel():
                 call.set_exception(self.cause)
         else:
             call.cancel()
-
-    def _leave_backend(self) -> None:
-        context, error, self._context, self._entered = self._context, self._error, None, None
-        if context is None:
-            return
-        self._called_at = time.monotonic()
-        try:
-            context.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
-        except BaseException as closing_error:
-            if closing_error is not error:
-                logger.error("the backend failed to close: %r (%s)", closing_error, self.name)
-        self._called_at = None

@@ -22,13 +22,7 @@ class HeldStep:
         return len(self._held)
 
     def pass_on(self, points: Points, first: int, unfinished: int | None) -> tuple[Points, int]:
-        """Return the points of steps that have ended, those held back before included.
-
-        Args:
-            points: The points of a window.
-            first: The first step that it writes and no earlier window does.
-            unfinished: The step that has not ended, if any.
-        """
+        """Return a window without the step that is unfinished, with what was held back of ended ones, and its first."""
         if self.step is None and unfinished is None:
             return points, first
         passed = [record for record in points if record.step not in (self.step, unfinished)]

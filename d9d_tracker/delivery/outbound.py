@@ -20,8 +20,7 @@ MEMORY_BYTES = 16 * 2**20
 class Queued:
     """A window on its way to the backend.
 
-    ``points`` are all of it, because what is kept on disk must be whole: a later process takes back what the backend
-    has of a window before it delivers it. None while they are on disk only.
+    ``points`` are all of it, None while they are on disk only: a later process takes back what the backend has of it.
     """
 
     number: int
@@ -85,12 +84,7 @@ class Outbound:
         return [item for item in tuple(self._items) if isinstance(item, Call)]
 
     def append(self, points: Points, first: int) -> None:
-        """Add a window.
-
-        Args:
-            points: Its points.
-            first: The first step that it writes and no earlier window does.
-        """
+        """Add a window, which is the first to write ``first`` and the steps behind."""
         contents = Contents.of(points, first)
         before = self.windows[-1:]
         if before and before[0].contents.names == contents.names:  # most windows have the same: they are kept once
@@ -105,11 +99,7 @@ class Outbound:
         self._items.append(call)
 
     def remove(self, item: Queued | Call) -> None:
-        """Forget a window that the backend has accepted, or a call that was made.
-
-        Args:
-            item: Which; a window may have been dropped meanwhile.
-        """
+        """Forget a window that the backend has accepted, dropped meanwhile or not, or a call that was made."""
         if item not in self._items:
             return
         self._items.remove(item)
@@ -126,7 +116,7 @@ class Outbound:
         new = [queued for queued in windows if not queued.kept]
         if new:
             try:
-                dropped = self._backlog.put([_row(queued) for queued in new])
+                dropped = self._backlog.put([(one.number, _loaded(one), one.contents) for one in new])
             except Exception as error:  # a full disk must not end the thread; memory still holds it
                 if not self._keeping_failed:
                     logger.error("the backlog cannot be written, its windows stay in memory: %r", error)
@@ -138,25 +128,27 @@ class Outbound:
             self._drop([queued for queued in windows if queued.number in set(dropped)])
         head = self._items[0] if self._items else None
         for queued in windows:
-            if queued is not head and queued.points is not None:
+            if queued is not head:
+                self._release(queued)
                 queued.points = None
-                self.memory -= queued.bytes
-                queued.bytes = 0
+
+    def _release(self, queued: Queued) -> None:
+        self.memory -= queued.bytes
+        queued.bytes = 0
 
     def _drop(self, lost: Sequence[Queued]) -> None:
         for queued in lost:
             self._items.remove(queued)
-            self.memory -= queued.bytes
-            queued.bytes = 0
+            self._release(queued)
             self._report.dropped += queued.contents.records
         if lost and self._report.dropped >= self._said_dropped:
             self._said_dropped = 2 * self._report.dropped  # said again when as many more are lost
             logger.error("the backlog is full, dropped: %s; raise accumulator.backlog_bytes", in_words(lost))
 
 
-def _row(queued: Queued) -> tuple[int, Points, Contents]:
+def _loaded(queued: Queued) -> Points:
     assert queued.points is not None, "what is not on disk is in memory"
-    return queued.number, queued.points, queued.contents
+    return queued.points
 
 
 def in_words(windows: Iterable[Queued], calls: int = 0) -> str:

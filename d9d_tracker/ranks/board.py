@@ -36,20 +36,13 @@ class BoardLostError(Exception):
 
 
 class Board:
-    """A part of a job's store, by name. Each key is written by one rank alone; values are plain JSON.
-
-    Attributes:
-        store: The part, as a store.
-
-    Raises:
-        BoardLostError: Raised by all methods, if the store is gone.
-    """
+    """A part of a job's store, by name; ``BoardLostError`` if that is gone. Each key is written by one rank alone."""
 
     def __init__(self, store: Any, name: str):
         self.store = dist.distributed_c10d.PrefixStore(name, store)
 
     def put(self, key: str, value: Any) -> None:
-        """Write a value, in place of what was there."""
+        """Write a value, plain JSON, in place of what was there."""
         with _lost():
             self.store.set(key, json.dumps(value))
 

@@ -25,15 +25,9 @@ class Group:
     interpreter ends meanwhile. So none waits there, the last collectives are kept until the group is closed, which ends
     gloo's threads, and what is given up in the middle is never freed.
 
-    Args:
-        store: A store in which only the ranks of this group meet, all of them now.
-        rank: This process among them.
-        size: How many they are.
-        timeout: Seconds after which gloo gives up by itself.
-        look: Called now and then while others are waited for; what it raises ends the wait.
-
-    Raises:
-        RuntimeError: If not all ranks come. Also raised by the collectives, if one is gone.
+    Only its ranks meet in ``store``, all of them now. ``look`` is called while others are waited for, and ends the wait
+    by raising; gloo itself gives up after ``timeout`` seconds. A rank that is gone, or does not come, is a
+    ``RuntimeError``.
     """
 
     def __init__(self, store: Any, rank: int, size: int, timeout: float, look: Callable[[], None]):

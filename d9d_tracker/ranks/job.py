@@ -51,15 +51,7 @@ class Job:
     left in the store that are dead, in an earlier life of the job, answers no question. No collective is issued, and no
     group of the training's is used.
 
-    Args:
-        ranks: The ranks of the job that share runs, in their order.
-        rank: This process's place among them.
-        store: The job's store.
-        timeout: Seconds that anything here waits for other ranks, at most.
-
-    Attributes:
-        rank: The same.
-        size: Their number.
+    The process is the ``rank``-th of ``ranks``, and waits ``timeout`` seconds for the others, at most.
     """
 
     def __init__(self, ranks: list[int], rank: int, store: Any, timeout: float):
@@ -74,16 +66,7 @@ class Job:
 
     @classmethod
     def of(cls, config: AccumulatorConfig, group: Callable[[], Any] | None = None) -> "Job | None":
-        """Find this process's place; None if it has a run of its own.
-
-        Args:
-            config: Says which ranks share a run.
-            group: Returns a process group of these ranks, of any backend; called here. No collective is issued on it.
-                By default, all ranks of the job.
-
-        Raises:
-            TrackerValueError: If this process is not in the group.
-        """
+        """Find this process's place in a group, of any backend, or in the job; None if it has a run of its own."""
         if config.distributed != "auto" or not (dist.is_available() and dist.is_initialized()):
             return None
         given = dist.group.WORLD if group is None else group()
@@ -103,18 +86,10 @@ class Job:
         return not dist.is_initialized() or dist.group.WORLD is not self._world
 
     def open(self, settings: dict[str, Any], action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Open a run on all ranks alike, or on none. Every rank must call it.
+        """Open a run on all ranks alike, or on none; every rank must call it. All is plain JSON values.
 
-        Args:
-            settings: Names and plain JSON values that must be equal on all ranks.
-            action: Called on rank 0, if they are; returns plain JSON values.
-
-        Returns:
-            On all ranks, what it returned.
-
-        Raises:
-            TrackerValueError: If settings differ, some ranks did not call in time, or the action failed on rank 0,
-                where its own exception is raised.
+        Returns, on all ranks, what ``action`` does on rank 0. A ``TrackerValueError`` says that settings differ, some
+        ranks did not call in time, or the action failed on rank 0, where its own exception is raised.
         """
         try:
             return self._lead(settings, action) if self.rank == 0 else self._follow(settings)

@@ -18,7 +18,7 @@ from d9d_tracker_kernels import LAST_STEP
 
 from .board import Board, BoardLostError, wait
 from .meeting import END, Meeting, Met
-from .ranks import FAILED_PATIENCE_SECONDS, LEAVING_SECONDS, MovedError, Ranks
+from .ranks import MovedError, Ranks
 from .spelling import spell
 
 logger = logging.getLogger("d9d_tracker")
@@ -60,10 +60,8 @@ class Lead(Ranks):
 
     @override
     def leave(self, patience: float, failed: bool) -> float:
-        patience = FAILED_PATIENCE_SECONDS if failed else max(patience, self._timeout)
         self._says_at = time.monotonic() + _SAY_SECONDS
-        self._leaves_at = time.monotonic() + patience
-        return patience + LEAVING_SECONDS
+        return super().leave(max(patience, self._timeout), failed)
 
     @override
     def close(self) -> None:
@@ -223,16 +221,14 @@ class Lead(Ranks):
             return
         if now > self._says_at:
             self._says_at = float("inf")
-            logger.warning(
-                "closing waits for %s to close too, for %.3g s at most", spell(others), self._leaves_at - now
-            )
+            words = "closing waits for %s to close too, for %.3g s at most"
+            logger.warning(words, spell(others), self._leaves_at - now)
         if now > self._leaves_at:
             step = self.written + 1
             self._others, self._away, self._is_over = [], {}, True
             self.missing.append(f"{spell(others)}: from step {step} on")
-            logger.error(
-                "closed while %s still log: what they log from step %d on is not in the run", spell(others), step
-            )
+            words = "closed while %s still log: what they log from step %d on is not in the run"
+            logger.error(words, spell(others), step)
             self._publish()
             raise MovedError
 
@@ -250,9 +246,8 @@ class Lead(Ranks):
         self.held = merged.since(last + 1).only(every, every[:0])
         counts = merged.counts.copy()  # a histogram cannot be divided by steps: it is filed at one that is finished
         counts[:, LAST_STEP] = np.minimum(counts[:, LAST_STEP], max(0, last))
-        return replace(
-            merged, steps=merged.steps[:rows], times=merged.times[:rows], lanes=merged.lanes[:rows], counts=counts
-        )
+        steps, times, lanes = merged.steps[:rows], merged.times[:rows], merged.lanes[:rows]
+        return replace(merged, steps=steps, times=times, lanes=lanes, counts=counts)
 
     @override
     def _drop_group(self) -> None:

@@ -24,14 +24,7 @@ _SERIES = TypeAdapter(tuple[list[int], list[float], list[ScalarSeries], list[His
 
 
 class Met(NamedTuple):
-    """What a meeting gives.
-
-    Attributes:
-        window: The merged window, of use on rank 0 alone.
-        points: The point of each member; see ``Meeting.merge``.
-        notes: On rank 0, each with its rank.
-        indices: The index of each member's window.
-    """
+    """What a meeting gives: the window and notes on rank 0 alone, of each member its point and its window's index."""
 
     window: HostWindow
     points: dict[int, int]
@@ -51,20 +44,11 @@ class Meeting:
         self._is_misaligned = False
 
     def merge(self, group: Group, members: list[int], window: HostWindow, point: int, note: bytes) -> Met:
-        """Merge a window with those of the other members, each of which calls it.
+        """Merge a window, which is not changed, with those of the other members, in the order of the group.
 
-        When it returns, rank 0 has the values of all; if it raises, rank 0 knows whether it has.
-
-        Args:
-            group: The members' group.
-            members: Their ranks, in its order.
-            window: This rank's window; it is not changed.
-            point: Up to where this rank's values are complete: twice its last step, plus one if that has ended; END if
-                it leaves.
-            note: What rank 0 is to know besides.
-
-        Raises:
-            RuntimeError: If a member is gone. What the group looks at raises too.
+        ``point`` says up to where this rank's values are complete: twice its last step, plus one if that has ended; END
+        if it leaves. When it returns, rank 0 has the values of all; if it raises, since a member is gone or the group
+        looks up, rank 0 knows whether it has.
         """
         window, own = self._without_own(window)
         table = _SERIES.dump_json((window.steps, [], window.scalars, window.histograms))
@@ -102,8 +86,7 @@ class Meeting:
             began = dict(zip(steps, times, strict=True)) | began
             scalars = union_of_series(scalars, more_scalars)
             histograms = union_of_series(histograms, more_histograms)
-        if self._rank == 0:
-            self._report_partly_known(tables, scalars, histograms)
+        self._report_partly_known(tables, [*scalars, *histograms])
         steps = sorted(began)
         return arranged(window, steps, [began[step] for step in steps], scalars, histograms)
 
@@ -123,21 +106,16 @@ class Meeting:
         if self._rank == 0 and len(ended) > 1 and not self._is_misaligned:
             self._is_misaligned = True
             (least, first), (most, second) = min(ended.items()), max(ended.items())
-            logger.warning(
+            words = (
                 "windows end at different steps: %d on rank %d, %d on rank %d. Call set_step and flush alike on all "
-                "ranks; values are merged by step, and those behind wait for the next window",
-                least // 2,
-                first,
-                most // 2,
-                second,
+                "ranks; values are merged by step, and those behind wait for the next window"
             )
+            logger.warning(words, least // 2, first, most // 2, second)
 
-    def _report_partly_known(
-        self, tables: list[Any], scalars: list[ScalarSeries], histograms: list[HistogramSeries]
-    ) -> None:
+    def _report_partly_known(self, tables: list[Any], all_series: list[ScalarSeries | HistogramSeries]) -> None:
         present = [table for table in tables if table[0]]
         new = []
-        for series in (*scalars, *histograms):
+        for series in all_series if self._rank == 0 else ():
             known = sum(any(series in part for part in table[2:]) for table in present)
             words = label(series.name, series.context)
             if known < len(present) and words not in self._known:

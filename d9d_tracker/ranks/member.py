@@ -13,7 +13,7 @@ from d9d_tracker.windows.moving import to_text
 from .board import Board, BoardLostError, wait
 from .meeting import END, Meeting
 from .pulse import Pulse
-from .ranks import FAILED_PATIENCE_SECONDS, LEAVING_SECONDS, MovedError, Ranks
+from .ranks import MovedError, Ranks
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -76,12 +76,6 @@ class Member(Ranks):
         yield from ()
 
     @override
-    def leave(self, patience: float, failed: bool) -> float:
-        patience = FAILED_PATIENCE_SECONDS if failed else patience
-        self._leaves_at = time.monotonic() + patience
-        return patience + LEAVING_SECONDS
-
-    @override
     def close(self) -> None:
         self._pulse.close()
         self._drop_group()
@@ -107,11 +101,7 @@ class Member(Ranks):
             return
 
     def _join(self, window: HostWindow) -> HostWindow | None:
-        """Meet in the newest generation.
-
-        Returns:
-            What of the window can be merged there; None if rank 0 has it already, or all of it is too late.
-        """
+        """Meet in the newest generation; return what of the window can be merged there, None if it is all over."""
         self._pulse.look()
         while True:
             self._wait(lambda: self._pulse.lead["generation"] > self._through)
@@ -171,11 +161,8 @@ class Member(Ranks):
         self.is_lost = is_whole
         if self._lost_since is None:
             self._lost_since = window.steps[0]
-            logger.error(
-                "ranks are gone (%s): what this rank logs from step %d on is not in the run; training goes on",
-                reason,
-                self._lost_since,
-            )
+            words = "ranks are gone (%s): what this rank logs from step %d on is not in the run; training goes on"
+            logger.error(words, reason, self._lost_since)
         if is_whole:
             self._pulse.say(back=self._through, waits=False)
 
@@ -196,10 +183,8 @@ class Member(Ranks):
         windows = [window for window, _ in self._behind]
         notes = [base64.b64encode(note).decode() for _, note in self._behind]
         meeting = self._meetings if self._is_unsure else END
-        self._board.put(
-            f"left/{self._rank}",
-            {"generation": self._generation, "meeting": meeting, "windows": windows, "notes": notes},
-        )
+        left = {"generation": self._generation, "meeting": meeting, "windows": windows, "notes": notes}
+        self._board.put(f"left/{self._rank}", left)
         self._pulse.say(left=True)
         logger.info("closed before the others: rank 0 merges the last window of this rank later")
 

@@ -12,9 +12,7 @@ _NOTHING = {"generation": 0, "ask": 0, "over": False}
 class Pulse:
     """Reads what the lead has written, once a period, and answers when it asks; nothing is written else.
 
-    Attributes:
-        lead: What the lead has written last.
-        is_cut_off: Whether the store is gone, and with it the lead.
+    ``lead`` is what it has written last; ``is_cut_off``, whether the store is gone, and with it the lead.
     """
 
     def __init__(self, board: Board, rank: int, period: float):

@@ -14,6 +14,7 @@ generation, which says how many meetings of the one before rank 0 has. On the bo
 - ``left/R``: the window that rank R left behind, because it could not wait for the others.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
@@ -23,9 +24,9 @@ from .board import Board, period
 from .group import Group
 
 # Of those who raised or were interrupted: long enough for ranks that do the same, too short to be noticed.
-FAILED_PATIENCE_SECONDS = 1.0
+_FAILED_PATIENCE_SECONDS = 1.0
 # What gloo and the store may take besides, when a rank leaves.
-LEAVING_SECONDS = 10.0
+_LEAVING_SECONDS = 10.0
 
 
 class MovedError(Exception):
@@ -35,11 +36,7 @@ class MovedError(Exception):
 class Ranks(ABC):
     """The ranks that share a run, of which this process is one.
 
-    Args:
-        board: The board of the run.
-        rank: This rank.
-        size: Number of ranks.
-        timeout: Seconds that a window waits for a rank that is alive and does not come, at most.
+    A window waits ``timeout`` seconds for a rank that is alive and does not come, at most.
 
     Attributes:
         is_lost: Whether the last window of this rank did not reach rank 0.
@@ -64,25 +61,20 @@ class Ranks(ABC):
 
     @abstractmethod
     def reduce(self, window: HostWindow, ended: bool, is_last: bool = False, note: bytes = b"") -> HostWindow | None:
-        """Merge a window with those of the other ranks; every rank calls it for its n-th window.
+        """Merge a window, which is not changed, with those of the others; every rank calls it for its n-th window.
 
-        Args:
-            window: This rank's window; it is not changed.
-            ended: Whether its last step has ended.
-            is_last: Whether this rank closes the run with it.
-            note: What rank 0 is to know besides; it costs a message, so there should seldom be one.
-
-        Returns:
-            On rank 0, the rows up to the last step for which every rank has sent its values; None on the others.
+        Its last step has ``ended`` or not. A ``note`` to rank 0 costs a message, so there should seldom be one. On
+        rank 0, returns the rows up to the last step for which every rank has sent its values; None on the others.
         """
 
-    @abstractmethod
     def leave(self, patience: float, failed: bool) -> float:
-        """Have no wait for other ranks last longer than ``patience`` seconds from now on; called on another thread.
+        """Wait for no other rank longer than ``patience`` seconds from now on, or less: others wait for who ``failed``.
 
-        Returns:
-            Seconds after which this rank is done, at the latest. One that ``failed`` waits less: others wait for it.
+        Called on another thread. Returns the seconds after which this rank is done, at the latest.
         """
+        patience = _FAILED_PATIENCE_SECONDS if failed else patience
+        self._leaves_at = time.monotonic() + patience
+        return patience + _LEAVING_SECONDS
 
     @abstractmethod
     def close(self) -> None:
