@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoi
 from torch.distributed.checkpoint.storage import StorageReader
 
 from .accumulator import AccumulatingTracker
-from .accumulator.checkpoint import saved_ranks
+from .accumulator.job_state import saved_ranks
 
 
 def load(

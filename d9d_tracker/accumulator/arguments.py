@@ -20,7 +20,7 @@ from d9d_tracker_kernels.device import GPU, gpu
 
 from .placement import is_distributed, local_scalar, local_share
 from .scalars import Number
-from .spmd import typed_scalar, typed_share
+from .typed_tensors import typed_scalar, typed_share
 
 logger = logging.getLogger("d9d_tracker")
 

@@ -11,7 +11,7 @@ from d9d_tracker.series.registry import ContextItems
 from d9d_tracker_kernels import INITIAL
 from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
-from .spmd import local_types
+from .typed_tensors import local_types
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int, np.floating, np.integer, np.bool_)

@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def is_distributed(value: Any) -> "TypeIs[DTensor]":
-    """Tell whether a value is a ``DTensor``.
-
-    Args:
-        value: What is logged.
-    """
+    """Tell whether a value is a ``DTensor``."""
     # Almost all are plain tensors; and without the module, which takes most of a second to import, there is none.
     if type(value) is torch.Tensor or "torch.distributed.tensor" not in sys.modules:
         return False
@@ -28,21 +24,14 @@ def is_distributed(value: Any) -> "TypeIs[DTensor]":
 
 
 def is_partial(value: Any) -> bool:
-    """Tell whether no rank holds a value: it exists only after a reduction across ranks.
-
-    Args:
-        value: What is logged.
-    """
+    """Tell whether no rank holds a value: it exists only after a reduction across ranks."""
     return is_distributed(value) and any(placement.is_partial() for placement in value.placements)
 
 
 def local_shard(value: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Return what this rank holds of a tensor, and on how many ranks' shards it is spread: 1 for a plain tensor.
+    """Return what this rank holds of a tensor, not partial, and on how many ranks' shards it is spread, 1 if plain.
 
     The mean over the ranks of so many times a sum over the shard is the sum over all of the tensor.
-
-    Args:
-        value: Any tensor, not partial.
     """
     if not is_distributed(value):
         return value, 1
@@ -52,28 +41,15 @@ def local_shard(value: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def local_share(values: "DTensor") -> tuple[torch.Tensor, bool]:
-    """Return the local shard of a distributed tensor, and whether this rank counts it.
+    """Return this rank's shard, perhaps empty, and whether it counts it; ``TypeError`` if the values are partial.
 
-    No communication takes place. An element that several ranks of the tensor's mesh hold, because a dimension of the
-    mesh replicates it, is counted by the first rank of that dimension alone.
-
-    Args:
-        values: The distributed tensor.
-
-    Returns:
-        The local shard, possibly empty, and whether it is to be counted here.
-
-    Raises:
-        TypeError: If the values are partial: no rank holds them before a reduction.
+    What several ranks of the mesh hold, because a dimension replicates it, the first of that dimension alone counts.
     """
     coordinates = values.device_mesh.get_coordinate()
     counts = coordinates is not None
     for dimension, placement in enumerate(values.placements):
         if placement.is_partial():
-            raise TypeError(
-                "the values are partial: they exist only after a reduction across ranks; reduce them first, with "
-                ".redistribute(placements=[Replicate()]) or .full_tensor(), on every rank of the mesh"
-            )
+            raise TypeError
         if placement.is_replicate() and coordinates is not None:
             counts = counts and coordinates[dimension] == 0
     return values.to_local(), counts
@@ -85,13 +61,7 @@ def local_scalar(value: "DTensor", reduce: Reduction) -> torch.Tensor:
     Of a replicated one it is the copy. Of a partial sum over n ranks it is n times the rank's part, whose mean over the
     ranks is the sum; of a partial average the part itself; of a partial minimum or maximum likewise, in a series of
     that reduction. Of a partial p-norm it is n times the p-th power: ``norm_of`` has the root, which is taken last.
-
-    Args:
-        value: The distributed tensor.
-        reduce: The reduction of the series.
-
-    Raises:
-        TypeError: If the value is sharded, or partial in a way that the reduction of the series does not make whole.
+    Anything else is a ``TypeError``.
     """
     local, norm = value.to_local(), norm_of(value)
     if norm != 1.0:
@@ -103,19 +73,12 @@ def local_scalar(value: "DTensor", reduce: Reduction) -> torch.Tensor:
         if kind == "sum" and reduce in ("mean", "sum"):
             local = local.to(torch.float64) * value.device_mesh.size(dimension)
         elif not ((kind == "avg" and reduce in ("mean", "sum")) or (kind in ("min", "max") and reduce == kind)):
-            raise TypeError(
-                f"a series with reduce={reduce!r} cannot make a whole of {placement}; bring it together first with "
-                ".full_tensor(), on every rank of the mesh"
-            )
+            raise TypeError
     return local
 
 
 def norm_of(value: Any) -> float:
-    """Return the p of a partial p-norm; else 1.
-
-    Args:
-        value: What is logged.
-    """
+    """Return the p of a partial p-norm; else 1."""
     if not is_distributed(value):
         return 1.0
     # A private placement: seen in torch 2.11 to 2.15.

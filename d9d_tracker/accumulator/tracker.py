@@ -24,7 +24,7 @@ from d9d_tracker.ranks.job import Job, is_silenced, warn_of_a_job_unknown
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
 
-from . import checkpoint
+from . import checkpoint, job_state
 from .assembly import Assembly, State
 from .buffers import Buffers
 from .checkpoint import BackendState, Snapshot
@@ -243,9 +243,9 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             return {"world_size": 1, "ranks": {}}
         state = checkpoint.save(self._snapshot())
         if self._config.distributed == "rank0":
-            return checkpoint.wrap(state, 0, 1)
+            return job_state.wrap(state, 0, 1)
         job = self._find_job() if self._left is None else self._job  # which may have ended since
-        return state if job is None else checkpoint.wrap(state, job.rank, job.size)
+        return state if job is None else job_state.wrap(state, job.rank, job.size)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -264,7 +264,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         if is_silenced(self._config):
             return
         buffers = self._run.buffers
-        snapshot = checkpoint.read_own(state_dict, self.rank, self.world_size)
+        snapshot = job_state.read_own(state_dict, self.rank, self.world_size)
         backend = snapshot.backend
         if backend.type != type(self._tracker).__name__:
             raise ValueError(

@@ -1,49 +1,28 @@
-"""States of ranks that were not at the same point of their window become one that is whole."""
+"""What a state says of the run that goes on with it."""
 
 import pytest
 
-from d9d_tracker.accumulator import checkpoint
 from d9d_tracker.accumulator.checkpoint import BackendState, Snapshot
 from d9d_tracker.accumulator.late import Late
-from d9d_tracker.record import Record
 from d9d_tracker.series.registry import ScalarSeries
-from d9d_tracker.windows.host_window import empty_window
-from d9d_tracker_kernels import COUNT, SUM
+from d9d_tracker.windows.host_window import HostWindow, empty_window
+from d9d_tracker.windows.moving import Logged, Moving
 
 
-def snapshot(resolution, steps, first, passed, windows, late=()):
-    """A rank that has logged 1 in each of these steps, the last of which is the current one."""
-    window = empty_window(0, list(steps), [0.0] * len(steps), [ScalarSeries("x", (), "sum")], [])
-    window.lanes[:, [SUM, COUNT]] = 1.0
-    backend = BackendState("JsonlTracker", {"run_id": "run"}, "backlog")
-    return Snapshot(resolution, first, passed, windows, window, None, Late(list(late)), backend)
+def rows(*steps: int) -> HostWindow:
+    return empty_window(0, list(steps), [0.0] * len(steps), [ScalarSeries("x", (), "sum")], [])
 
 
-def test_ranks_that_were_uneven_go_on_as_the_one_that_was_furthest():
-    ranks = [snapshot("step", [3, 5], 3, 2, 7), snapshot("step", [1, 2, 6], 1, 4, 8)]
-    for some in (ranks, ranks[::-1]):
-        merged = checkpoint._merged(some)
-        assert merged.window.steps == [1, 2, 3, 5, 6]
-        assert (merged.first, merged.passed, merged.windows) == (1, 4, 8)
-        again = checkpoint.read(checkpoint.save(merged))
-        assert (again.first, again.passed, again.window.steps) == (1, 4, [1, 2, 3, 5, 6])
-
-
-def test_there_are_as_many_steps_as_rows():
-    ranks = [snapshot("step", [1, 3, 5], 1, 2, 0), snapshot("step", [2, 4, 6], 2, 2, 0)]
-    assert checkpoint._merged(ranks).passed == 5
-    checkpoint.read(checkpoint.save(checkpoint._merged(ranks)))
-
-
-@pytest.mark.parametrize("steps", [(4, 6), (6, 4)])
-def test_where_a_window_has_one_point_it_stays_one_row(steps):
-    merged = checkpoint._merged([snapshot("window", [step], 0, step, 0) for step in steps])
-    assert merged.window.steps == [6]
-    assert merged.window.lanes[0, SUM, 0] == 2.0
-    checkpoint.read(checkpoint.save(merged))
-
-
-def test_of_what_came_late_the_lowest_rank_has_the_last_word():
-    late = [[Record("x", 1, {}, float(rank))] for rank in range(2)]
-    merged = checkpoint._merged([snapshot("step", [3], 3, 0, 0, one) for one in late])
-    assert [record.value for record in merged.late.points()] == [0.0]
+@pytest.mark.parametrize(
+    ("moving", "step"),
+    [
+        (Moving(), 9),
+        (Moving(held=rows(4, 5)), 4),  # that other ranks were waited for: of a later moment, the backends may have them
+        (Moving([Logged(1, 3, rows(6, 7))], rows(7), {1: 3}), 6),
+        (Moving([Logged(1, 2, rows(2, 3))], rows(7), {1: 3}), 7),  # rank 0 has that window
+        (Moving([Logged(1, 3, rows(2, 3))], rows(7), {1: 3}, unwritten=7), 7),  # and what came too late changes nothing
+    ],
+)
+def test_the_backends_are_to_hold_nothing_from_the_first_step_on_that_is_not_written(moving, step):
+    state = Snapshot("step", 9, 0, 4, rows(9), None, Late(), BackendState("JsonlTracker", {}), moving=moving)
+    assert state.rewind_to == step

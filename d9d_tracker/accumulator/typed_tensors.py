@@ -14,49 +14,28 @@ from d9d_tracker.series.reductions import Reduction
 
 
 def local_types(value: torch.Tensor) -> dict[Any, str]:
-    """Return R, I, V or P of each axis of the mesh; nothing for a tensor without types, and in compiled code.
-
-    Args:
-        value: A tensor.
-    """
-    if torch.compiler.is_compiling():
+    """Return R, I, V or P of each axis of the mesh; nothing for a tensor without types, and in compiled code."""
+    if torch.compiler.is_compiling() or "spmd_types" not in sys.modules:  # whoever has typed a tensor has imported it
         return {}
-    spmd_types = sys.modules.get("spmd_types")  # whoever has typed a tensor has imported it
-    if spmd_types is None:
-        return {}
+    spmd_types: Any = sys.modules["spmd_types"]
     return {axis: kind.name for axis, kind in spmd_types.get_local_type(value).items()}
 
 
 def typed_scalar(value: torch.Tensor, reduce: Reduction) -> torch.Tensor:
-    """Return what this rank logs of a number; see ``local_scalar``.
-
-    Args:
-        value: One element.
-        reduce: The reduction of the series.
-
-    Raises:
-        TypeError: If it is a part of a sum, which the reduction does not make whole.
-    """
+    """Return what this rank logs of a number, as ``local_scalar`` of a ``DTensor``."""
     for axis, kind in local_types(value).items():
         if kind == "P":
             if reduce not in ("mean", "sum"):
-                raise TypeError(f"a series with reduce={reduce!r} cannot make a whole of parts of a sum")
+                raise TypeError
             value = value.detach().to(torch.float64) * axis.size()
     return value
 
 
 def typed_share(values: torch.Tensor) -> bool:
-    """Return whether this rank counts a population: of ranks that hold the same, the first does.
-
-    Args:
-        values: The population.
-
-    Raises:
-        TypeError: If it is a part of a sum: no rank holds it before a reduction.
-    """
+    """Return whether this rank counts a population: of ranks that hold the same, the first does; as ``local_share``."""
     types = local_types(values)
     if "P" in types.values():
-        raise TypeError("the values are parts of a sum")
+        raise TypeError
     rank = dist.get_rank() if types else 0
     return all(
         rank // stride % size == 0
