@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,8 +15,8 @@ from d9d_tracker.tracing import is_in_another_step, is_producing_a_program
 
 from .skipped_steps import register_skipped_step_hook
 
-if TYPE_CHECKING:
-    from .watch import Watch
+Told = Callable[[Optimizer], None]
+Counted = Callable[[Optimizer, int], None]
 
 
 class OptimizerSteps:
@@ -25,11 +25,19 @@ class OptimizerSteps:
     In compiled and captured code, which runs again without Python, every so many are steps of the run.
     """
 
-    def __init__(self, counting: Watch, every: int, holds_places: Callable[[], bool], has_after: bool):
-        self._counting = counting
+    def __init__(
+        self,
+        every: int,
+        holds_places: Callable[[], bool],
+        count: Counted,
+        skipped: Told,
+        updates: tuple[Told, Counted] | None,
+    ):
         self._every = every
         self._holds_places = holds_places
-        self._has_after = has_after
+        self._count = count
+        self._skipped = skipped
+        self._updates = updates  # what is told when a step begins, and what counts when it has ended
         self._begun: weakref.ref[Optimizer] | None = None
         self._steps: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._handles: list[RemovableHandle] = []
@@ -37,8 +45,8 @@ class OptimizerSteps:
     def register(self) -> None:
         """Put the hooks in place."""
         self._handles.append(register_optimizer_step_pre_hook(self._before))
-        self._handles.append(register_skipped_step_hook(self._counting.skipped))
-        if self._has_after:
+        self._handles.append(register_skipped_step_hook(self._skipped))
+        if self._updates is not None:
             self._handles.append(register_optimizer_step_post_hook(self._after))
 
     def remove(self) -> None:
@@ -59,12 +67,12 @@ class OptimizerSteps:
             if done % every:
                 return None
             every = 1
-        if self._has_after:
+        if self._updates is not None:
             self._begun = None if torch.compiler.is_compiling() else weakref.ref(optimizer)
-            self._counting.begun(optimizer)
+            self._updates[0](optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            self._counting.before(optimizer, every)
+            self._count(optimizer, every)
             return None
         is_first = True
 
@@ -73,7 +81,7 @@ class OptimizerSteps:
             loss = closure()
             if is_first:
                 is_first = False
-                self._counting.before(optimizer, every)
+                self._count(optimizer, every)
             return loss
 
         if "closure" in kwargs:
@@ -81,10 +89,11 @@ class OptimizerSteps:
         return (args[0], counted, *args[2:]), kwargs
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if is_producing_a_program():
+        if is_producing_a_program() or self._updates is None:
             return
+        count = self._updates[1]
         if torch.compiler.is_compiling() or self._holds_places():
-            self._counting.after(optimizer, self._every)
+            count(optimizer, self._every)
         elif self._begun is not None and self._begun() is optimizer:
             self._begun = None
-            self._counting.after(optimizer, 1)
+            count(optimizer, 1)

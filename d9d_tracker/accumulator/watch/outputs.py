@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,13 +13,13 @@ from torch.utils.hooks import RemovableHandle
 
 from d9d_tracker.accumulator.recompute import is_recomputing
 from d9d_tracker.base import BinsHandle
+from d9d_tracker.config import Binning
+from d9d_tracker.errors import TrackerTypeError
 from d9d_tracker.tracing import body_around, forget_compiled_code, is_producing_a_program
 
+from .hooks import Hooks
 from .modules import at, layers, structure
-from .values import numbers
-
-if TYPE_CHECKING:
-    from .watch import Watch
+from .values import named_tensors, numbers
 
 _Layers = dict[str, tuple[tuple[str, ...], nn.Module]]
 
@@ -36,12 +36,14 @@ class Outputs:
 
     def __init__(
         self,
-        watch: Watch,
+        watch: Hooks,
         module: nn.Module,
+        binning: Binning | None,
         make_handles: Callable[[str], tuple[BinsHandle, BinsHandle | None]],
         changed: Callable[[], None],
     ):
         self.watch = watch
+        self._binning = binning
         self._module = weakref.ref(module)
         self._make_handles = make_handles
         self._changed = changed
@@ -76,6 +78,13 @@ class Outputs:
             return
         self._structure = now
         self.watch.attempt("new layers", self._follow, layers(module))
+
+    def count(self, handle: BinsHandle, output: Any, every: int | None) -> None:
+        """Count the output of a layer."""
+        found = {handle.name + rest: numbers(tensor) for rest, tensor in named_tensors(output)}
+        if not found:
+            raise TrackerTypeError(f"{handle.name!r}: an output of type {type(output).__name__} holds no tensor")
+        self.watch.run.bins_many(found, dict(handle.context or {}), binning=self._binning, every=every)
 
     def is_at(self, path: tuple[str, ...], layer: nn.Module) -> bool:
         """Tell whether a layer is where it was when it was named."""
@@ -169,17 +178,17 @@ class _ForwardHook(_Hook):
             if isinstance(output, torch.Tensor):
                 handle.bins(numbers(output))
             else:
-                watch.count_output(handle, output, None)
+                self._outputs.count(handle, output, None)
         elif watch.run.holds_places():
-            watch.attempt(handle.name, watch.count_output, handle, output, None)
+            watch.attempt(handle.name, self._outputs.count, handle, output, None)
         elif not is_recomputing():
             self._forwards += 1
             if (self._forwards - 1) % watch.every == 0:
                 self._count(watch, module, output)
 
-    def _count(self, watch: Watch, module: nn.Module, output: Any) -> None:
+    def _count(self, watch: Hooks, module: nn.Module, output: Any) -> None:
         if not self._outputs.is_at(self.path, module):
             self._outputs.refresh()
         handle = self.training if module.training else self.evaluation
         if handle is not None:
-            watch.attempt(handle.name, watch.count_output, handle, output, 1)
+            watch.attempt(handle.name, self._outputs.count, handle, output, 1)

@@ -1,38 +1,9 @@
 """Whether there is room for a watch among what a run logs already."""
 
-from __future__ import annotations
-
-from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
 
 from d9d_tracker.errors import TrackerValueError
 from d9d_tracker.series.registry import Registry, ScalarSeries, label
-
-if TYPE_CHECKING:
-    from .watch import Watch
-
-
-def others_in_its_place(watch: Watch, watches: Iterable[Watch]) -> list[Watch]:
-    """Return the watches whose place one takes: of the same tensors, or of a model that is gone.
-
-    Raises:
-        TrackerValueError: If another logs to one of its series, of other tensors.
-    """
-    again = []
-    for other in watches:
-        common = watch.series & other.series
-        if any(_is_another(other.behind(name), watch.behind(name)) for name in common):
-            raise TrackerValueError(
-                f"watch: {min(common)!r} is watched already, and both would be counted together; watch the module "
-                "that holds both, give one of them a prefix=..., or remove() the other watch first"
-            )
-        if common:
-            again.append(other)
-    return again
-
-
-def _is_another(theirs: object, own: object) -> bool:
-    return theirs is not None and theirs is not own
 
 
 def refuse_too_many(names: Collection[str], planned: set[str], registry: Registry, field: str) -> None:

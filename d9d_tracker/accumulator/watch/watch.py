@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
@@ -16,22 +12,21 @@ from d9d_tracker.base import BinsHandle
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.series.registry import ScalarSeries
 
+from .hooks import Hooks
 from .modules import refuse_flat_shards, unwrapped
 from .names import Named, ParameterNames
 from .norms import Norms, Part
 from .optimizer_steps import OptimizerSteps
 from .outputs import Outputs
-from .room import others_in_its_place, refuse_contradictions, refuse_too_many
+from .room import refuse_contradictions, refuse_too_many
 from .settings import ACTIVATIONS, GRADIENTS, PARAMETERS, UPDATES, Settings
-from .values import named_tensors, numbers
-
-logger = logging.getLogger("d9d_tracker")
+from .values import numbers
 
 _SKIPPED = {"amp": "skipped"}
 _EVALUATION = {"mode": "eval"}
 
 
-class Watch:
+class Watch(Hooks):
     """Hooks that log a module, until ``remove`` or the end of the run.
 
     Gradients and parameters are counted right before an optimizer steps that holds them: the gradients are then those
@@ -66,10 +61,8 @@ class Watch:
         if not isinstance(module, nn.Module):
             raise TrackerTypeError(f"watch takes a torch.nn.Module, not {type(module).__name__}")
         settings.check(run.config)
+        super().__init__(run, settings.cadence(run.config))
         self.settings = settings
-        self.every = settings.cadence(run.config)
-        self.is_live = True
-        self.run = run
         self._watches = watches
         if settings.norms:
             refuse_flat_shards(module)
@@ -80,15 +73,16 @@ class Watch:
         self._looked = -1
         self._stepped = self._met = False
         self._updating: list[Part] = []
-        self._said: set[str] = set()
-        self._outputs = Outputs(self, module, self._make_handles, self._follow) if settings.activations else None
+        self._outputs = None
+        if settings.activations:
+            self._outputs = Outputs(self, module, settings.binning, self._make_handles, self._follow)
         self.histograms, self.scalars, self.series = self._series_now()
         if not self.series:
             raise TrackerValueError(
                 f"watch: a {type(module).__name__} has nothing to log with gradients={settings.gradients}, "
                 f"parameters={settings.parameters}, activations={settings.activations}, norms={settings.norms}"
             )
-        again = others_in_its_place(self, watches)
+        again = self._others_in_its_place()
         others = [other for other in watches if other not in again]
         planned = set().union(*(other.histograms for other in others))
         refuse_too_many(self.histograms, planned, run.buffers.histogram_series, "max_histograms")
@@ -98,7 +92,8 @@ class Watch:
         for other in again:
             other.remove()
         self._norms = Norms(run, settings.norm_series) if settings.norms else None
-        self._steps = OptimizerSteps(self, self.every, run.holds_places, has_after=settings.updates)
+        updates = (self._begun, self._after) if settings.updates else None
+        self._steps = OptimizerSteps(self.every, run.holds_places, self._before, self._skipped, updates)
         watches.append(self)  # before the hooks: whatever interrupts them, the end of the run finds them
         try:
             self._steps.register()
@@ -127,44 +122,24 @@ class Watch:
         if self in self._watches:
             self._watches.remove(self)
 
-    def attempt(self, what: str, log: Callable[..., None], *arguments: Any) -> None:
-        """Log from a hook, which must never end the training; say once what could not be."""
-        try:
-            log(*arguments)
-        except Exception as error:
-            self.say_once(what, str(error))
-
-    def say_once(self, what: str, why: str) -> None:
-        """Say that something cannot be counted."""
-        if what not in self._said:
-            self._said.add(what)
-            logger.error("watch: %s cannot be counted, and training goes on: %s", what, why)
-
-    def count_output(self, handle: BinsHandle, output: Any, every: int | None) -> None:
-        """Count the output of a module."""
-        found = {handle.name + rest: numbers(tensor) for rest, tensor in named_tensors(output)}
-        if not found:
-            raise TrackerTypeError(f"{handle.name!r}: an output of type {type(output).__name__} holds no tensor")
-        self.run.bins_many(found, dict(handle.context or {}), binning=self.settings.binning, every=every)
-
-    def begun(self, optimizer: Optimizer) -> None:
+    def _begun(self, optimizer: Optimizer) -> None:
         """Remember what the step will change. With a closure, the gradients are not there yet."""
         if self.is_live:
             self.attempt("an update", self._remember, optimizer)
 
-    def before(self, optimizer: Optimizer, every: int) -> None:
+    def _before(self, optimizer: Optimizer, every: int) -> None:
         """Count what an optimizer is about to use: its gradients are there."""
         if self.is_live:
             self._stepped = True
             self.attempt("an optimizer's step", self._count, optimizer, every, None)
 
-    def after(self, optimizer: Optimizer, every: int) -> None:
+    def _after(self, optimizer: Optimizer, every: int) -> None:
         """Count what the step has changed."""
         if self.is_live and self._norms is not None:
             parts, self._updating = self._updating, []
             self.attempt("an update", self._norms.log_updates, parts, every)
 
-    def skipped(self, optimizer: Optimizer) -> None:
+    def _skipped(self, optimizer: Optimizer) -> None:
         """Count what a gradient scaler has kept from an optimizer."""
         if self.is_live:
             self.attempt("a skipped step", self._count, optimizer, 1, _SKIPPED)
@@ -175,6 +150,21 @@ class Watch:
         if kind == ACTIVATIONS:
             return None if self._outputs is None else self._outputs.layer(name)
         return self._names.parameter(name) if kind in (GRADIENTS, PARAMETERS) else self._names.module()
+
+    def _others_in_its_place(self) -> list[Watch]:
+        """Return the watches whose place this one takes: of the same tensors, or of a model that is gone."""
+        again = []
+        for other in self._watches:
+            common = self.series & other.series
+            theirs = {name: behind for name in common if (behind := other.behind(name)) is not None}
+            if any(behind is not self.behind(name) for name, behind in theirs.items()):
+                raise TrackerValueError(
+                    f"watch: {min(common)!r} is watched already, and both would be counted together; watch the module "
+                    "that holds both, give one of them a prefix=..., or remove() the other watch first"
+                )
+            if common:
+                again.append(other)
+        return again
 
     def _named(self, optimizer: Optimizer) -> Named:
         """Return the parameters of the model that an optimizer holds, under their names of now."""
