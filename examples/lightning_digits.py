@@ -3,13 +3,13 @@
 import sys
 
 import torch
+from demo import Digits
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from d9d_tracker import JsonlTrackerConfig
-from d9d_tracker.commands.demo import Digits
 from d9d_tracker.integrations.lightning import TrackerCallback, TrackerLogger
 
 

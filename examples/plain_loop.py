@@ -9,12 +9,12 @@ import os
 from pathlib import Path
 
 import torch
+from demo import Digits
 from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig, RunConfig, tracker_from_config
-from d9d_tracker.commands.demo import Digits
 
 MICRO_BATCHES, BATCH, EVALUATE_EVERY, SAVE_EVERY = 2, 64, 50, 100
 HPARAMS = {"lr": 3e-3, "batch": BATCH * MICRO_BATCHES, "ema": 0.99}

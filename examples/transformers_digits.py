@@ -6,12 +6,12 @@ Needs transformers, accelerate and scikit-learn.
 import sys
 
 import torch
+from demo import Digits
 from torch import nn
 from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 
 from d9d_tracker import JsonlTrackerConfig
-from d9d_tracker.commands.demo import Digits
 from d9d_tracker.integrations.transformers import TrackerCallback
 
 

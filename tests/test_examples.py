@@ -1,6 +1,7 @@
 """The examples run as they stand, and leave a run."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.fixture(autouse=True)
+def beside(monkeypatch):
+    """Have them find each other, as scripts do that are run."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield
+    sys.modules.pop("demo", None)
+
+
 def load(name):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -21,6 +30,7 @@ def load(name):
 
 def test_every_example_has_a_test():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
+        "demo",  # commands/test_demo.py
         "lightning_digits",
         "transformers_digits",
         "plain_loop",

@@ -1,7 +1,7 @@
 """Norms of a model in a picture: a surface, layer by step, and small multiples on one logarithmic axis."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,41 +37,24 @@ def common_view(series: Iterable[Scalars]) -> tuple[float, float] | None:
     return float(10 ** (low - margin)), float(10 ** (high + margin))
 
 
-def on_common_axis(draw: "Callable[[Axes], None]", view: tuple[float, float] | None) -> "Callable[[Axes], None]":
-    """Return what draws a panel with given limits."""
+def surface(family: str, series: Sequence[Scalars], axes: "Axes") -> None:
+    """Draw the norms of a family in one run: a row for each part, in the order of the model."""
+    from matplotlib.colors import LogNorm
 
-    def drawn(axes: "Axes") -> None:
-        draw(axes)
-        if view is not None:
-            axes.set_yscale("log", nonpositive="mask")
-            axes.set_ylim(*view)
-
-    return drawn
-
-
-def surface(family: str, series: Sequence[Scalars]) -> "Callable[[Axes], None]":
-    """Return what draws the norms of a family in one run: a row for each part, in the order of the model."""
-
-    def draw(axes: "Axes") -> None:
-        from matplotlib.colors import LogNorm
-
-        view = common_view(series)
-        if view is None:
-            say(axes, "nothing is above zero")
-            return
-        names = [one.name.removeprefix(f"{family}/") for one in series]
-        edges, table = _table(series)
-        with np.errstate(invalid="ignore"):
-            table = np.where(table > 0, table, np.nan)
-        colors = _MAPS[family.rpartition("/")[2]]
-        mesh = axes.pcolormesh(edges, np.arange(len(series) + 1), table, cmap=colors, norm=LogNorm(*view))
-        figure = axes.figure
-        figure.colorbar(mesh, ax=axes).ax.tick_params(labelsize=7)
-        every = -(-len(names) // _MOST_NAMES)
-        axes.set_yticks(np.arange(0, len(names), every) + 0.5, names[::every], fontsize=6, parse_math=False)
-        axes.invert_yaxis()
-
-    return draw
+    view = common_view(series)
+    if view is None:
+        say(axes, "nothing is above zero")
+        return
+    names = [one.name.removeprefix(f"{family}/") for one in series]
+    edges, table = _table(series)
+    with np.errstate(invalid="ignore"):
+        table = np.where(table > 0, table, np.nan)
+    colors = _MAPS[family.rpartition("/")[2]]
+    mesh = axes.pcolormesh(edges, np.arange(len(series) + 1), table, cmap=colors, norm=LogNorm(*view))
+    axes.figure.colorbar(mesh, ax=axes).ax.tick_params(labelsize=7)
+    every = -(-len(names) // _MOST_NAMES)
+    axes.set_yticks(np.arange(0, len(names), every) + 0.5, names[::every], fontsize=6, parse_math=False)
+    axes.invert_yaxis()
 
 
 def _table(series: Sequence[Scalars]) -> tuple[np.ndarray, np.ndarray]:

@@ -142,10 +142,7 @@ def draw_bands(axes: "Axes", series: Histograms, look: Look, view: HistogramView
 
 
 def draw_heat_map(axes: "Axes", series: Histograms, view: HistogramView) -> None:
-    """Draw where the values of a histogram series lie over time, the darker the more of them.
-
-    Each column is one histogram, or the mean of several, and ends at the step that it was logged for.
-    """
+    """Draw where the values of a histogram series lie over time: a column is one histogram, or the mean of several."""
     columns = np.array([_fractions(one, view) for one in series.values])
     borders = _borders(series.steps)
     if len(columns) > _COLUMNS:

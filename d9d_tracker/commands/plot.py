@@ -2,15 +2,19 @@
 
 import itertools
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from d9d_tracker.reading import Histograms, Scalars, read
 
 from .labels import in_words, labels_of, shortened, shortened_apart, together, unmatched
-from .norm_panels import common_view, family_of, on_common_axis, surface
+from .norm_panels import common_view, family_of, surface
 from .panels import (
     COLORS,
     LINES,
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 T = TypeVar("T", Scalars, Histograms)
+_Looks = defaultdict[str, Look]
 _PANEL_INCHES = (4.6, 2.7)
 _COLUMNS = 3
 _TITLE, _LABEL = 58, 48  # characters
@@ -85,7 +90,8 @@ def plot(
     if left_out:
         remarks.append(f"left out {len(left_out)} series, from {left_out[0]!r} on: choose by --series, or raise --max")
     labels = labels_of(runs)
-    looks = _Looks()
+    # One look for each label in all panels.
+    looks: _Looks = defaultdict(itertools.cycle(Look(color, line) for line in LINES for color in COLORS).__next__)
     shown = scalars[:most]
     views = {family: common_view(_all_of(loaded, family)) for family in map(family_of, shown) if family}
     panels = [
@@ -103,28 +109,11 @@ def plot(
     return remarks
 
 
-class _Looks:
-    """One look for each label in all panels."""
-
-    def __init__(self) -> None:
-        self._all = itertools.cycle(Look(color, line) for line in LINES for color in COLORS)
-        self.of: dict[str, Look] = {}
-
-    def __getitem__(self, label: str) -> Look:
-        if label not in self.of:
-            self.of[label] = next(self._all)
-        return self.of[label]
-
-
 def _within(series: Scalars | Histograms, steps: tuple[int, int] | None) -> Scalars | Histograms:
     if steps is None:
         return series
-    kept = (series.steps >= steps[0]) & (series.steps <= steps[1])
-    times = series.times[kept]
-    if isinstance(series, Scalars):
-        return replace(series, steps=series.steps[kept], values=series.values[kept], times=times)
-    values = [value for value, is_kept in zip(series.values, kept, strict=True) if is_kept]
-    return replace(series, steps=series.steps[kept], values=values, times=times)
+    kept = slice(*np.searchsorted(series.steps, (steps[0], steps[1] + 1)))  # they rise
+    return replace(series, steps=series.steps[kept], values=series.values[kept], times=series.times[kept])
 
 
 def _names(loaded: list[list[Scalars | Histograms]], kind: type) -> list[str]:
@@ -163,9 +152,11 @@ def _curves(
 
     def draw(axes: "Axes") -> None:
         draw_curves(axes, curves, smooth, clip, log or family is not None)
+        if family is not None and (view := views[family]) is not None:  # one for all of the family
+            axes.set_yscale("log", nonpositive="mask")
+            axes.set_ylim(*view)
 
-    panel = draw if family is None else on_common_axis(draw, views[family])
-    return Panel(name, panel, [label for label, _ in found])
+    return Panel(name, draw, [label for label, _ in found])
 
 
 def _all_of(loaded: list[list[Scalars | Histograms]], family: str) -> list[Scalars]:
@@ -180,7 +171,7 @@ def _surfaces(loaded: list[list[Scalars | Histograms]], labels: list[str], shown
         for label, own in zip(labels, loaded, strict=True):
             series = _all_of([own], family)
             if len(series) > 1:
-                panels.append(Panel(together(f"{family}, layer by step", label), surface(family, series), []))
+                panels.append(Panel(together(f"{family}, layer by step", label), partial(surface, family, series), []))
     return panels
 
 
@@ -188,8 +179,8 @@ def _histograms(
     name: str, found: list[tuple[str, list[Histograms]]], looks: _Looks, clip: float, remarks: list[str]
 ) -> list[Panel]:
     """Return the panels of a histogram series: its quantiles, and a heat map of each run, on axes that are the same."""
-    all_series = [several[0] if len(several) == 1 else merged(several) for _, several in found]
     labels = [label for label, _ in found]
+    all_series = [several[0] if len(several) == 1 else merged(several) for _, several in found]
     all_looks = [looks[label] for label in labels]
     view = view_histograms(all_series, clip)
 
@@ -199,19 +190,16 @@ def _histograms(
                 draw_bands(axes, series, look, view)
         finish_histograms(axes, all_series, view)
 
-    def heat_map(series: Histograms) -> "Callable[[Axes], None]":
-        def draw(axes: "Axes") -> None:
-            if view is not None:
-                draw_heat_map(axes, series, view)
-            finish_histograms(axes, [series], view)
-
-        return draw
+    def heat_map(series: Histograms, axes: "Axes") -> None:
+        if view is not None:
+            draw_heat_map(axes, series, view)
+        finish_histograms(axes, [series], view)
 
     if len(found) > _MOST_HEAT_MAPS:
         remarks.append(f"left out {len(found) - _MOST_HEAT_MAPS} heat maps of {name!r}: its bands are drawn")
     first = Panel(f"{shortened(name, _TITLE)}: median, 50, 90 and 98%", bands, labels, begins_row=True)
     shown = list(zip(labels, all_series, strict=True))[:_MOST_HEAT_MAPS]
-    return [first, *(Panel(together(name, label), heat_map(series), []) for label, series in shown)]
+    return [first, *(Panel(together(name, label), partial(heat_map, series), []) for label, series in shown)]
 
 
 def _arrange(figure: "Figure", panels: list[Panel], looks: _Looks, title: str) -> list[str]:
@@ -224,7 +212,7 @@ def _arrange(figure: "Figure", panels: list[Panel], looks: _Looks, title: str) -
             rows.append([])
         rows[-1].append(panel)
     columns = max(map(len, rows))
-    short = {label: drawable(words) for label, words in shortened_apart(looks.of, _LABEL).items()}
+    short = {label: drawable(words) for label, words in shortened_apart(looks, _LABEL).items()}
     fits = len(short) <= _INSIDE[0] and max(map(len, short.values())) <= _INSIDE[1]
     width = columns * _PANEL_INCHES[0]
     per_row = max(1, int(width / (0.06 * max(map(len, short.values())) + 0.6)))
@@ -241,15 +229,13 @@ def _arrange(figure: "Figure", panels: list[Panel], looks: _Looks, title: str) -
             try:
                 panel.draw(axes)
             except Exception as error:  # one series must not spoil the picture
-                axes.clear()
-                say(axes, "could not be drawn")
-                failed.append(f"{panel.title!r} could not be drawn: {type(error).__name__}: {error}")
+                failed.append(_clear(axes, panel.title, error))
             _finish(axes, drawable(panel.title))
             shown = [label for label in dict.fromkeys(panel.labels) if label]
             if fits and shown:
                 _add_legend(axes, shown, looks, short)
     if not fits:
-        _add_legend(figure, list(looks.of), looks, short, loc="outside lower left", ncols=per_row)
+        _add_legend(figure, list(looks), looks, short, loc="outside lower left", ncols=per_row)
     return failed
 
 
@@ -295,16 +281,21 @@ def _save(figure: "Figure", out: Path) -> list[str]:
     return []
 
 
-def _replaced(axes: "Axes") -> str:
-    """Put words in the place of a panel that cannot be drawn, and return why."""
+def _replaced(axes: "Axes") -> str | None:
+    """Put words in the place of a panel if it cannot be drawn, and return why."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    title = axes.get_title("left")
     try:
         axes.draw(FigureCanvasAgg(axes.get_figure(root=True)).get_renderer())
     except Exception as error:
-        axes.clear()
-        say(axes, "could not be drawn")
+        title = axes.get_title("left")
+        words = _clear(axes, title, error)
         axes.set_title(title, fontsize=9, loc="left", parse_math=False)
-        return f"{title!r} could not be drawn: {type(error).__name__}: {error}"
-    return ""
+        return words
+    return None
+
+
+def _clear(axes: "Axes", title: str, error: Exception) -> str:
+    axes.clear()
+    say(axes, "could not be drawn")
+    return f"{title!r} could not be drawn: {type(error).__name__}: {error}"

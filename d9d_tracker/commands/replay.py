@@ -77,7 +77,7 @@ def _replay_one(
     def say(words: str) -> None:
         console.print(f"{run.path.name}: {words}", highlight=False, markup=False, soft_wrap=True)
 
-    tracker, position, end = tracker_from_config(config), Position(run, config), run.end
+    tracker, position, end = tracker_from_config(config), Position.of(run, config), run.end
     if position.opening:
         say(f"an earlier replay was stopped as it opened a run {run.name!r}, of which one without points may be left")
     has_changed = position.forget_changed(records)
@@ -87,10 +87,10 @@ def _replay_one(
     is_new = position.state is None
     if position.state is not None:
         tracker.load_state_dict(position.state)
-        if position.points == len(records) and hparams == position.hparams and end in (None, position.end):
+        if position.last.points == len(records) and hparams == position.hparams and end in (None, position.end):
             say(f"all {len(records):,} points are in run {tracker.run_id}")
             return
-    sent = position.points
+    sent = position.last.points
     position.opening = is_new
     position.save()
     properties = RunConfig(
@@ -106,7 +106,7 @@ def _replay_one(
             if is_new:
                 position.hparams = hparams
             position.save()
-            opened.rewind(position.step)
+            opened.rewind(position.last.step)
             _send_hparams(opened, hparams, position, say)
             _send(opened, records, position, console, run.path.name)
             if end is not None and end.error is not None:
@@ -143,8 +143,8 @@ def _send_hparams(run: BaseTrackerRun, hparams: dict[str, Any], position: Positi
 def _send(run: BaseTrackerRun, records: list[Record], position: Position, console: Console, label: str) -> None:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(label, total=len(records), completed=position.points)
-        for part in _parts(records, position.points):
+        bar = progress.add_task(label, total=len(records), completed=position.last.points)
+        for part in _parts(records, position.last.points):
             position.begin(part)
             run.write(progress.track(part, task_id=bar))
             run.flush()

@@ -10,8 +10,7 @@ _OUTLIERS = 50  # one in so many values, and one at least, is left out on both s
 def smoothed(steps: np.ndarray, values: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
     """Return some hundred steps, and means of the values around them, float64 of the same shape; a spike stays narrow.
 
-    Of five values or more the outermost are left out, and so is what is not finite. Towards both ends the means are of
-    fewer values, as many on either side.
+    What is not finite is left out, and of five values or more the outermost; towards both ends the means are of fewer.
     """
     centers = np.unique(np.linspace(0, len(values) - 1, min(_MOST_MEANS, len(values))).round().astype(int))
     halves = np.minimum(points // 2, np.minimum(centers, len(values) - 1 - centers))

@@ -13,7 +13,7 @@ from accelerate.tracking import GeneralTracker, on_main_process
 from d9d_tracker.base import BaseTrackerRun, RunConfig
 
 from .framework_run import FrameworkRun
-from .lazy_run import AnyTracker
+from .lazy_run import AnyRun, AnyTracker
 
 
 class AccelerateTracker(GeneralTracker):
@@ -42,7 +42,7 @@ class AccelerateTracker(GeneralTracker):
         self._tracked = FrameworkRun(tracker, RunConfig(name=name), is_alone=True, monitor=monitor)
 
     @property
-    def tracker(self) -> Any:
+    def tracker(self) -> AnyRun:
         """The run, which is opened now if it is not open."""
         return self._tracked.run
 

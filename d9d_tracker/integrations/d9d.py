@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from d9d_tracker.base import BaseTrackerRun, RunConfig
+from d9d_tracker.base import RunConfig
 from d9d_tracker.record import Histogram
 
 from .framework_run import FrameworkRun
-from .lazy_run import AnyTracker
+from .lazy_run import AnyRun, AnyTracker
 
 
 class D9dLoopRun:
@@ -34,7 +34,7 @@ class D9dLoopRun:
         self._tracked = tracked
 
     @property
-    def run(self) -> BaseTrackerRun:
+    def run(self) -> AnyRun:
         """The open run: for modules that log from the device."""
         return self._tracked.run
 
@@ -78,8 +78,7 @@ class D9dLoopTracker:
         Args:
             properties: d9d's ``RunConfig``.
         """
-        before, config = self._tracked, RunConfig(**properties.model_dump())
-        self._tracked = FrameworkRun(before.tracker, config, monitor=before.monitors)
+        self._tracked = self._tracked.anew(RunConfig(**properties.model_dump()))
         try:
             yield D9dLoopRun(self._tracked)
         except BaseException as error:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from d9d_tracker.accumulator.watch.watch import Watch
+
 from .framework_values import numbers_of, same
-from .lazy_run import LazyRun
+from .lazy_run import AnyRun, LazyRun
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -23,6 +25,7 @@ class FrameworkRun(LazyRun):
         super().__init__(*arguments, **named)
         self._logged: dict[str, dict[str, Any]] = {}  # at this step, by context and name
         self._said: set[str] = set()
+        self._watching: Watch | None = None
 
     @property
     def next_step(self) -> int:
@@ -56,8 +59,18 @@ class FrameworkRun(LazyRun):
                 known.update({**news, **numbers})
             self._write(numbers, lambda some: run.log_at(at, some, tags))
 
+    def watch(self, model: Any, settings: dict[str, Any]) -> None:
+        """Have ``run.watch`` watch a model, until ``unwatch``; without any settings, nothing."""
+        self._watching = self.run.watch(model, **settings) if settings else None
+
+    def unwatch(self) -> None:
+        """Watch the model no longer."""
+        if self._watching is not None:
+            self._watching.remove()
+            self._watching = None
+
     @contextmanager
-    def without_context(self) -> Iterator[Any]:
+    def without_context(self) -> Iterator[AnyRun]:
         """Take the persistent context, which is the loop's, away for a block, which gets the open run."""
         run = self.run
         with run.context():

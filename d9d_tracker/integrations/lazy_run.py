@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self, cast
 
 from pydantic import TypeAdapter
 
+from d9d_tracker.accumulator import AccumulatingRun
 from d9d_tracker.bare_run import BareRun
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
@@ -14,6 +15,7 @@ from d9d_tracker.factory import AnyTrackerConfig, tracker_from_config
 logger = logging.getLogger("d9d_tracker")
 
 AnyTracker = BaseTracker[Any] | TrackerConfig | dict[str, Any]
+AnyRun = AccumulatingRun | BareRun
 
 
 class LazyRun:
@@ -28,8 +30,8 @@ class LazyRun:
         is_alone: bool = False,
         monitor: bool = False,
     ):
-        self._run = tracker if isinstance(tracker, BaseTrackerRun) else None
-        self._is_given = self._run is not None
+        self._is_given = isinstance(tracker, BaseTrackerRun)
+        self._run = cast(AnyRun, tracker) if isinstance(tracker, BaseTrackerRun) else None
         self.tracker: Any = None if isinstance(tracker, BaseTrackerRun) else _tracker_of(tracker, is_alone)
         self.properties = properties or RunConfig(name="run")
         self.step = 0
@@ -53,23 +55,29 @@ class LazyRun:
         return self._run is not None
 
     @property
-    def run(self) -> Any:
+    def run(self) -> AnyRun:
         """The run, opened now if it is not; after it has ended, the same run again."""
         if self._run is None:
             if self._has_ended:
                 self.tracker.load_state_dict(self.tracker.state_dict())
             is_new = self.tracker.resume_id is None
-            self._run = self.tracker.start(self.properties)
+            run: AnyRun = self.tracker.start(self.properties)
+            self._run = run
             self._all_open.add(self)
-            if self._has_ended and isinstance(self._run, BareRun):
-                self._run.go_on()  # it is the same life: nothing that was logged is logged again
-            self._monitor(self._run)
+            if self._has_ended and isinstance(run, BareRun):
+                run.go_on()  # it is the same life: nothing that was logged is logged again
+            self._monitor(run)
             if self._is_step_due and (self.step > 0 or is_new):
-                self._run.set_step(self.step)
-            self._run.set_context(self._context)
+                run.set_step(self.step)
+            run.set_context(self._context)
         return self._run
 
-    def _monitor(self, run: Any) -> None:
+    def anew(self, properties: RunConfig | None = None) -> Self:
+        """Close the run, and return what opens another one of the same tracker."""
+        self.finish()
+        return type(self)(self.tracker, properties, monitor=self.monitors)
+
+    def _monitor(self, run: AnyRun) -> None:
         if self.monitors and isinstance(run, BareRun):
             logger.warning("monitor=True: a run without an accumulator measures nothing; leave accumulator as it is")
         elif self.monitors:

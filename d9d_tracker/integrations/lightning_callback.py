@@ -16,7 +16,6 @@ class CallbackPart:
         self._logger: LoggerPart | None = None  # the trainer's
         self._stage = ""
         self._watch = watch
-        self._watching: Any = None
         self._stage_before: dict[str, str] = {}
         self._is_logged_next = False  # whether Lightning will log for this step what its metrics are now
 
@@ -35,9 +34,8 @@ class CallbackPart:
             return
         if _step(trainer) < self._logger.tracked.step:
             self._logger.begin_again()
-        run = self._logger.run
-        if self._watch:
-            self._watching = run.watch(pl_module, **self._watch)
+        self._logger.run.get_context()  # opened on every rank
+        self._logger.tracked.watch(pl_module, self._watch)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Set the step that Lightning logs this batch at: it counts batches after which an optimizer stepped."""
@@ -89,9 +87,8 @@ class CallbackPart:
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Watch the module no longer."""
         self._is_logged_next = False
-        if self._watching is not None:
-            self._watching.remove()
-            self._watching = None
+        if self._logger is not None:
+            self._logger.tracked.unwatch()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remember what ended the run."""

@@ -10,7 +10,7 @@ from typing import Any
 from d9d_tracker.base import RunConfig
 
 from .framework_run import FrameworkRun
-from .lazy_run import AnyTracker
+from .lazy_run import AnyRun, AnyTracker
 
 
 class LoggerPart:
@@ -35,7 +35,7 @@ class LoggerPart:
         self._before_names = f"{prefix}-" if prefix else ""
 
     @property
-    def run(self) -> Any:
+    def run(self) -> AnyRun:
         """The run, which is opened now if it is not open."""
         return self.tracked.run
 
@@ -60,8 +60,7 @@ class LoggerPart:
     def begin_again(self) -> None:
         """Close the run, and log to another one from now on."""
         before = self.tracked
-        before.finish()
-        self.tracked = FrameworkRun(before.tracker, before.properties, monitor=before.monitors)
+        self.tracked = before.anew(before.properties)
         self.tracked.set_context(before.get_context())
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

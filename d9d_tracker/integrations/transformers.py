@@ -6,13 +6,13 @@ trainer = Trainer(..., callbacks=[TrackerCallback(JsonlTrackerConfig(path="runs"
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from d9d_tracker.base import RunConfig
 
 from .framework_run import FrameworkRun
-from .lazy_run import AnyTracker
+from .lazy_run import AnyRun, AnyTracker
 from .transformers_checkpoint import load, save
 
 _AS_IT_WAS = "as it was"
@@ -55,12 +55,11 @@ class TrackerCallback(TrainerCallback, ExportableState):
         self._name = name
         self._checkpoint = checkpoint
         self._watch = watch
-        self._watching: Any = None
         self._has_trained = False
         self._output = "."
 
     @property
-    def run(self) -> Any:
+    def run(self) -> AnyRun:
         """The run, which is opened now if it is not open: for a model that logs by itself."""
         return self.tracked.run
 
@@ -77,18 +76,15 @@ class TrackerCallback(TrainerCallback, ExportableState):
         }
         return {"args": {"tracker": _AS_IT_WAS}, "attributes": attributes}
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Give the run its name and hyperparameters."""
         self._prepare(args, state, kwargs.get("model"))
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Begin a run, or go on with that of the checkpoint."""
         if self._has_trained:
-            self.close()
-            self.tracked = FrameworkRun(self.tracked.tracker, monitor=self.tracked.monitors)
-        self._prepare(args, state, model)
+            self.tracked = self.tracked.anew()
+        self._prepare(args, state, kwargs.get("model"))
         saved, step = cast(dict[str, Any], state.stateful_callbacks), state.global_step
         kind, name = type(self).__name__, self.tracked.properties.name
         if step > 0:
@@ -98,39 +94,26 @@ class TrackerCallback(TrainerCallback, ExportableState):
                 self.tracked.load_state_dict(loaded)
         saved.setdefault(kind, self.state())  # the checkpoint may know of none
         self.tracked.set_step(step)
-        self._watching = self.run.watch(model, **self._watch) if self._watch else None
+        self.tracked.watch(kwargs.get("model"), self._watch)
         self._has_trained = True
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Set the step at which the Trainer will log this one."""
         self.tracked.set_step(state.global_step + 1)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Log what the Trainer logs."""
         self._prepare(args, state, kwargs.get("model"))
-        self.tracked.log(logs or {}, state.global_step)
+        self.tracked.log(kwargs.get("logs") or {}, state.global_step)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Save the tracker's state into the checkpoint's folder, on every rank."""
         tracked = self.tracked
         save(tracked.state_dict(), tracked.tracker.run_id, args.output_dir, state.global_step, args.process_index)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Watch the model no longer, and make everything durable."""
-        if self._watching is not None:
-            self._watching.remove()
-            self._watching = None
+        self.tracked.unwatch()
         self.run.flush()
 
     def _prepare(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:

@@ -15,10 +15,9 @@ _BACKEND: tuple[str, str] = ("", "")
 
 
 class Claims:
-    """The names under which a run writes its series, each of one owner.
+    """The names under which a run writes its series, each of one owner; the second one gets a ``~`` behind it.
 
-    ``bins("act")`` may be written as ``act/mean``, which is also what ``scalar("act/mean")`` is called. Whoever comes
-    second is written with a ``~`` behind its name.
+    ``bins("act")`` may be written as ``act/mean``, which is also what ``scalar("act/mean")`` is called.
     """
 
     def __init__(self, run_id: str, reserved: Iterable[str] = ()):

@@ -96,14 +96,11 @@ class _Series:
 
 
 class ConsoleRun(RecordRun):
-    """A run whose latest values are on screen.
+    """A run whose latest values are on screen, or in the log.
 
-    On an interactive terminal a table is redrawn in place, four times a second, by a thread of its own; what the
-    program prints meanwhile appears above the table. The last state of the table stays when the run closes. The cursor
-    stays visible and the terminal's modes are never changed, so that even a killed program leaves it usable.
-
-    Elsewhere each series' latest value goes to the logger ``d9d_tracker`` at level INFO, one line per context. With
-    logging not configured, Python shows nothing of level INFO.
+    On an interactive terminal a table is redrawn in place, four times a second, by a thread of its own, and stays when
+    the run closes. The cursor and the terminal's modes are left as they are, so that even a killed program leaves it
+    usable. Elsewhere each series' latest value goes to the logger ``d9d_tracker`` at level INFO, one line per context.
     """
 
     def __init__(self, properties: RunConfig, run_id: str, config: ConsoleTrackerConfig, console: Console):

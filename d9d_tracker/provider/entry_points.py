@@ -24,18 +24,7 @@ class Provider:
 
 
 def third_party(name: str) -> Provider | None:
-    """Load the backend that an installed package registers under a name.
-
-    Args:
-        name: The name.
-
-    Returns:
-        The backend, or None if no package registers that name.
-
-    Raises:
-        ImportError: If its package cannot be imported.
-        TypeError: If the entry point refers to something else than a `Provider`.
-    """
+    """Load the backend that an installed package registers under a name; None if there is none."""
     for entry_point in entry_points(group=GROUP, name=name):
         try:
             provider = entry_point.load()

@@ -21,6 +21,24 @@ def append(file: int, size: int, data: bytes) -> None:
         raise
 
 
+def not_stored(error: OSError, what: str, closed: bool, path: Path) -> OSError:
+    """Return the error of a failed write that says what becomes of what was to be written."""
+    fate = "lost with the closing run" if closed else "kept in memory for the next flush"
+    words = f"{error.strerror}: {what} are {fate}. Free space, or bring the folder back"
+    return OSError(error.errno, words, str(path))
+
+
+def place_of_run(folder: Path, run_id: str, resumes: bool, ending: str = "") -> Path:
+    """Return where a run is in a folder of runs: a file of that ending, or a folder; say if a resumed one is gone."""
+    kind, name = "file" if ending else "folder", f"{run_id}{ending}"
+    place = folder.expanduser().absolute() / name
+    if place.name != name:
+        raise ValueError(f"the loaded state names the run {run_id!r}, which is not the name of a {kind}: load another")
+    if resumes and not place.exists():
+        _LOGGER.warning("run %r: its %s is gone and starts anew, without what it held: %s", run_id, kind, place)
+    return place
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where the file system can; where it cannot, warn once."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -19,9 +19,9 @@ from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
 from .command_line import command
-from .files import append, sync_folder
+from .files import append, not_stored, place_of_run, sync_folder
 from .jsonl_format import end_line, hparams_line, points_lines, read_run, record_line, run_line, whole_lines
-from .lock import hold, let_go, let_go_if_it_fails
+from .lock import hold, let_go, let_go_if_it_fails, lock_file
 
 __all__ = ["JsonlRun", "JsonlTracker", "JsonlTrackerConfig", "read_run"]
 
@@ -41,15 +41,10 @@ class JsonlTrackerConfig(TrackerConfig):
 
 
 class JsonlRun(RecordRun):
-    """A run that appends to one file, which it holds an exclusive lock on.
+    """A run that is one file, to which lines are appended on ``flush``, in one piece followed by fsync.
 
-    Lines collect in memory and reach the file on ``flush``, in one piece followed by fsync. A flush that fails leaves
-    the file as it was and keeps the lines for the next one. Steps go back within the file only where a value was logged
-    for a step that was over, or a line corrects one of the last step: for one series and step, readers take the last
-    line.
-
-    Re-attaching removes a line that a kill cut in half and continues after the last whole one; the first line stays as
-    it is.
+    Steps go back within the file only where a value was logged for a step that was over, or a line corrects one of the
+    last step: for one series and step, readers take the last line. Re-attaching removes a line that a kill cut in half.
     """
 
     def __init__(self, path: Path, run_id: str, properties: RunConfig):
@@ -59,9 +54,8 @@ class JsonlRun(RecordRun):
         self._pending: list[bytes] = []
         self._size = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = lock_file(path, f"run {run_id!r} ({path})")
         with let_go_if_it_fails(self._file):
-            hold(self._file, f"run {run_id!r} ({path})")
             self._cut_before(math.inf)
             if not self._size:
                 self._pending.append(run_line(run_id, properties))
@@ -90,9 +84,8 @@ class JsonlRun(RecordRun):
             self._check_name()
             append(self._file, self._size, data)
         except OSError as error:
-            fate = "lost with the closing run" if self._closed else "kept in memory for the next flush"
-            message = f"{error.strerror}: {len(self._pending)} lines of run {self.id!r} are {fate}"
-            raise OSError(error.errno, f"{message}. Free space, or bring the folder back", str(self._path)) from error
+            what = f"{len(self._pending)} lines of run {self.id!r}"
+            raise not_stored(error, what, self._closed, self._path) from error
         self._pending.clear()
         self._size += len(data)
 
@@ -154,10 +147,7 @@ class JsonlRun(RecordRun):
 
 
 class JsonlTracker(RecordTracker[JsonlTrackerConfig]):
-    """Opens runs that are one file of JSON lines each.
-
-    Re-attaching to a run whose file is gone starts the file anew under the same id and logs a warning.
-    """
+    """Opens runs that are one file of JSON lines each."""
 
     @override
     def make_id(self, properties: RunConfig) -> str:
@@ -166,13 +156,7 @@ class JsonlTracker(RecordTracker[JsonlTrackerConfig]):
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> JsonlRun:
         new_id = run_id or self.new_id or self.make_id(properties)
-        path = self.config.path.expanduser().absolute() / f"{new_id}.jsonl"
-        if run_id and path.stem != run_id:
-            raise ValueError(
-                f"the loaded state names the run {run_id!r}, which is not the name of a file: load another"
-            )
-        if run_id and not path.exists():
-            _LOGGER.warning("run %r: its file is gone and starts anew, without what it held: %s", run_id, path)
+        path = place_of_run(self.config.path, new_id, run_id is not None, ".jsonl")
         return JsonlRun(path, new_id, properties)
 
     @override

@@ -161,11 +161,7 @@ def whole_lines(data: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]
 
 
 def read_run(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
-    """Read one run's file, also while it is written.
-
-    The last line for a series and step counts: a later one replaces the former. A last line that was cut in half by a
-    kill is left out.
-    """
+    """Return the fields of a run's first line, and its records, of each series and step the last one."""
     path = Path(path)
     run: dict[str, Any] | None = None
     records: dict[Any, Record] = {}

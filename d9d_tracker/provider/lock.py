@@ -17,10 +17,7 @@ _warned = False
 
 
 def hold(file: int, what: str, remove: Path | None = None) -> None:
-    """Lock an open file for this run alone, without waiting.
-
-    On a file system without locks, as some network file systems are mounted, there is a warning instead, once.
-    """
+    """Lock an open file for this run alone, without waiting; warn once where the file system has no locks."""
     try:
         flock(file, LOCK_EX | LOCK_NB)
     except BlockingIOError:
@@ -35,19 +32,23 @@ def hold(file: int, what: str, remove: Path | None = None) -> None:
     _HELD[file] = remove
 
 
+def lock_file(path: Path, what: str, remove: bool = False) -> int:
+    """Open a file, made if missing, lock it, and return its descriptor, for ``let_go``."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600 if remove else 0o666)
+    with let_go_if_it_fails(file):
+        hold(file, what, path if remove else None)
+    return file
+
+
 def lock_on_this_machine(run_id: str, what: str) -> int:
     """Keep other writers on this machine away from a run that has no folder to put a lock in."""
     digest = hashlib.blake2b(run_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     path = Path(tempfile.gettempdir(), f"d9d_tracker-{os.getuid()}-{digest}.lock")
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            hold(file, what, remove=path)
+        file = lock_file(path, what, remove=True)
+        with let_go_if_it_fails(file):
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
                 return file
-        except BaseException:
-            let_go(file)
-            raise
         _HELD[file] = None  # its last holder has removed it meanwhile, and another may lie in its place
         let_go(file)
 

@@ -10,10 +10,9 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def flat_name(name: str, context: Mapping[str, str], sign: str = "=") -> str:
-    """Join a name and its tags: ``loss`` with ``{"stage": "train", "rank": "0"}`` is ``loss/rank=0/stage=train``.
+    """Join a name and its sorted tags, as ``loss/rank=0/stage=train``; different series get different texts.
 
-    Different series get different texts: a sign within the name, and a sign or slash within a tag, is percent-encoded.
-    What UTF-8 cannot encode is escaped.
+    A sign within the name, and a sign or slash within a tag, is percent-encoded. What UTF-8 cannot encode is escaped.
     """
     return _flat_name(name, tuple(context.items()), sign)
 

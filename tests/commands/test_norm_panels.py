@@ -42,7 +42,7 @@ def test_a_surface_has_a_row_for_each_part_and_a_color_map_for_each_norm():
     for kind in ("gradients", "parameters", "updates", "ratios"):
         axes = figures.Figure().subplots()
         series = norms({f"norms/{kind}/{name}": [1.0, 10.0, math.nan] for name in ("$0", "1")})
-        surface(f"norms/{kind}", series)(axes)
+        surface(f"norms/{kind}", series, axes)
         (mesh,) = axes.collections
         assert mesh.get_array().shape == (2, 3)
         assert np.ma.count_masked(np.ma.masked_invalid(mesh.get_array())) == 2
@@ -56,7 +56,7 @@ def test_a_long_run_keeps_its_spikes():
     values = np.ones(10_000)
     values[7_777] = 50.0
     axes = figures.Figure().subplots()
-    surface("norms/gradients", norms({"norms/gradients/0": values.tolist(), "norms/gradients/1": [1.0]}))(axes)
+    surface("norms/gradients", norms({"norms/gradients/0": values.tolist(), "norms/gradients/1": [1.0]}), axes)
     table = axes.collections[0].get_array()
     assert table.shape[1] <= 400
     assert np.nanmax(table) == 50.0

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from d9d_tracker import AccumulatingRun
-from d9d_tracker.commands import demo
+from d9d_tracker.commands.demo import load
 
-folder, steps = Path(sys.argv[1]), int(sys.argv[2])
+demo, folder, steps = load(), Path(sys.argv[1]), int(sys.argv[2])
 notes = []
 set_step, set_context, scalars = AccumulatingRun.set_step, AccumulatingRun.set_context, AccumulatingRun.scalars
 at = {"step": 0, "stage": ""}

@@ -10,12 +10,10 @@ _SYSTEM = "__system__"
 
 
 def rewind(run: aim.Run, step: int) -> None:
-    """Delete the points at ``step`` or later from every metric and distribution, other than Aim's system metrics.
+    """Delete the points at ``step`` or later, and those that a kill cut in half, but not Aim's system metrics.
 
-    Aim overwrites a point that is logged again at its step. A point that is not, such as the histogram of a window
-    that ended early, would stand beside those that hold the same values.
-
-    Points that a kill cut in half are deleted with them: Aim stores value and step one after the other.
+    Aim overwrites a point that is logged again at its step. One that is not, such as the histogram of a window that
+    ended early, would stand beside those that hold the same values.
     """
     meta: Any = run.meta_run_tree
     for kind in ("metric", "distributions"):

@@ -19,11 +19,7 @@ _has_said = False
 
 
 def system_params() -> dict[str, Any]:
-    """Return what Aim's ``log_system_params`` stores, without what looks like a secret, which is said once.
-
-    Left out are environment variables and arguments of the command line whose names say so, and the account in an
-    address.
-    """
+    """Return what Aim's ``log_system_params`` stores, without secrets, as told by their names, which are said once."""
     global _has_said
     secret = sorted(name for name in os.environ if _is_secret(name))
     if secret and not _has_said:

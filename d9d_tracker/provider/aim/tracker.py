@@ -1,14 +1,13 @@
 """Backend that writes to an Aim repository."""
 
 import logging
-import os
 import secrets
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -22,12 +21,12 @@ from aimrocks.errors import RocksIOError
 from psutil import Process
 from typing_extensions import override
 
-from d9d_tracker.backend import RecordRun, RecordTracker
+from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
-from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import hold, let_go, let_go_if_it_fails
+from d9d_tracker.provider.lock import let_go, lock_file
+from d9d_tracker.provider.locked_run import LockedRun
 from d9d_tracker.provider.names import storable
 from d9d_tracker.provider.rebin import non_finite, rebin
 from d9d_tracker.record import Histogram, Record
@@ -83,23 +82,18 @@ def _new_runs_have(new_id: str | None) -> Iterator[None]:
             base_run.generate_run_hash = make
 
 
-class AimRun(RecordRun):
-    """An open run of an Aim repository.
+class AimRun(LockedRun):
+    """An open run of Aim, which stores each value when it is logged: a killed process loses nothing.
 
     Logging the same series and step again overwrites the point. A histogram is stored as 64 equal bins between its
-    exact minimum and maximum, with an exact total; NaN and infinite elements appear, where there are any, as the
-    scalars ``<name>/nan`` and ``<name>/inf``. Non-finite scalars are stored as they are.
-
-    Aim stores each value when it is logged, so that a killed process loses nothing; ``flush`` also makes it survive a
+    exact minimum and maximum, with an exact total; non-finite scalars as they are. ``flush`` makes all survive a
     failing machine.
     """
 
     def __init__(self, run: aim.Run, lock: int | None, open_again: Callable[[], aim.Run]):
-        super().__init__(run.hash)
+        super().__init__(run.hash, lock)
         self._run = run
-        self._lock = lock
         self._open_again = open_again
-        self._claims = Claims(self.id)
         self._torn = False
 
     @property
@@ -147,10 +141,7 @@ class AimRun(RecordRun):
             rewind(self._run, sys.maxsize)
 
     def rewind(self, step: int) -> None:
-        """Delete what an earlier life of this run wrote at ``step`` or later, and what its death cut in half.
-
-        Not in a repository on a server, where only what is logged again at its step is replaced.
-        """
+        """Delete what an earlier life wrote at ``step`` or later, and what its death cut in half; not on a server."""
         super().rewind(step)
         if self._run.repo.is_remote_repo:
             _LOGGER.warning(
@@ -171,7 +162,7 @@ class AimRun(RecordRun):
             repo.request_container(container, self.id, read_only=False).db.flush_wal(True)
 
     @override
-    def release(self) -> None:
+    def end(self) -> None:
         repo: Any = self._run.repo
         try:
             if not repo.is_remote_repo:
@@ -180,23 +171,14 @@ class AimRun(RecordRun):
         except OSError:
             abandon(self._run)
             raise
-        else:
-            self._run.close()
-            # It would keep RocksDB's files open for writing, and a reader in this process that spells the path
-            # differently would open them a second time, which damages them.
-            del self._run
-        finally:
-            if self._lock is not None:
-                let_go(self._lock)
+        self._run.close()
+        # It would keep RocksDB's files open for writing, and a reader in this process that spells the path
+        # differently would open them a second time, which damages them.
+        del self._run
 
 
 class AimTracker(RecordTracker[AimConfig]):
-    """Opens runs in an Aim repository and re-attaches to them by their hash.
-
-    Two writers of one run at once are refused. A run whose writer was killed can be re-attached to at once; Aim's web
-    server shows such a run only once ``aim up`` or ``aim storage reindex`` has indexed it. A run that is gone from the
-    repository is started anew under another hash, with a warning.
-    """
+    """Opens runs in an Aim repository; one whose writer was killed shows in ``aim up`` once that has indexed it."""
 
     is_heavy = True
 
@@ -220,30 +202,20 @@ class AimTracker(RecordTracker[AimConfig]):
         repo._all_run_hashes.cache_clear()
         if run_id is not None and not _has(repo, run_id):
             _LOGGER.warning("run %r is gone from Aim repository %s: starting another", run_id, self.config.repo)
-            run_id = None
+            run_id, self.new_id = None, self.new_id or self.make_id(properties)
         if run_id is None and self.new_id is not None and _has(repo, self.new_id):
             run_id = self.new_id
-        lock, is_new = None, run_id is None
-        if run_id is not None:
-            lock = self._take_lock(repo, run_id)
-            self._lift_aim_lock(repo, run_id)
-        run = None
-        try:
+        with ExitStack() as undo:
+            lock = self._take_lock(repo, str(run_id or self.new_id), undo)
             run = self._open_aim(repo, run_id)
-            if run_id is None:
-                lock = self._take_lock(repo, run.hash)
+            undo.callback(run.close)
             run.name = properties.name
             # A run that goes on keeps what is not given again.
-            if is_new or properties.description is not None:
+            if run_id is None or properties.description is not None:
                 run.description = properties.description
-            if is_new or properties.hparams:
+            if run_id is None or properties.hparams:
                 run["hparams"] = _hparams(properties.hparams)
-        except BaseException:
-            if run is not None:
-                run.close()
-            if lock is not None:
-                let_go(lock)
-            raise
+            undo.pop_all()
         return AimRun(run, lock, partial(self._open_aim, repo, run.hash))
 
     def _open_aim(self, repo: Any, run_id: str | None) -> aim.Run:
@@ -271,21 +243,17 @@ class AimTracker(RecordTracker[AimConfig]):
         run._tracker._non_blocking = False
         return run
 
-    def _take_lock(self, repo: Any, run_id: str) -> int | None:
+    def _take_lock(self, repo: Any, run_id: str, undo: ExitStack) -> int | None:
         """Keep other writers away.
 
         Aim's own lock does not: recent versions of filelock take its file for a leftover two seconds after it was
         written, whether its writer lives or not. RocksDB refuses a second writer, but only after Aim has removed the
-        first one's marks.
+        first one's marks. If another process has got a killed writer's id, Aim honours the lock that this one left.
         """
         if repo.is_remote_repo:
             return None
-        lock = os.open(Path(repo.path, "locks", f"{run_id}.d9d_tracker"), os.O_RDWR | os.O_CREAT, 0o666)
-        with let_go_if_it_fails(lock):
-            hold(lock, f"run {run_id!r} in Aim repository {self.config.repo}")
+        locks = Path(repo.path, "locks")
+        lock = lock_file(locks / f"{run_id}.d9d_tracker", f"run {run_id!r} in Aim repository {self.config.repo}")
+        undo.callback(let_go, lock)
+        (locks / f"{run_id}.softlock").unlink(missing_ok=True)
         return lock
-
-    def _lift_aim_lock(self, repo: Any, run_id: str) -> None:
-        """Remove the lock that a killed writer left, which Aim honours if another process has got the writer's id."""
-        if not repo.is_remote_repo:
-            Path(repo.path, "locks", f"{run_id}.softlock").unlink(missing_ok=True)

@@ -21,11 +21,10 @@ d9d: Any = import_module("d9d.tracker")  # by name, because type checkers run wh
 
 
 class D9dRun(RecordRun):
-    """A run of d9d, open for writing.
+    """A run of d9d, whose histograms are counts over the bins 0 to 1, 1 to 2 and so on, as the integer binning gives.
 
-    A histogram of d9d is counts over the bins 0 to 1, 1 to 2 and so on. One with such edges, as the integer binning
-    gives, is written as it is; every histogram is written as quantiles, moments and counts, too, because d9d's trackers
-    may leave histograms out without a word. d9d's runs have no flush: what they keep back is theirs to lose.
+    Every histogram is written as quantiles, moments and counts, too, because d9d's trackers may leave histograms out
+    without a word. d9d's runs have no flush: what they keep back is theirs to lose.
     """
 
     def __init__(self, run_id: str, context: AbstractContextManager[Any]):

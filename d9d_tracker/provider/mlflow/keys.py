@@ -14,8 +14,8 @@ _DIGEST = 8
 def valid_key(key: str) -> str:
     """Return a key unchanged if MLflow takes it for a metric or parameter, else one like it that it takes.
 
-    Forbidden characters (all but letters, digits and ``_-. :/``), slashes without anything between them and what is
-    beyond 250 characters are replaced; eight digits of the original's SHA-256 at the end keep different keys apart.
+    Forbidden characters, slashes without anything between them and what is beyond 250 characters are replaced; eight
+    digits of the original's SHA-256 at the end keep different keys apart.
     """
     digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGEST]
     valid = _FORBIDDEN.sub("_", key)

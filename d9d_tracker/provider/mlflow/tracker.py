@@ -21,12 +21,12 @@ from mlflow.utils.validation import (
 )
 from typing_extensions import override
 
-from d9d_tracker.backend import RecordRun, RecordTracker
+from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import flat_hparams, plain_hparams
-from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import let_go, let_go_if_it_fails, lock_on_this_machine
+from d9d_tracker.provider.lock import let_go_if_it_fails, lock_on_this_machine
+from d9d_tracker.provider.locked_run import LockedRun
 from d9d_tracker.provider.names import encodable, flat_name
 from d9d_tracker.record import Histogram, Record
 
@@ -38,28 +38,24 @@ _OUR_ID = "d9d_tracker.id"  # a tag: MLflow's own ids cannot be chosen
 _PARAMS_PER_BATCH = 20  # of 6000 escaped characters each, in a request of a megabyte at most
 
 
-class MLflowRun(RecordRun):
+class MLflowRun(LockedRun):
     """An open run of MLflow.
 
-    A series' key is its name followed by its context, as ``loss/rank:0/stage:train``; characters that MLflow refuses
-    are replaced as `valid_key` says. MLflow knows no histograms: they become quantiles, moments and counts,
-    ``<key>/p50`` and so on. A non-finite number breaks MLflow's page, so NaN is the point 1 of ``<key>/nan``, and an
-    infinity the point 1 or -1 of ``<key>/inf``.
+    Keys have ``:`` in place of ``=``, as MLflow wants it (`valid_key`). MLflow knows no histograms: they become
+    quantiles, moments and counts, ``<key>/p50`` and so on. A non-finite number breaks MLflow's page, so NaN is the
+    point 1 of ``<key>/nan``, and an infinity the point 1 or -1 of ``<key>/inf``.
 
-    ``flush`` sends what was logged in batches and waits for the answers; what was not answered is kept for the next
-    flush, and MLflow knows it again by its time stamp. MLflow can neither replace nor delete a value: a step that holds
-    one keeps it, and what is logged for it later is left out; but at the last step of an earlier life, which may have
-    ended in its middle, another value is added with a later time, and the last one holds.
+    MLflow can neither replace nor delete a value: a step that holds one keeps it, and what is logged for it later is
+    left out; but at the last step of an earlier life, which may have ended in its middle, another value is added with a
+    later time, and the last one holds. What comes again after an unanswered flush, MLflow knows by its time stamp.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, lock: int, ended: float | None = None):
-        super().__init__(run_id)
+        super().__init__(run_id, lock)
         self._ended = ended
         self._client = client
-        self._lock = lock
         self._pending: dict[tuple[str, int], Metric] = {}
         self._last: dict[str, int] = {}  # last step sent of every key
-        self._claims = Claims(run_id)
         self._rewound: int | None = None
         self._has_said_kept = False
         self._kept: dict[str, dict[int, float]] = {}  # values of an earlier life, of the keys that were logged since
@@ -144,24 +140,16 @@ class MLflowRun(RecordRun):
             )
 
     @override
-    def release(self) -> None:
-        try:
-            self.sync()
-            status = "FINISHED"
-            if self._error is not None:
-                status = "FAILED" if isinstance(self._error, Exception) else "KILLED"
-            self._client.set_terminated(self.id, status, _milliseconds(self._ended))
-        finally:
-            let_go(self._lock)
+    def end(self) -> None:
+        self.sync()
+        status = "FINISHED"
+        if self._error is not None:
+            status = "FAILED" if isinstance(self._error, Exception) else "KILLED"
+        self._client.set_terminated(self.id, status, _milliseconds(self._ended))
 
 
 class MLflowTracker(RecordTracker[MLflowConfig]):
-    """Opens runs of an MLflow experiment, and re-attaches to them by their id, when they are marked as running again.
-
-    A run that is gone is started anew under another id, with a warning. Two writers of one run on one machine are
-    refused. A run that is still marked as running when it is re-attached to, because its job was killed or because it
-    runs elsewhere, is worth a warning.
-    """
+    """Opens runs of an MLflow experiment; those that it goes on with are marked as running again."""
 
     amends = False
     is_heavy = True
@@ -184,38 +172,31 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
             run_id = self._found(client, run_id)
         elif self.new_id is not None:
             run_id = self._begun(client, self.new_id)
-        if run_id is None:
-            run_id = self._create(client, properties)
-            lock = lock_on_this_machine(run_id, f"MLflow run {run_id!r}")
-        else:
-            lock = self._lock_and_mark(client, run_id)
-        return MLflowRun(client, run_id, lock, properties.ended)
-
-    def _lock_and_mark(self, client: MlflowClient, run_id: str) -> int:
+        is_new = run_id is None
+        run_id = run_id or self._create(client, properties)
         lock = lock_on_this_machine(run_id, f"MLflow run {run_id!r}")
         with let_go_if_it_fails(lock):
-            if client.get_run(run_id).info.status == "RUNNING":
+            if not is_new and client.get_run(run_id).info.status != "RUNNING":
+                client.update_run(run_id, status="RUNNING")
+            elif not is_new:
                 _LOGGER.warning(
                     "run %r is still marked as running: its last job was killed; or it runs on another machine, where "
                     "it must be stopped",
                     run_id,
                 )
-            else:
-                client.update_run(run_id, status="RUNNING")
-        return lock
+        return MLflowRun(client, run_id, lock, properties.ended)
 
     def _found(self, client: MlflowClient, run_id: str) -> str | None:
         try:
-            info = client.get_run(run_id).info
+            if client.get_run(run_id).info.lifecycle_stage != "deleted":
+                return run_id
+            fate = "was deleted"
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise
-            _LOGGER.warning("run %r is gone from MLflow %s: starting another", run_id, self.config.tracking_uri)
-            return None
-        if info.lifecycle_stage == "deleted":
-            _LOGGER.warning("run %r was deleted from MLflow %s: starting another", run_id, self.config.tracking_uri)
-            return None
-        return run_id
+            fate = "is gone"
+        _LOGGER.warning("run %r %s from MLflow %s: starting another", run_id, fate, self.config.tracking_uri)
+        return None
 
     def _begun(self, client: MlflowClient, new_id: str) -> str | None:
         """Return the run that was made for an identity of ours, after the state was saved or before a failure."""
@@ -250,10 +231,8 @@ def _milliseconds(seconds: float | None) -> int | None:
 
 def _expanded(uri: str | None) -> str | None:
     """Return where MLflow's store is, with the home folder for a ``~`` that begins a path."""
-    if uri is None:
-        return None
-    scheme, mark, path = uri.rpartition("///") if ":///" in uri else ("", "", uri)
-    return f"{scheme}{mark}{os.path.expanduser(path)}"
+    scheme, mark, path = uri.rpartition("///") if uri and ":///" in uri else ("", "", uri)
+    return path and f"{scheme}{mark}{os.path.expanduser(path)}"
 
 
 def _log_params(client: MlflowClient, run_id: str, hparams: Mapping[str, Any]) -> None:
@@ -270,6 +249,5 @@ def _tags(properties: RunConfig) -> dict[str, str]:
     hparams = json.dumps(plain_hparams(properties.hparams))
     tags = chunks("hparams", hparams, MAX_TAG_VAL_LENGTH)
     if properties.description is not None:
-        note = chunks(MLFLOW_RUN_NOTE, encodable(properties.description), MAX_TAG_VAL_LENGTH)
-        tags |= note
+        tags |= chunks(MLFLOW_RUN_NOTE, encodable(properties.description), MAX_TAG_VAL_LENGTH)
     return tags

@@ -17,15 +17,15 @@ from typing import Any
 
 from typing_extensions import override
 
-from d9d_tracker.backend import RecordRun, RecordTracker
+from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
-from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import let_go, let_go_if_it_fails, lock_on_this_machine
+from d9d_tracker.provider.lock import let_go_if_it_fails, lock_on_this_machine
 from d9d_tracker.provider.names import encodable, storable
 from d9d_tracker.provider.rebin import coarsen
-from d9d_tracker.record import Histogram, Record
+from d9d_tracker.provider.row_run import RowRun
+from d9d_tracker.record import Histogram
 
 from .config import TrackioConfig
 
@@ -34,25 +34,18 @@ _BINS = 512  # as many as Trackio keeps
 _RESERVED = ("project", "run", "timestamp", "step", "time", "metrics")
 
 
-class TrackioRun(RecordRun):
+class TrackioRun(RowRun):
     """A run in Trackio's database, written by Trackio's own storage: one row for what is flushed of a step.
 
-    A series' key is its name followed by its context, as ``loss/rank=0/stage=train``. A histogram keeps 512 of its
-    edges at most, with its exact minimum, maximum and total; NaN and infinite elements appear, where there are any, as
-    ``<name>/nan`` and ``<name>/inf``. Non-finite scalars are stored as Trackio stores them, as text.
-
-    ``flush`` commits; a row that comes again, after a failure that left it unknown whether it was stored, is ignored.
+    A histogram keeps 512 of its edges at most, with its exact minimum, maximum and total; non-finite scalars are text.
+    A row that comes again, after a failure that left it unknown whether it was stored, is ignored.
     """
 
     def __init__(self, storage: Any, project: str, run_id: str, properties: RunConfig, group: str | None, lock: int):
-        super().__init__(run_id)
+        super().__init__(run_id, lock, _RESERVED)
         self._storage = storage
         self._project = project
         self._name = encodable(properties.name)
-        self._lock = lock
-        self._claims = Claims(run_id, _RESERVED)
-        self._rows: dict[int, dict[str, Any]] = {}
-        self._times: dict[int, float] = {}
         self._started = time.time() if properties.started is None else properties.started
         self._config: dict[str, Any] | None = {
             **storable(plain_hparams(properties.hparams)),
@@ -77,7 +70,6 @@ class TrackioRun(RecordRun):
     @override
     def rewind(self, step: int) -> None:
         super().rewind(step)
-        self._rows = {earlier: row for earlier, row in self._rows.items() if earlier < step}
         path = self._storage.get_project_db_path(self._project)
         with closing(sqlite3.connect(path, timeout=30)) as database, database:
             database.execute("DELETE FROM metrics WHERE run_id = ? AND step >= ?", (self.id, step))
@@ -88,16 +80,11 @@ class TrackioRun(RecordRun):
         self._config = {**known, **storable(plain_hparams(hparams))}
 
     @override
-    def write_record(self, record: Record) -> None:
-        row = self._rows.setdefault(record.step, {})
-        if record.time is not None:
-            self._times.setdefault(record.step, record.time)
-        for key, value in self._claims.parts(record):
-            if isinstance(value, Histogram):
-                counts, edges = coarsen(value, _BINS)
-                row[key] = {"_type": "trackio.histogram", "bins": edges.tolist(), "values": counts.tolist()}
-            else:
-                row[key] = value
+    def cell(self, key: str, value: float | Histogram) -> Any:
+        if not isinstance(value, Histogram):
+            return value
+        counts, edges = coarsen(value, _BINS)
+        return {"_type": "trackio.histogram", "bins": edges.tolist(), "values": counts.tolist()}
 
     @override
     def sync(self) -> None:
@@ -122,20 +109,14 @@ class TrackioRun(RecordRun):
         return f"{self.id}-{step}-{hashlib.blake2b(keys, digest_size=8).hexdigest()}"
 
     @override
-    def release(self) -> None:
-        try:
-            self.sync()
-            if "sdk" in vars(self):
-                self.sdk.finish()
-        finally:
-            let_go(self._lock)
+    def end(self) -> None:
+        self.sync()
+        if "sdk" in vars(self):
+            self.sdk.finish()
 
 
 class TrackioTracker(RecordTracker[TrackioConfig]):
-    """Opens runs in Trackio's database, and re-attaches to them by their id.
-
-    Two writers of one run on one machine are refused. A step is written once, when it has ended.
-    """
+    """Opens runs in Trackio's database; a step is written once, when it has ended."""
 
     amends = False
     is_heavy = True

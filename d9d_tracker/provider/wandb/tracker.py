@@ -11,14 +11,14 @@ from typing import Any, Literal
 import wandb
 from typing_extensions import override
 
-from d9d_tracker.backend import RecordRun, RecordTracker
+from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
-from d9d_tracker.provider.claims import Claims
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import let_go, let_go_if_it_fails, lock_on_this_machine
+from d9d_tracker.provider.lock import let_go_if_it_fails, lock_on_this_machine
 from d9d_tracker.provider.names import encodable, storable
 from d9d_tracker.provider.rebin import coarsen
+from d9d_tracker.provider.row_run import RowRun
 from d9d_tracker.record import Histogram, Record
 
 from .config import WandbConfig
@@ -42,25 +42,19 @@ _MODES: dict[str, Literal["online", "offline", "disabled"]] = {
 }
 
 
-class WandbRun(RecordRun):
-    """An open run of Weights & Biases.
+class WandbRun(RowRun):
+    """An open run of Weights & Biases, in which a step is one row, and final when it was flushed.
 
-    A series' key is its name followed by its context, as ``loss/rank=0/stage=train``; a step is one row. A histogram
-    keeps 512 of its edges at most, with its exact minimum, maximum and total; NaN and infinite elements appear, where
-    there are any, as ``<name>/nan`` and ``<name>/inf``. Non-finite scalars are stored as they are.
-
-    ``flush`` hands the rows to W&B and waits until they are on disk in its log, from which its own process uploads them
-    (if that dies first, ``wandb sync`` does). A row that was flushed is final: W&B takes nothing more for its step.
+    A histogram keeps 512 of its edges at most, with its exact minimum, maximum and total; non-finite scalars are stored
+    as they are. ``flush`` waits until the rows are on disk in W&B's log, from which its own process uploads them (if
+    that dies first, ``wandb sync`` does).
     """
 
     def __init__(self, run: wandb.Run, log: LogFile | None, earlier: list[LogFile], lock: int):
-        super().__init__(run.id)
+        super().__init__(run.id, lock, _RESERVED)
         self._run = run
         self._log = log
         self._earlier = earlier
-        self._lock = lock
-        self._claims = Claims(run.id, _RESERVED)
-        self._rows: dict[int, dict[str, Any]] = {}
         self._first = run.starting_step if run.resumed else 0  # what an earlier life has stored ends before it
         self._stored = self._first - 1  # last step of which W&B takes nothing more
         self._rewound: int | None = None
@@ -72,12 +66,8 @@ class WandbRun(RecordRun):
         return self._run
 
     def rewind(self, step: int) -> None:
-        """Take back what an earlier life of this run wrote at ``step`` or later, offline.
-
-        Online, W&B keeps what it has got: those steps are not stored a second time.
-        """
+        """Take back what an earlier life wrote at ``step`` or later, offline; online, W&B keeps it."""
         super().rewind(step)
-        self._rows = {earlier: row for earlier, row in self._rows.items() if earlier < step}
         for log in self._earlier:
             log.cut_from(step)
         self._rewound = step
@@ -104,19 +94,20 @@ class WandbRun(RecordRun):
                 f"{record.name!r} at step {record.step}: W&B takes nothing more for a step that was flushed; flush "
                 "between steps"
             )
-        row = self._rows.setdefault(record.step, {})
-        if record.time is not None:
-            row.setdefault("_timestamp", record.time)
-        for key, value in self._claims.parts(record):
-            is_histogram = isinstance(value, Histogram)
-            row[key] = wandb.Histogram(np_histogram=coarsen(value, _BINS)) if is_histogram else value
+        super().write_record(record)
+
+    @override
+    def cell(self, key: str, value: float | Histogram) -> Any:
+        return wandb.Histogram(np_histogram=coarsen(value, _BINS)) if isinstance(value, Histogram) else value
 
     @override
     def sync(self) -> None:
-        for step in list(self._rows):
-            self._run.log(self._rows[step], step=step, commit=True)
+        for step, row in list(self._rows.items()):
+            began = {"_timestamp": self._times[step]} if step in self._times else {}
+            self._run.log({**began, **row}, step=step, commit=True)
             self._stored = self._unconfirmed = step
             del self._rows[step]
+            self._times.pop(step, None)
         self._confirm()
 
     def _confirm(self) -> None:
@@ -135,22 +126,15 @@ class WandbRun(RecordRun):
         self._unconfirmed = None
 
     @override
-    def release(self) -> None:
+    def end(self) -> None:
         try:
             self.sync()
         finally:
-            try:
-                self._run.finish(exit_code=0 if self._error is None else 1)
-            finally:
-                let_go(self._lock)
+            self._run.finish(exit_code=0 if self._error is None else 1)
 
 
 class WandbTracker(RecordTracker[WandbConfig]):
-    """Opens runs of Weights & Biases, and re-attaches to them by their id.
-
-    Offline, every life of a run has a folder of its own with the same id, which ``wandb sync`` uploads into one run in
-    the order of their start. Two writers of one run on one machine are refused.
-    """
+    """Opens runs of Weights & Biases; offline, every life of one has a folder of its own, for ``wandb sync``."""
 
     amends = False
     _shown_by: str | None = None

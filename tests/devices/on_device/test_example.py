@@ -14,11 +14,13 @@ pytest.importorskip("sklearn")
 
 
 def test_the_plain_loop(tmp_path, monkeypatch):
+    examples = Path(__file__).parents[3] / "examples"
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(examples))  # as for a script that is run there
     if plugin.NAME == device.NAME:  # for which torch generates no code
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     with torch.device("cpu"):  # data and generators are the host's, as in a script
-        main = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "plain_loop.py"))["main"]
+        main = runpy.run_path(str(examples / "plain_loop.py"))["main"]
         main("runs", steps=60, device_name=plugin.NAME)
     (run,) = read("runs")
     assert len(run.scalars("loss", {"stage": "train"}).steps) == 60
