@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from d9d_tracker import AimConfig, JsonlTrackerConfig, RunConfig, TrackerConfig, tracker_from_config
-from d9d_tracker.provider.mlflow.config import MLflowConfig
-from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
-from d9d_tracker.provider.wandb.config import WandbConfig
+from d9d_tracker.provider.mlflow import MLflowConfig
+from d9d_tracker.provider.tensorboard import TensorBoardConfig
+from d9d_tracker.provider.wandb import WandbConfig
 from d9d_tracker.record import Record
 
 from .plan import Plan

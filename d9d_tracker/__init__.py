@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from .delivery.report import NonFinite, RunReport
     from .errors import TrackerError, TrackerTypeError, TrackerValueError
     from .factory import AnyTrackerConfig, register_backend, tracker_from_config
-    from .provider.aim.config import AimConfig
+    from .provider.aim import AimConfig
     from .provider.console import ConsoleTrackerConfig
     from .provider.jsonl import JsonlTrackerConfig
-    from .provider.mlflow.config import MLflowConfig
+    from .provider.mlflow import MLflowConfig
     from .provider.multi import MultiConfig
     from .provider.null import NullTrackerConfig
-    from .provider.tensorboard.config import TensorBoardConfig
-    from .provider.trackio.config import TrackioConfig
-    from .provider.wandb.config import WandbConfig
+    from .provider.tensorboard import TensorBoardConfig
+    from .provider.trackio import TrackioConfig
+    from .provider.wandb import WandbConfig
     from .reading import StoredRun, read
     from .record import Histogram, Record
 
@@ -50,14 +50,14 @@ _ROOMS = {
     "delivery.report": ("NonFinite", "RunReport"),
     "errors": ("TrackerError", "TrackerTypeError", "TrackerValueError"),
     "factory": ("AnyTrackerConfig", "MultiConfig", "register_backend", "tracker_from_config"),  # resolves MultiConfig
-    "provider.aim.config": ("AimConfig",),
+    "provider.aim": ("AimConfig",),
     "provider.console": ("ConsoleTrackerConfig",),
     "provider.jsonl": ("JsonlTrackerConfig",),
-    "provider.mlflow.config": ("MLflowConfig",),
+    "provider.mlflow": ("MLflowConfig",),
     "provider.null": ("NullTrackerConfig",),
-    "provider.tensorboard.config": ("TensorBoardConfig",),
-    "provider.trackio.config": ("TrackioConfig",),
-    "provider.wandb.config": ("WandbConfig",),
+    "provider.tensorboard": ("TensorBoardConfig",),
+    "provider.trackio": ("TrackioConfig",),
+    "provider.wandb": ("WandbConfig",),
     "reading": ("StoredRun", "read"),
     "record": ("Histogram", "Record"),
 }

@@ -12,17 +12,17 @@ from .accumulator import AccumulatingTracker
 from .accumulator.nonfinite import Callback
 from .base import BaseTracker
 from .config import TrackerConfig
-from .provider.aim.config import AimConfig
+from .provider.aim import AimConfig
 from .provider.console import ConsoleTracker, ConsoleTrackerConfig
-from .provider.d9d_adapter.config import D9dConfig
+from .provider.d9d_adapter import D9dConfig
 from .provider.entry_points import third_party
 from .provider.jsonl import JsonlTracker, JsonlTrackerConfig
-from .provider.mlflow.config import MLflowConfig
+from .provider.mlflow import MLflowConfig
 from .provider.multi import MultiConfig, MultiTracker
 from .provider.null import NullTracker, NullTrackerConfig
-from .provider.tensorboard.config import TensorBoardConfig
-from .provider.trackio.config import TrackioConfig
-from .provider.wandb.config import WandbConfig
+from .provider.tensorboard import TensorBoardConfig
+from .provider.trackio import TrackioConfig
+from .provider.wandb import WandbConfig
 
 
 def _third_party_config(data: Any, handler: ValidatorFunctionWrapHandler) -> Any:

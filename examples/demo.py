@@ -24,13 +24,13 @@ from d9d_tracker.accumulator import AccumulatingRun, AccumulatingTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import AccumulatorConfig, TrackerConfig
 from d9d_tracker.factory import tracker_from_config
-from d9d_tracker.provider.aim.config import AimConfig
+from d9d_tracker.provider.aim import AimConfig
 from d9d_tracker.provider.console import ConsoleTrackerConfig
 from d9d_tracker.provider.jsonl import JsonlTrackerConfig
-from d9d_tracker.provider.mlflow.config import MLflowConfig
-from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
-from d9d_tracker.provider.trackio.config import TrackioConfig
-from d9d_tracker.provider.wandb.config import WandbConfig
+from d9d_tracker.provider.mlflow import MLflowConfig
+from d9d_tracker.provider.tensorboard import TensorBoardConfig
+from d9d_tracker.provider.trackio import TrackioConfig
+from d9d_tracker.provider.wandb import WandbConfig
 
 _BATCH = 128
 _EVAL_EVERY = 50

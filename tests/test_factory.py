@@ -17,7 +17,7 @@ from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.factory import AnyTrackerConfig, register_backend, tracker_from_config
-from d9d_tracker.provider.aim.config import AimConfig
+from d9d_tracker.provider.aim import AimConfig
 from d9d_tracker.provider.console import ConsoleTracker, ConsoleTrackerConfig
 from d9d_tracker.provider.jsonl import JsonlTracker, JsonlTrackerConfig
 from d9d_tracker.provider.multi import MultiConfig

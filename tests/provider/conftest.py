@@ -20,15 +20,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from d9d_tracker.base import BaseTracker
 from d9d_tracker.config import TrackerConfig
-from d9d_tracker.provider.aim.config import AimConfig
+from d9d_tracker.provider.aim import AimConfig
 from d9d_tracker.provider.jsonl import JsonlTracker, JsonlTrackerConfig, read_run
-from d9d_tracker.provider.mlflow.config import MLflowConfig
+from d9d_tracker.provider.mlflow import MLflowConfig
 from d9d_tracker.provider.mlflow.tracker import MLflowTracker
-from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
+from d9d_tracker.provider.tensorboard import TensorBoardConfig
 from d9d_tracker.provider.tensorboard.tracker import TensorBoardTracker
-from d9d_tracker.provider.trackio.config import TrackioConfig
+from d9d_tracker.provider.trackio import TrackioConfig
 from d9d_tracker.provider.trackio.tracker import TrackioTracker
-from d9d_tracker.provider.wandb.config import WandbConfig
+from d9d_tracker.provider.wandb import WandbConfig
 from d9d_tracker.provider.wandb.tracker import WandbTracker
 from d9d_tracker.record import Histogram
 

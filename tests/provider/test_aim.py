@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from d9d_tracker import AccumulatorConfig, tracker_from_config
 from d9d_tracker.base import RunConfig
-from d9d_tracker.provider.aim.config import AimConfig
+from d9d_tracker.provider.aim import AimConfig
 from d9d_tracker.provider.aim.tracker import AimTracker
 from d9d_tracker.record import Histogram
 
@@ -26,7 +26,7 @@ PROPERTIES = RunConfig(name="a run")
 CHILD = """
 import os, sys, threading
 from d9d_tracker.base import RunConfig
-from d9d_tracker.provider.aim.config import AimConfig
+from d9d_tracker.provider.aim import AimConfig
 from d9d_tracker.provider.aim.tracker import AimTracker
 
 tracker = AimTracker.from_config(AimConfig(

@@ -16,7 +16,7 @@ FULL_DISK = """
 import gc, os, resource, signal, sys
 from pathlib import Path
 from d9d_tracker.base import RunConfig
-from d9d_tracker.provider.aim.config import AimConfig
+from d9d_tracker.provider.aim import AimConfig
 from d9d_tracker.provider.aim.tracker import AimTracker
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

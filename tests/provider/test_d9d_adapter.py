@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from d9d_tracker import IntegerBinning, RunConfig, tracker_from_config
 from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.config import AccumulatorConfig
-from d9d_tracker.provider.d9d_adapter.config import D9dConfig
+from d9d_tracker.provider.d9d_adapter import D9dConfig
 from d9d_tracker.record import Histogram
 
 ADAPTER = "d9d_tracker.provider.d9d_adapter.tracker"

@@ -19,8 +19,8 @@ from mlflow.exceptions import MlflowException
 from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.provider.mlflow import MLflowConfig
 from d9d_tracker.provider.mlflow import tracker as mlflow_tracker
-from d9d_tracker.provider.mlflow.config import MLflowConfig
 from d9d_tracker.provider.mlflow.tracker import MLflowTracker
 from d9d_tracker.record import Histogram
 

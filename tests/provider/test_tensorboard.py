@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import AccumulatorConfig, LinearBinning
 from d9d_tracker.factory import tracker_from_config
+from d9d_tracker.provider.tensorboard import TensorBoardConfig
 from d9d_tracker.provider.tensorboard import tracker as tensorboard
-from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
 from d9d_tracker.record import Histogram
 
 from .conftest import TensorBoardStorage, key_of

@@ -8,8 +8,8 @@ import torch
 import wandb
 
 from d9d_tracker.base import RunConfig
+from d9d_tracker.provider.wandb import WandbConfig
 from d9d_tracker.provider.wandb import tracker as wandb_tracker
-from d9d_tracker.provider.wandb.config import WandbConfig
 from d9d_tracker.provider.wandb.log_file import LogFile
 from d9d_tracker.provider.wandb.tracker import WandbTracker
 from d9d_tracker.record import Histogram, Record

@@ -19,9 +19,9 @@ from playwright.sync_api import Locator, Page, expect
 from pydantic import TypeAdapter
 
 from d9d_tracker import AccumulatorConfig, AnyTrackerConfig, RunConfig, TrackerConfig, tracker_from_config
-from d9d_tracker.provider.aim.config import AimConfig
-from d9d_tracker.provider.mlflow.config import MLflowConfig
-from d9d_tracker.provider.tensorboard.config import TensorBoardConfig
+from d9d_tracker.provider.aim import AimConfig
+from d9d_tracker.provider.mlflow import MLflowConfig
+from d9d_tracker.provider.tensorboard import TensorBoardConfig
 
 Serve = Callable[..., str]
 Shoot = Callable[[str], None]

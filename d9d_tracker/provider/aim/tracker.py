@@ -31,7 +31,7 @@ from d9d_tracker.provider.names import storable
 from d9d_tracker.provider.rebin import non_finite, rebin
 from d9d_tracker.record import Histogram, Record
 
-from .config import AimConfig
+from . import AimConfig
 from .rewind import rewind
 from .room import abandon, check_room, reopen
 from .system_params import system_params

@@ -14,7 +14,7 @@ from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.record import Histogram, Record
 
-from .config import D9dConfig
+from . import D9dConfig
 
 _MOST_BINS = 2048
 d9d: Any = import_module("d9d.tracker")  # by name, because type checkers run where it is not installed

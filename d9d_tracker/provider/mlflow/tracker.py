@@ -30,7 +30,7 @@ from d9d_tracker.provider.locked_run import LockedRun
 from d9d_tracker.provider.names import encodable, flat_name
 from d9d_tracker.record import Histogram, Record
 
-from .config import MLflowConfig
+from . import MLflowConfig
 from .keys import chunks, valid_key
 
 _LOGGER = logging.getLogger("d9d_tracker")

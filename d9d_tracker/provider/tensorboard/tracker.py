@@ -22,8 +22,7 @@ from d9d_tracker.provider.names import encodable
 from d9d_tracker.provider.row_run import RowRun
 from d9d_tracker.record import Histogram
 
-from . import events
-from .config import TensorBoardConfig
+from . import TensorBoardConfig, events
 
 _LOGGER = logging.getLogger("d9d_tracker")
 _TITLE_BYTES = 64

@@ -27,7 +27,7 @@ from d9d_tracker.provider.rebin import coarsen
 from d9d_tracker.provider.row_run import RowRun
 from d9d_tracker.record import Histogram
 
-from .config import TrackioConfig
+from . import TrackioConfig
 
 _LOGGER = logging.getLogger("d9d_tracker")
 _BINS = 512  # as many as Trackio keeps

@@ -21,7 +21,7 @@ from d9d_tracker.provider.rebin import coarsen
 from d9d_tracker.provider.row_run import RowRun
 from d9d_tracker.record import Histogram, Record
 
-from .config import WandbConfig
+from . import WandbConfig
 from .log_file import LogFile
 
 _LOGGER = logging.getLogger("d9d_tracker")

@@ -1,0 +1,39 @@
+"""A row for each step: what a rewind takes back comes again with its own time."""
+
+import os
+
+from d9d_tracker.provider.row_run import RowRun
+from d9d_tracker.record import Record
+
+
+class Rows(RowRun):
+    def cell(self, key, value):
+        return f"{key}: {value}"
+
+
+def lock_of(tmp_path):
+    return os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
+
+
+def test_a_step_is_a_row_by_series_and_context_with_the_time_that_it_began(tmp_path):
+    run = Rows("run", lock_of(tmp_path), ["_step"])
+    run.write_record(Record("loss", 0, {}, 1.0, 10.0))
+    run.write_record(Record("loss", 0, {"stage": "train"}, 2.0, 11.0))
+    run.write_record(Record("_step", 1, {}, 3.0))
+    assert run._rows == {
+        0: {"loss": "loss: 1.0", "loss/stage=train": "loss/stage=train: 2.0"},
+        1: {"_step~": "_step~: 3.0"},
+    }
+    assert run._times == {0: 10.0}
+    run.close()
+
+
+def test_a_rewind_forgets_rows_and_their_times(tmp_path):
+    run = Rows("run", lock_of(tmp_path))
+    for step in range(3):
+        run.write_record(Record("loss", step, {}, 1.0, 10.0 + step))
+    run.rewind(1)
+    assert (list(run._rows), run._times) == ([0], {0: 10.0})
+    run.write_record(Record("loss", 1, {}, 2.0, 20.0))
+    assert run._times[1] == 20.0
+    run.close()
