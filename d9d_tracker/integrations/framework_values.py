@@ -28,7 +28,10 @@ def numbers_of(metrics: Mapping[Any, Any]) -> dict[str, float | torch.Tensor]:
             numbers[str(name)] = number
         elif name not in _left_out:
             _left_out.add(name)
-            logger.warning("%r is left out, now and later: it is no number but a %s", name, _kind(value))
+            shape = f" of shape {list(value.shape)}" if getattr(value, "shape", None) else ""
+            logger.warning(
+                "%r is left out, now and later: it is no number but a %s%s", name, type(value).__name__, shape
+            )
     return numbers
 
 
@@ -46,8 +49,3 @@ def _as_float(value: Any) -> float | None:
         return float(value) if isinstance(value, Real) else None
     except (OverflowError, RuntimeError, TypeError, ValueError):
         return None
-
-
-def _kind(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    return type(value).__name__ + (f" of shape {list(shape)}" if shape else "")

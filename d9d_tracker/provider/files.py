@@ -47,12 +47,9 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        _warn_once(folder, error)
+        if folder not in _warned:
+            words = "%s: names cannot be synced here (%s), so new files may be lost in a power cut"
+            _LOGGER.warning(words, folder, error)
+        _warned.add(folder)
     finally:
         os.close(descriptor)
-
-
-def _warn_once(folder: Path, error: OSError) -> None:
-    if folder not in _warned:
-        _warned.add(folder)
-        _LOGGER.warning("%s: names cannot be synced here (%s), so new files may be lost in a power cut", folder, error)

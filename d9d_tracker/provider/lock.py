@@ -18,6 +18,7 @@ _warned = False
 
 def hold(file: int, what: str, remove: Path | None = None) -> None:
     """Lock an open file for this run alone, without waiting; warn once where the file system has no locks."""
+    global _warned
     try:
         flock(file, LOCK_EX | LOCK_NB)
     except BlockingIOError:
@@ -28,7 +29,10 @@ def hold(file: int, what: str, remove: Path | None = None) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        _warn_once(f"{what}: the file system has no locks ({error.strerror}), so that two jobs could write to one run")
+        if not _warned:
+            words = "%s: the file system has no locks (%s), so that two jobs could write to one run"
+            _LOGGER.warning(words, what, error.strerror)
+        _warned = True
     _HELD[file] = remove
 
 
@@ -69,13 +73,6 @@ def let_go_if_it_fails(file: int) -> Iterator[None]:
     except BaseException:
         let_go(file)
         raise
-
-
-def _warn_once(words: str) -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        _LOGGER.warning("%s", words)
 
 
 def _let_go_in_child() -> None:

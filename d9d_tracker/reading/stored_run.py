@@ -188,8 +188,11 @@ class StoredRun:
 
     def series(self) -> list[Series]:
         """Return all series, in the order in which they first appeared."""
-        parts = self._collect(lambda key: False)
-        return [_series(key, np.unique(np.concatenate([part.steps for part in own]))) for key, own in parts.items()]
+        found = []
+        for key, parts in self._collect(lambda key: False).items():
+            steps = np.unique(np.concatenate([part.steps for part in parts]))
+            found.append(Series(key.kind, key.name, dict(key.context), len(steps), int(steps[0]), int(steps[-1])))
+        return found
 
     def scalars(self, name: str, context: Mapping[str, str] | None = None) -> Scalars:
         """Return a scalar series.
@@ -307,10 +310,6 @@ class StoredRun:
             if not only or points.values is not None:
                 parts.setdefault(points.key, []).append(points)
         return parts
-
-
-def _series(key: Key, steps: np.ndarray) -> Series:
-    return Series(key.kind, key.name, dict(key.context), len(steps), int(steps[0]), int(steps[-1]))
 
 
 def _latest(key: Key, parts: list[Part]) -> dict[str, Any]:

@@ -100,13 +100,9 @@ class TrackioRun(RowRun):
             steps=list(self._rows) or [self.step],
             timestamps=list(map(_timestamp, times)),
             config=self._config,
-            log_ids=[self._row_id(step, row) for step, row in self._rows.items()] or [f"{self.id}-config"],
+            log_ids=[f"{self.id}-{step}-{_digest(row)}" for step, row in self._rows.items()] or [f"{self.id}-config"],
         )
         self._rows, self._times, self._config = {}, {}, None
-
-    def _row_id(self, step: int, row: dict[str, Any]) -> str:
-        keys = json.dumps(sorted(row)).encode()
-        return f"{self.id}-{step}-{hashlib.blake2b(keys, digest_size=8).hexdigest()}"
 
     @override
     def end(self) -> None:
@@ -146,6 +142,10 @@ class TrackioTracker(RecordTracker[TrackioConfig]):
                 _LOGGER.warning("run %r is not in Trackio's project %r: it starts anew", run_id, self.config.project)
             run.sync()
         return run
+
+
+def _digest(row: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(sorted(row)).encode(), digest_size=8).hexdigest()
 
 
 def _timestamp(seconds: float) -> str:
