@@ -22,7 +22,7 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(
 )
 
 HAS_AIM = importlib.util.find_spec("aim") is not None
-collect_ignore = [] if HAS_AIM else ["provider/test_aim.py", "provider/test_aim_room.py"]
+collect_ignore = [] if HAS_AIM else ["provider/test_aim.py", "provider/test_aim_full_disk.py"]
 
 
 def pytest_report_header():

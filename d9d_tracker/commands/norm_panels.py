@@ -65,7 +65,7 @@ def _table(series: Sequence[Scalars]) -> tuple[np.ndarray, np.ndarray]:
     last = float(steps[-1]) + max(1.0, float(steps[-1] - firsts[0]) / max(1, columns - 1) if columns > 1 else 1.0)
     table = np.full((len(series), columns), -np.inf)
     for row, one in enumerate(series):
-        places = np.searchsorted(firsts, one.steps, side="right") - 1
+        columns_of = np.searchsorted(firsts, one.steps, side="right") - 1
         values = np.where(np.isfinite(one.values), one.values, -np.inf)
-        np.maximum.at(table[row], places, values)
+        np.maximum.at(table[row], columns_of, values)
     return np.append(firsts, last), np.where(np.isfinite(table), table, np.nan)

@@ -239,9 +239,8 @@ def _broken(one: Histogram) -> int:
 
 def _mark(axes: "Axes", steps: np.ndarray, words: str) -> None:
     """Put a red mark at the upper edge of each step, and words beside them."""
-    place = axes.get_xaxis_transform()
-    few = steps[:: max(1, len(steps) // _COLUMNS)]
-    axes.plot(few, np.ones(len(few)), "v", color=_RED, markersize=4, transform=place, clip_on=False, zorder=5)
+    few, at_the_edge = steps[:: max(1, len(steps) // _COLUMNS)], axes.get_xaxis_transform()
+    axes.plot(few, np.ones(len(few)), "v", color=_RED, markersize=4, transform=at_the_edge, clip_on=False, zorder=5)
     if len(steps) <= 3:
         for step in steps:
             axes.axvline(step, color=_RED, linestyle=":", linewidth=0.8)

@@ -239,12 +239,12 @@ def _arrange(figure: "Figure", panels: list[Panel], looks: _Looks, title: str) -
     return failed
 
 
-def _add_legend(place: Any, labels: list[str], looks: _Looks, short: dict[str, str], **where: Any) -> None:
+def _add_legend(owner: Any, labels: list[str], looks: _Looks, short: dict[str, str], **where: Any) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=looks[label].color, linestyle=looks[label].line) for label in labels]
     words = [f" {short[label]}" for label in labels]  # matplotlib leaves out what begins with an underscore
-    for text in place.legend(handles, words, fontsize=7, frameon=False, **where).get_texts():
+    for text in owner.legend(handles, words, fontsize=7, frameon=False, **where).get_texts():
         text.set_parse_math(False)
 
 

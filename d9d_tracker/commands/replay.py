@@ -15,7 +15,7 @@ from d9d_tracker.factory import AnyTrackerConfig, tracker_from_config
 from d9d_tracker.reading import StoredRun, read
 from d9d_tracker.record import Record
 
-from .position import Position
+from .replay_position import Position
 
 _FLUSH_EVERY = 20_000  # points
 

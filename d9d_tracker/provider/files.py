@@ -28,15 +28,15 @@ def not_stored(error: OSError, what: str, closed: bool, path: Path) -> OSError:
     return OSError(error.errno, words, str(path))
 
 
-def place_of_run(folder: Path, run_id: str, resumes: bool, ending: str = "") -> Path:
+def path_of_run(folder: Path, run_id: str, resumes: bool, ending: str = "") -> Path:
     """Return where a run is in a folder of runs: a file of that ending, or a folder; say if a resumed one is gone."""
     kind, name = "file" if ending else "folder", f"{run_id}{ending}"
-    place = folder.expanduser().absolute() / name
-    if place.name != name:
+    path = folder.expanduser().absolute() / name
+    if path.name != name:
         raise ValueError(f"the loaded state names the run {run_id!r}, which is not the name of a {kind}: load another")
-    if resumes and not place.exists():
-        _LOGGER.warning("run %r: its %s is gone and starts anew, without what it held: %s", run_id, kind, place)
-    return place
+    if resumes and not path.exists():
+        _LOGGER.warning("run %r: its %s is gone and starts anew, without what it held: %s", run_id, kind, path)
+    return path
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,9 +19,9 @@ from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
 from .command_line import command
-from .files import append, not_stored, place_of_run, sync_folder
+from .files import append, not_stored, path_of_run, sync_folder
 from .jsonl_format import end_line, hparams_line, points_lines, read_run, record_line, run_line, whole_lines
-from .lock import hold, let_go, let_go_if_it_fails, lock_file
+from .lock import hold, lock_file, unlock, unlock_if_it_fails
 
 __all__ = ["JsonlRun", "JsonlTracker", "JsonlTrackerConfig", "read_run"]
 
@@ -55,7 +55,7 @@ class JsonlRun(RecordRun):
         self._size = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = lock_file(path, f"run {run_id!r} ({path})")
-        with let_go_if_it_fails(self._file):
+        with unlock_if_it_fails(self._file):
             self._cut_before(math.inf)
             if not self._size:
                 self._pending.append(run_line(run_id, properties))
@@ -109,9 +109,9 @@ class JsonlRun(RecordRun):
             draft.rename(self._path)
         except BaseException:
             draft.unlink(missing_ok=True)
-            let_go(file)
+            unlock(file)
             raise
-        let_go(self._file)
+        unlock(self._file)
         self._file = file
         sync_folder(self._path.parent)
         _LOGGER.warning("run %r: its file had vanished and was written anew with all it held: %s", self.id, self._path)
@@ -143,7 +143,7 @@ class JsonlRun(RecordRun):
         try:
             self.sync()
         finally:
-            let_go(self._file)
+            unlock(self._file)
 
 
 class JsonlTracker(RecordTracker[JsonlTrackerConfig]):
@@ -156,7 +156,7 @@ class JsonlTracker(RecordTracker[JsonlTrackerConfig]):
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> JsonlRun:
         new_id = run_id or self.new_id or self.make_id(properties)
-        path = place_of_run(self.config.path, new_id, run_id is not None, ".jsonl")
+        path = path_of_run(self.config.path, new_id, run_id is not None, ".jsonl")
         return JsonlRun(path, new_id, properties)
 
     @override

@@ -69,11 +69,11 @@ def points_lines(points: Points) -> bytes:
     heads = [f'{{"type":"scalar","name":{_quoted(name)},"step":' for name, _ in points.series]
     contexts = [f',"context":{json.dumps(context) if context else "{}"}' for _, context in points.series]
     texts = list(map(repr, points.values.tolist()))
-    for place in np.flatnonzero(~np.isfinite(points.values)).tolist():
-        texts[place] = f'"{texts[place]}"'
-    places = points.places.tolist()
+    for index in np.flatnonzero(~np.isfinite(points.values)).tolist():
+        texts[index] = f'"{texts[index]}"'
+    series = points.places.tolist()
     changes = (np.diff(points.steps, prepend=-1) != 0) | (np.diff(points.times, prepend=-1.0) != 0)
-    begins = [*np.flatnonzero(changes).tolist(), len(places)]
+    begins = [*np.flatnonzero(changes).tolist(), len(series)]
     lines: list[str] = []
     histograms = deque(points.histograms)
     for begin, end in itertools.pairwise(begins):
@@ -82,8 +82,8 @@ def points_lines(points: Points) -> bytes:
             lines.append(record_line(histograms.popleft()).decode("ascii"))
         middle, tail = f'{step},"value":', f',"time":{began!r}}}\n' if began else "}\n"
         lines += [
-            f"{heads[place]}{middle}{text}{contexts[place]}{tail}"
-            for place, text in zip(places[begin:end], texts[begin:end], strict=True)
+            f"{heads[one]}{middle}{text}{contexts[one]}{tail}"
+            for one, text in zip(series[begin:end], texts[begin:end], strict=True)
         ]
     lines += [record_line(record).decode("ascii") for record in histograms]
     return "".join(lines).encode("ascii")

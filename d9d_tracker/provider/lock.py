@@ -37,9 +37,9 @@ def hold(file: int, what: str, remove: Path | None = None) -> None:
 
 
 def lock_file(path: Path, what: str, remove: bool = False) -> int:
-    """Open a file, made if missing, lock it, and return its descriptor, for ``let_go``."""
+    """Open a file, made if missing, lock it, and return its descriptor, for ``unlock``."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600 if remove else 0o666)
-    with let_go_if_it_fails(file):
+    with unlock_if_it_fails(file):
         hold(file, what, path if remove else None)
     return file
 
@@ -50,14 +50,14 @@ def lock_on_this_machine(run_id: str, what: str) -> int:
     path = Path(tempfile.gettempdir(), f"d9d_tracker-{os.getuid()}-{digest}.lock")
     while True:
         file = lock_file(path, what, remove=True)
-        with let_go_if_it_fails(file):
+        with unlock_if_it_fails(file):
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
                 return file
         _HELD[file] = None  # its last holder has removed it meanwhile, and another may lie in its place
-        let_go(file)
+        unlock(file)
 
 
-def let_go(file: int) -> None:
+def unlock(file: int) -> None:
     """Close a file, which lifts its lock."""
     path = _HELD.pop(file, None)
     if path is not None:
@@ -66,20 +66,20 @@ def let_go(file: int) -> None:
 
 
 @contextmanager
-def let_go_if_it_fails(file: int) -> Iterator[None]:
+def unlock_if_it_fails(file: int) -> Iterator[None]:
     """Let go of a file if the block, which opens what it locks, fails."""
     try:
         yield
     except BaseException:
-        let_go(file)
+        unlock(file)
         raise
 
 
-def _let_go_in_child() -> None:
+def _unlock_in_child() -> None:
     # A forked data loader worker would keep the lock for as long as it survives its killed parent.
     for file in list(_HELD):
         _HELD[file] = None
-        let_go(file)
+        unlock(file)
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+os.register_at_fork(after_in_child=_unlock_in_child)

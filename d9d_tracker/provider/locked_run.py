@@ -6,8 +6,8 @@ from typing_extensions import override
 
 from d9d_tracker.backend import RecordRun
 
-from .claims import Claims
-from .lock import let_go
+from .lock import unlock
+from .series_names import SeriesNames
 
 
 class LockedRun(RecordRun):
@@ -16,16 +16,16 @@ class LockedRun(RecordRun):
     def __init__(self, run_id: str, lock: int | None, reserved: Iterable[str] = ()):
         super().__init__(run_id)
         self._lock = lock
-        self._claims = Claims(run_id, reserved)
+        self._names = SeriesNames(run_id, reserved)
 
-    def end(self) -> None:
+    def close_run(self) -> None:
         """Make everything durable, and tell the backend that the run is over. Only syncs by default."""
         self.sync()
 
     @override
     def release(self) -> None:
         try:
-            self.end()
+            self.close_run()
         finally:
             if self._lock is not None:
-                let_go(self._lock)
+                unlock(self._lock)

@@ -28,7 +28,7 @@ class RowRun(LockedRun):
         if record.time is not None:
             self._times.setdefault(record.step, record.time)
         row = self._rows.setdefault(record.step, {})
-        for key, value in self._claims.parts(record):
+        for key, value in self._names.parts(record):
             row[key] = self.cell(key, value)
 
     @override

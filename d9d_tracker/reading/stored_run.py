@@ -239,9 +239,9 @@ class StoredRun:
         loaded = self.load()
         steps = np.concatenate([np.empty(0, np.int64), *(series.steps for series in loaded)])
         owner = np.repeat(np.arange(len(loaded)), [len(series.steps) for series in loaded])
-        place = np.concatenate([np.empty(0, np.int64), *(np.arange(len(series.steps)) for series in loaded)])
+        within = np.concatenate([np.empty(0, np.int64), *(np.arange(len(series.steps)) for series in loaded)])
         for position in np.argsort(steps, kind="stable").tolist():
-            series, index = loaded[owner[position]], place[position]
+            series, index = loaded[owner[position]], within[position]
             value, time = series.values[index], float(series.times[index])
             yield Record(
                 series.name,

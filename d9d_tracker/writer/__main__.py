@@ -14,7 +14,7 @@ from d9d_tracker.bare_run import BareRun
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.points import Points
-from d9d_tracker.provider.lock import let_go
+from d9d_tracker.provider.lock import unlock
 
 from .portable import load
 from .predecessor import ORPHAN_SECONDS, lock_in_time
@@ -92,7 +92,7 @@ class Writer:
         sys.argv[:] = arguments
         os.environ.pop("PYTHONPATH")
         os.environ |= {} if python_path is None else {"PYTHONPATH": python_path}
-        self._stack.callback(let_go, lock_in_time(lock))
+        self._stack.callback(unlock, lock_in_time(lock))
         tracker_type, config_type = map(load, types)
         tracker = tracker_type.from_config(config_type.model_validate(config))
         tracker.training = self._parent

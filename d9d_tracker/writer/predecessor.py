@@ -3,7 +3,7 @@
 import time
 from contextlib import suppress
 
-from d9d_tracker.provider.lock import let_go, lock_on_this_machine
+from d9d_tracker.provider.lock import lock_on_this_machine, unlock
 
 ORPHAN_SECONDS = 20.0  # that a writer has, once its training is gone
 _PATIENCE_SECONDS = 25.0
@@ -16,7 +16,7 @@ def lock_in_time(name: str) -> int:
         name: What the run is called on this machine.
 
     Returns:
-        Descriptor of the lock, for ``provider.lock.let_go``.
+        Descriptor of the lock, for ``provider.lock.unlock``.
 
     Raises:
         RuntimeError: If another one is still there after 25 seconds: it has a training that lives.
@@ -41,4 +41,4 @@ def wait_for_predecessor(name: str) -> None:
         RuntimeError: As ``lock_in_time``.
     """
     with suppress(OSError):  # where there is no room for a lock, there was no writer
-        let_go(lock_in_time(name))
+        unlock(lock_in_time(name))

@@ -23,7 +23,7 @@ def test_the_file_of_a_lock_is_short_whatever_the_run_is_called_and_removed(tmp_
     with pytest.raises(RuntimeError, match="another job"):
         lock.lock_on_this_machine("実験" * 500, "a run")
     assert path.exists()
-    lock.let_go(file)
+    lock.unlock(file)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -40,7 +40,7 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path: Path, m
     file = lock.lock_on_this_machine("run", "a run")
     with pytest.raises(RuntimeError, match="another job"):
         lock.lock_on_this_machine("run", "a run")
-    lock.let_go(file)
+    lock.unlock(file)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
@@ -52,7 +52,7 @@ def test_a_file_system_without_locks_is_warned_of_once(
 
     monkeypatch.setattr(lock, "flock", flock)
     for name in ("one", "two"):
-        lock.let_go(lock.lock_on_this_machine(name, f"run {name}"))
+        lock.unlock(lock.lock_on_this_machine(name, f"run {name}"))
     assert caplog.text.count("has no locks") == 1
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from d9d_tracker.provider.lock import let_go, lock_file
+from d9d_tracker.provider.lock import lock_file, unlock
 from d9d_tracker.provider.locked_run import LockedRun
 
 
@@ -10,7 +10,7 @@ class Failing(LockedRun):
     def write_record(self, record):
         raise NotImplementedError
 
-    def end(self):
+    def close_run(self):
         raise OSError("the disk is full")
 
 
@@ -21,4 +21,4 @@ def test_the_lock_is_lifted_also_if_the_end_fails(tmp_path):
         lock_file(path, "the run")
     with pytest.raises(OSError, match="full"):
         run.close()
-    let_go(lock_file(path, "the run"))
+    unlock(lock_file(path, "the run"))

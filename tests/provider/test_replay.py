@@ -199,7 +199,7 @@ def test_only_what_follows_a_change_is_sent_again(tmp_path, monkeypatch, capsys,
 
 def test_what_a_kill_left_and_then_changed_goes_to_a_new_run_where_it_cannot_be_replaced(tmp_path, monkeypatch):
     from d9d_tracker import MLflowConfig
-    from d9d_tracker.commands.position import Position
+    from d9d_tracker.commands.replay_position import Position
 
     path = source(tmp_path / "source")
     config = MLflowConfig(tracking_uri=f"sqlite:///{tmp_path / 'm.db'}", accumulator=None)

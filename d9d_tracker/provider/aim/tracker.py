@@ -25,15 +25,15 @@ from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import let_go, lock_file
+from d9d_tracker.provider.lock import lock_file, unlock
 from d9d_tracker.provider.locked_run import LockedRun
 from d9d_tracker.provider.names import storable
 from d9d_tracker.provider.rebin import non_finite, rebin
 from d9d_tracker.record import Histogram, Record
 
 from . import AimConfig
+from .full_disk import abandon, check_room, reopen
 from .rewind import rewind
-from .room import abandon, check_room, reopen
 from .system_params import system_params
 
 _LOGGER = logging.getLogger("d9d_tracker")
@@ -120,7 +120,7 @@ class AimRun(LockedRun):
 
     def _track(self, value: float | aim.Distribution, record: Record, kind: str = "") -> None:
         context: Any = dict(record.context)
-        name = self._claims.name(record.name, kind)
+        name = self._names.name(record.name, kind)
         self._mend()
         try:
             # What Run.track does, which would take the moment of the call for the time.
@@ -162,7 +162,7 @@ class AimRun(LockedRun):
             repo.request_container(container, self.id, read_only=False).db.flush_wal(True)
 
     @override
-    def end(self) -> None:
+    def close_run(self) -> None:
         repo: Any = self._run.repo
         try:
             if not repo.is_remote_repo:
@@ -254,6 +254,6 @@ class AimTracker(RecordTracker[AimConfig]):
             return None
         locks = Path(repo.path, "locks")
         lock = lock_file(locks / f"{run_id}.d9d_tracker", f"run {run_id!r} in Aim repository {self.config.repo}")
-        undo.callback(let_go, lock)
+        undo.callback(unlock, lock)
         (locks / f"{run_id}.softlock").unlink(missing_ok=True)
         return lock

@@ -25,7 +25,7 @@ from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import flat_hparams, plain_hparams
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import let_go_if_it_fails, lock_on_this_machine
+from d9d_tracker.provider.lock import lock_on_this_machine, unlock_if_it_fails
 from d9d_tracker.provider.locked_run import LockedRun
 from d9d_tracker.provider.names import encodable, flat_name
 from d9d_tracker.record import Histogram, Record
@@ -94,7 +94,7 @@ class MLflowRun(LockedRun):
             # Moments of values near the largest float overflow.
             return
         # MLflow's page makes a section of what has all but the last part in common.
-        key = valid_key(self._claims.name(flat_name(record.name, record.context, sign=":"), kind))
+        key = valid_key(self._names.name(flat_name(record.name, record.context, sign=":"), kind))
         if record.step <= self._last.get(key, -1):
             raise ValueError(
                 f"{record.name!r} at step {record.step}: MLflow cannot replace what was flushed for this step; flush "
@@ -110,8 +110,8 @@ class MLflowRun(LockedRun):
         for start in range(0, len(waiting), MAX_METRICS_PER_BATCH):
             batch = waiting[start : start + MAX_METRICS_PER_BATCH]
             self._client.log_batch(self.id, metrics=[metric for _, metric in batch], synchronous=True)
-            for place, metric in batch:
-                del self._pending[place]
+            for key, metric in batch:
+                del self._pending[key]
                 self._last[metric.key] = metric.step
 
     def _leave_out_what_is_kept(self, first: int) -> None:
@@ -128,8 +128,8 @@ class MLflowRun(LockedRun):
                 self._pending[key, step] = Metric(key, metric.value, round(time.time() * 1000), step)
             else:
                 dropped.append((key, step))
-        for place in dropped:
-            del self._pending[place]
+        for key in dropped:
+            del self._pending[key]
         if dropped and not self._has_said_kept:
             self._has_said_kept = True
             _LOGGER.warning(
@@ -140,7 +140,7 @@ class MLflowRun(LockedRun):
             )
 
     @override
-    def end(self) -> None:
+    def close_run(self) -> None:
         self.sync()
         status = "FINISHED"
         if self._error is not None:
@@ -175,7 +175,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
         is_new = run_id is None
         run_id = run_id or self._create(client, properties)
         lock = lock_on_this_machine(run_id, f"MLflow run {run_id!r}")
-        with let_go_if_it_fails(lock):
+        with unlock_if_it_fails(lock):
             if not is_new and client.get_run(run_id).info.status != "RUNNING":
                 client.update_run(run_id, status="RUNNING")
             elif not is_new:

@@ -16,8 +16,8 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.files import append, not_stored, place_of_run, sync_folder
-from d9d_tracker.provider.lock import let_go_if_it_fails, lock_file
+from d9d_tracker.provider.files import append, not_stored, path_of_run, sync_folder
+from d9d_tracker.provider.lock import lock_file, unlock_if_it_fails
 from d9d_tracker.provider.names import encodable
 from d9d_tracker.provider.row_run import RowRun
 from d9d_tracker.record import Histogram
@@ -51,7 +51,7 @@ class TensorBoardRun(RowRun):
             try:
                 self.sync()
             except BaseException:
-                self._leave_file()
+                self._close_file()
                 raise
 
     @functools.cached_property
@@ -125,13 +125,13 @@ class TensorBoardRun(RowRun):
         return file
 
     @override
-    def end(self) -> None:
+    def close_run(self) -> None:
         try:
             self.sync()
         finally:
-            self._leave_file()
+            self._close_file()
 
-    def _leave_file(self) -> None:
+    def _close_file(self) -> None:
         if self._file is not None:
             os.close(self._file)
 
@@ -152,11 +152,11 @@ class TensorBoardTracker(RecordTracker[TensorBoardConfig]):
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> TensorBoardRun:
         new_id = run_id or self.new_id or self.make_id(properties)
-        folder = place_of_run(self.config.log_dir, new_id, run_id is not None)
+        folder = path_of_run(self.config.log_dir, new_id, run_id is not None)
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_file(folder / ".writer", f"run {new_id!r} ({folder})")
-        with let_go_if_it_fails(lock):
+        with unlock_if_it_fails(lock):
             return TensorBoardRun(folder, properties, is_new, lock)
 
 

@@ -21,7 +21,7 @@ from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import let_go_if_it_fails, lock_on_this_machine
+from d9d_tracker.provider.lock import lock_on_this_machine, unlock_if_it_fails
 from d9d_tracker.provider.names import encodable, storable
 from d9d_tracker.provider.rebin import coarsen
 from d9d_tracker.provider.row_run import RowRun
@@ -105,7 +105,7 @@ class TrackioRun(RowRun):
         self._rows, self._times, self._config = {}, {}, None
 
     @override
-    def end(self) -> None:
+    def close_run(self) -> None:
         self.sync()
         if "sdk" in vars(self):
             self.sdk.finish()
@@ -132,7 +132,7 @@ class TrackioTracker(RecordTracker[TrackioConfig]):
         storage.validate_project_name(self.config.project)
         new_id = run_id or self.new_id or self.make_id(properties)
         lock = lock_on_this_machine(new_id, f"Trackio run {new_id!r}")
-        with let_go_if_it_fails(lock):
+        with unlock_if_it_fails(lock):
             storage.init_db(self.config.project)
             run = TrackioRun(storage, self.config.project, new_id, properties, self.config.group, lock)
             known = storage.get_run_config(self.config.project, run._name, run_id=new_id)

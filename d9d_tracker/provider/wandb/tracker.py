@@ -15,7 +15,7 @@ from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.provider.command_line import command
-from d9d_tracker.provider.lock import let_go_if_it_fails, lock_on_this_machine
+from d9d_tracker.provider.lock import lock_on_this_machine, unlock_if_it_fails
 from d9d_tracker.provider.names import encodable, storable
 from d9d_tracker.provider.rebin import coarsen
 from d9d_tracker.provider.row_run import RowRun
@@ -126,7 +126,7 @@ class WandbRun(RowRun):
         self._unconfirmed = None
 
     @override
-    def end(self) -> None:
+    def close_run(self) -> None:
         try:
             self.sync()
         finally:
@@ -154,7 +154,7 @@ class WandbTracker(RecordTracker[WandbConfig]):
         folder = Path(config.dir or os.environ.get("WANDB_DIR") or ".").expanduser().absolute()
         new_id = run_id or self.new_id or self.make_id(properties)
         lock = lock_on_this_machine(new_id, f"W&B run {new_id!r}")
-        with let_go_if_it_fails(lock):
+        with unlock_if_it_fails(lock):
             earlier = sorted(folder.glob(f"wandb/offline-run-*/run-{new_id}.wandb"))
             if run_id and mode == "offline" and not earlier:
                 _LOGGER.warning("run %r: W&B's earlier files are not in %s: going on without them", run_id, folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from d9d_tracker.base import RunConfig
-from d9d_tracker.provider.aim.room import check_room
+from d9d_tracker.provider.aim.full_disk import check_room
 
 from .conftest import AimStorage, key_of
 

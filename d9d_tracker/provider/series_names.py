@@ -14,7 +14,7 @@ _MARK = "~"
 _BACKEND: tuple[str, str] = ("", "")
 
 
-class Claims:
+class SeriesNames:
     """The names under which a run writes its series, each of one owner; the second one gets a ``~`` behind it.
 
     ``bins("act")`` may be written as ``act/mean``, which is also what ``scalar("act/mean")`` is called.
