@@ -7,6 +7,7 @@ from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from typing import Any
 
+from d9d_tracker.hparams import flat_hparams
 from d9d_tracker.reading import StoredRun
 
 _LONGEST, _LONGEST_LABEL = 200, 40  # characters
@@ -16,18 +17,10 @@ _WORD = re.compile(r"[^\W_]+")
 
 def differing(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
     """Return for each run those of its hyperparameters in which the runs differ, by dotted names."""
-    all_flat = [flat(run.hparams) for run in runs]
+    all_flat = [flat_hparams(run.hparams) for run in runs]
     names = dict.fromkeys(name for hparams in all_flat for name in hparams)
     kept = [name for name in names if any(hparams.get(name) != all_flat[0].get(name) for hparams in all_flat)]
     return [{name: hparams[name] for name in kept if name in hparams} for hparams in all_flat]
-
-
-def flat(hparams: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return hyperparameters by dotted names."""
-    leaves: dict[str, Any] = {}
-    for name, value in hparams.items():
-        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return leaves
 
 
 def in_words(values: dict[str, Any], most: int = _LONGEST) -> str:

@@ -14,10 +14,11 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
+from d9d_tracker.hparams import flat_hparams
 from d9d_tracker.provider.console import ASCII_BLOCKS, BLOCKS, bars, sparkline
 from d9d_tracker.reading import Histograms, Scalars, StoredRun, read
 
-from .labels import differing, flat, in_words, unmatched
+from .labels import differing, in_words, unmatched
 from .pace import PATTERNS, pace
 
 _WIDE_TERMINAL, _NARROW_TERMINAL = 100, 60
@@ -119,7 +120,7 @@ def _parts_of_run(run: StoredRun, patterns: list[str], console: Console, rows: i
         title.append(f"  {words}", style="not bold")
     yield title
     if run.hparams:
-        yield Text(in_words(flat(run.hparams)), style="dim")
+        yield Text(in_words(flat_hparams(run.hparams)), style="dim")
     for words in missing or ([] if loaded else ["no points yet"]):
         yield Text(words)
     if loaded:
