@@ -15,7 +15,7 @@ from d9d_tracker.delivery.delivery import OPEN_SECONDS, Delivery
 from d9d_tracker.sink import Sink
 from d9d_tracker.writer.portable import is_portable
 from d9d_tracker.writer.predecessor import wait_for_predecessor
-from d9d_tracker.writer.process import open_in_process
+from d9d_tracker.writer.process import ProcessSink
 
 from .checkpoint import Snapshot
 
@@ -75,13 +75,11 @@ def _deliver(
     backlog = Backlog(config.backlog_dir, file, config.backlog_bytes, _description(backend, properties))
     kept = [] if loaded is None else loaded.backend.kept.get(name, [])
     if kept and not backlog.path.exists():
-        logger.error(
+        words = (
             "run %r: %d windows were not with the backend when the state was saved, and their backlog %s is not "
-            "here; they are missing unless a later process has delivered them",
-            backend.run_id,
-            len(kept),
-            backlog.path,
+            "here; they are missing unless a later process has delivered them"
         )
+        logger.error(words, backend.run_id, len(kept), backlog.path)
     elsewhere = (config.writer == "process" or (config.writer == "auto" and backend.is_heavy)) and is_portable(backend)
     if config.writer == "process" and not elsewhere:
         logger.warning(
@@ -114,7 +112,7 @@ def _deliver(
             backend.load_state_dict(backend.state_dict())
         if not elsewhere and loaded is not None:
             wait_for_predecessor(file)  # the last life may have had a writer in a process of its own
-        inside = open_in_process(backend, properties, file, come_here) if elsewhere else None
+        inside = ProcessSink(backend, properties, file, come_here) if elsewhere else None
         with inside or open_sink(backend, properties) as sink:
             was_open = True
             backlog.describe(state=backend.state_dict())

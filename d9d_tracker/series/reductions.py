@@ -27,15 +27,7 @@ class Reduced(Protocol):
 
 
 def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
-    """Merge two states of the same slots.
-
-    Args:
-        older: Lanes, float64 of shape ``[LANES, slots]``.
-        newer: Lanes that came after, of the same shape.
-
-    Returns:
-        The lanes that all the values would have given, of the same shape.
-    """
+    """Merge two states of the same slots, of which ``newer`` came after; float64 of shape ``[LANES, slots]``."""
     merged = np.empty_like(older)
     merged[: COUNT + 1] = older[: COUNT + 1] + newer[: COUNT + 1]
     merged[MAX : NEGATED_MIN + 1] = np.maximum(older[MAX : NEGATED_MIN + 1], newer[MAX : NEGATED_MIN + 1])
@@ -44,28 +36,18 @@ def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
 
 
 def has_value(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
-    """Return which states make a point: those of some value, but for a mean of nothing, of no tokens for example.
+    """Return which states, float64 of shape ``[rows, LANES, slots]``, make a point, as booleans ``[rows, slots]``.
 
-    Args:
-        lanes: Lanes, float64 of shape ``[rows, LANES, slots]``.
-        scalars: The series of each slot.
-
-    Returns:
-        Booleans of shape ``[rows, slots]``.
+    Those of some value do, but for a mean of nothing, of no tokens for example.
     """
     is_mean = np.array([series.reduce == "mean" for series in scalars], dtype=bool)
     return (lanes[:, COUNT] > 0) & ~(is_mean & (lanes[:, WEIGHT] == 0))
 
 
 def finalize(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
-    """Turn the states of slots into the values of their points.
+    """Turn states, float64 of shape ``[rows, LANES, slots]``, into the values of their points, ``[rows, slots]``.
 
-    Args:
-        lanes: Lanes, float64 of shape ``[rows, LANES, slots]``.
-        scalars: The series of each slot.
-
-    Returns:
-        Values, float64 of shape ``[rows, slots]``; meaningless where no value was merged in.
+    They are meaningless where no value was merged in.
     """
     reductions: list[Reduction] = [series.reduce for series in scalars]
     chosen = np.array([VALUE_LANE[reduce] for reduce in reductions], dtype=np.int64)

@@ -54,12 +54,7 @@ AnySeries = TypeVar("AnySeries", ScalarSeries, HistogramSeries)
 
 
 class Registry(Generic[AnySeries]):
-    """Gives every series of a run a slot.
-
-    Args:
-        capacity: How many slots there are.
-        capacity_field: The field of the configuration that says so.
-        method: What logs the series, for messages.
+    """Gives every series of a run, which ``method`` logs, one of the slots that a field of the configuration grants.
 
     Attributes:
         series: The series, in the order of their slots.

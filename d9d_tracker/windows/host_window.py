@@ -49,28 +49,19 @@ class HostWindow:
         scalars: list[ScalarSeries],
         histograms: list[HistogramSeries],
     ) -> Self:
-        """Unpack a window, as views.
-
-        Args:
-            numbers: Lanes, moments and counts one after the other, as float64 of one dimension; there may be more.
-            index: See the attributes, as for the others.
-            steps: See there.
-            times: See there.
-            scalars: See there.
-            histograms: See there.
-        """
+        """Unpack, as views, lanes, moments and counts one after the other: float64 of one dimension, or more of it."""
         moments = len(steps) * LANES * len(scalars)
         counts = moments + len(histograms) * MOMENTS
         end = counts + len(histograms) * _COLUMNS
         return cls(
-            index=index,
-            steps=steps,
-            times=times,
-            lanes=numbers[:moments].reshape(len(steps), LANES, len(scalars)),
-            counts=numbers[counts:end].view(np.int64).reshape(len(histograms), _COLUMNS),
-            moments=numbers[moments:counts].reshape(len(histograms), MOMENTS),
-            scalars=scalars,
-            histograms=histograms,
+            index,
+            steps,
+            times,
+            numbers[:moments].reshape(len(steps), LANES, len(scalars)),
+            numbers[counts:end].view(np.int64).reshape(len(histograms), _COLUMNS),
+            numbers[moments:counts].reshape(len(histograms), MOMENTS),
+            scalars,
+            histograms,
         )
 
     def pack(self) -> bytes:
@@ -148,24 +139,19 @@ class Tail:
         """Return what was written as a window of its own, to write it again."""
         lanes, histograms = list(self.lanes.values()), list(self.counts)
         return HostWindow(
-            index=0,
-            steps=[self.step],
-            times=[self.time],
-            lanes=np.array(lanes).reshape(1, len(lanes), LANES).transpose(0, 2, 1),
-            counts=np.array(list(self.counts.values()), dtype=np.int64).reshape(len(histograms), _COLUMNS),
-            moments=np.array([self.moments[series] for series in histograms]).reshape(len(histograms), MOMENTS),
-            scalars=list(self.lanes),
-            histograms=histograms,
+            0,
+            [self.step],
+            [self.time],
+            np.array(lanes).reshape(1, len(lanes), LANES).transpose(0, 2, 1),
+            np.array(list(self.counts.values()), dtype=np.int64).reshape(len(histograms), _COLUMNS),
+            np.array([self.moments[series] for series in histograms]).reshape(len(histograms), MOMENTS),
+            list(self.lanes),
+            histograms,
         )
 
     @classmethod
     def of(cls, window: HostWindow, before: "Tail | None") -> "Tail":
-        """Collect what a window has written for its last step.
-
-        Args:
-            window: The window, with ``before`` merged in.
-            before: What earlier windows have written for the same step, if any.
-        """
+        """Collect what a window, with ``before`` merged in, and earlier ones have written for its last step."""
         tail = cls(window.steps[-1], window.times[-1])
         if before is not None and before.step == tail.step:
             tail.lanes, tail.counts, tail.moments = dict(before.lanes), dict(before.counts), dict(before.moments)
@@ -178,15 +164,7 @@ class Tail:
 
 
 def merge_moments(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
-    """Merge histogram moments.
-
-    Args:
-        older: Sum, sum of squares, minimum and maximum, float64 of shape ``[..., 4]``.
-        newer: The same of further values, of the same shape.
-
-    Returns:
-        The moments of all the values, of the same shape.
-    """
+    """Merge histogram moments: sum, sum of squares, minimum and maximum, float64 of shape ``[..., 4]``."""
     merged = older + newer
     merged[..., Moment.MIN] = np.minimum(older[..., Moment.MIN], newer[..., Moment.MIN])
     merged[..., Moment.MAX] = np.maximum(older[..., Moment.MAX], newer[..., Moment.MAX])
@@ -199,13 +177,7 @@ def merge_windows(older: HostWindow, newer: HostWindow) -> HostWindow:
     Sums, weights and counts add up in float64, extremes take the larger or smaller (NaN runs through), last is the
     value of ``newer`` where it has one, histograms add up in int64. A series or a step that one side lacks contributes
     nothing. A series whose reduction or binning differs keeps the values of ``older`` alone: see ``contradictions``.
-
-    Args:
-        older: Window of the lower ranks.
-        newer: Window of the higher ranks.
-
-    Returns:
-        The window that all their values would have given, with the index of ``older``. It may share arrays with it.
+    The result has the index of ``older``, the window of the lower ranks, and may share arrays with it.
     """
     if not newer.steps and not newer.histograms:
         return older
@@ -220,16 +192,8 @@ def merge_windows(older: HostWindow, newer: HostWindow) -> HostWindow:
     lanes = merge_lanes(np.moveaxis(older.lanes, 1, 0), np.moveaxis(newer.lanes, 1, 0))
     counts = older.counts + newer.counts
     counts[:, LAST_STEP] = np.maximum(older.counts[:, LAST_STEP], newer.counts[:, LAST_STEP])
-    return HostWindow(
-        index=older.index,
-        steps=steps,
-        times=times,
-        lanes=np.ascontiguousarray(np.moveaxis(lanes, 0, 1)),
-        counts=counts,
-        moments=merge_moments(older.moments, newer.moments),
-        scalars=scalars,
-        histograms=histograms,
-    )
+    lanes, moments = np.ascontiguousarray(np.moveaxis(lanes, 0, 1)), merge_moments(older.moments, newer.moments)
+    return HostWindow(older.index, steps, times, lanes, counts, moments, scalars, histograms)
 
 
 def empty_window(
@@ -244,25 +208,12 @@ def empty_window(
     lanes[:, MAX : NEGATED_MIN + 1] = -math.inf
     moments = np.zeros((len(histograms), MOMENTS))
     moments[:, Moment.MIN], moments[:, Moment.MAX] = math.inf, -math.inf
-    return HostWindow(
-        index=index,
-        steps=steps,
-        times=times,
-        lanes=lanes,
-        counts=np.zeros((len(histograms), HEADER + CELLS), dtype=np.int64),
-        moments=moments,
-        scalars=scalars,
-        histograms=histograms,
-    )
+    counts = np.zeros((len(histograms), _COLUMNS), dtype=np.int64)
+    return HostWindow(index, steps, times, lanes, counts, moments, scalars, histograms)
 
 
 def union_of_series(older: list[AnySeries], newer: list[AnySeries]) -> list[AnySeries]:
-    """Return the series of both sides by name and context: those of ``older`` first, and the same list if they agree.
-
-    Args:
-        older: Series of one side; its definition holds where the sides differ.
-        newer: Series of the other side.
-    """
+    """Return the series of both sides by name and context: those of ``older`` first, the same list if they agree."""
     if older == newer:
         return older
     known = {(series.name, series.context) for series in older}
@@ -270,12 +221,7 @@ def union_of_series(older: list[AnySeries], newer: list[AnySeries]) -> list[AnyS
 
 
 def contradictions(older: Sequence[AnySeries], newer: Sequence[AnySeries]) -> list[str]:
-    """Return, in words, the series whose reduction or binning differs between two sides.
-
-    Args:
-        older: Series of one side.
-        newer: Series of the other side.
-    """
+    """Return, in words, the series whose reduction or binning differs between two sides."""
     if older == newer:
         return []
     known = {(series.name, series.context): series for series in older}

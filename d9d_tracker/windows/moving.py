@@ -20,13 +20,7 @@ _SERIES = TypeAdapter(tuple[list[int], list[float], list[ScalarSeries], list[His
 
 @dataclass(frozen=True)
 class Logged:
-    """A window as a rank has logged it.
-
-    Attributes:
-        rank: The rank.
-        index: How many windows of this rank came before.
-        window: The window, not expanded.
-    """
+    """A window as a rank has logged it, not expanded, with the number of windows that it had before."""
 
     rank: int
     index: int
@@ -59,11 +53,7 @@ class Moving:
         return min((step for part in parts for step in part.steps), default=float("inf"))
 
     def merged(self, taken: Mapping[int, int]) -> HostWindow | None:
-        """Return, expanded and as one, what rank 0 does not have; None if there is nothing.
-
-        Args:
-            taken: The attribute, as rank 0 has saved it.
-        """
+        """Return, expanded and as one, what rank 0 has not taken, as it has saved that; None if there is nothing."""
         parts = [expand(one.window, one.rank) for one in self._missing(taken)]
         parts += [] if self.held is None else [self.held]
         return functools.reduce(merge_expanded, parts) if parts else None
@@ -98,11 +88,7 @@ def pack(window: HostWindow) -> bytes:
 
 
 def unpack(data: bytes) -> HostWindow:
-    """Return the window that ``pack`` was given, but for its index.
-
-    Args:
-        data: Its bytes.
-    """
+    """Return the window that ``pack`` was given, but for its index."""
     table = 8 + int.from_bytes(data[:8], "little")
     return HostWindow.of(np.frombuffer(data[table:], dtype=np.float64), 0, *_SERIES.validate_json(data[8:table]))
 

@@ -41,15 +41,7 @@ def of_spread(window: HostWindow, spread: bool) -> HostWindow:
 
 
 def expand(window: HostWindow, rank: int) -> HostWindow:
-    """Replace each such series by its least, mean and largest value over the ranks, and the rank of the largest.
-
-    Args:
-        window: A rank's window; it is not changed.
-        rank: This rank.
-
-    Returns:
-        The window to be merged with those of the other ranks.
-    """
+    """Replace each such series of a rank's window by what becomes of it with those of other ranks: see ``_PARTS``."""
     spread = [slot for slot, series in enumerate(window.scalars) if series.spread]
     if not spread:
         return window
@@ -83,12 +75,7 @@ def rank_columns(scalars: list[ScalarSeries]) -> tuple[list[int], list[int]]:
 
 
 def merge_expanded(older: HostWindow, newer: HostWindow) -> HostWindow:
-    """Merge expanded windows of two groups of ranks, see ``merge_windows``.
-
-    Args:
-        older: One window.
-        newer: Another; of values that are equal the higher rank counts.
-    """
+    """Merge expanded windows, see ``merge_windows``; of largest values that are equal the higher rank counts."""
     merged = merge_windows(older, newer)
     ranks, values = rank_columns(merged.scalars)
     if not ranks or merged is older:

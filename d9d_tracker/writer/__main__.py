@@ -25,14 +25,10 @@ _SIGN_SECONDS = 0.2
 
 
 class Writer:
-    """A backend's run, and the pipe to the training.
+    """A backend's run, and the pipe to the training, the process ``parent``.
 
-    Once the training is gone, what had arrived is still written and the backend closed, within 20 seconds. While it is
-    there, the backend may take as long as the training waits for it.
-
-    Args:
-        connection: The pipe.
-        parent: The training's process.
+    Once that is gone, what had arrived is still written and the backend closed, within 20 seconds. While it is there,
+    the backend may take as long as the training waits for it.
     """
 
     def __init__(self, connection: Connection, parent: int):

@@ -10,16 +10,9 @@ _PATIENCE_SECONDS = 25.0
 
 
 def lock_in_time(name: str) -> int:
-    """Wait until no other writer of a run is left on this machine, and be its writer.
+    """Wait until a run has no other writer on this machine, and be its writer, by a lock for ``provider.lock.unlock``.
 
-    Args:
-        name: What the run is called on this machine.
-
-    Returns:
-        Descriptor of the lock, for ``provider.lock.unlock``.
-
-    Raises:
-        RuntimeError: If another one is still there after 25 seconds: it has a training that lives.
+    ``RuntimeError`` if another one is still there after 25 seconds: it has a training that lives.
     """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -32,13 +25,6 @@ def lock_in_time(name: str) -> int:
 
 
 def wait_for_predecessor(name: str) -> None:
-    """Wait until no writer of a run is left on this machine, for who writes to it without one.
-
-    Args:
-        name: What the run is called on this machine.
-
-    Raises:
-        RuntimeError: As ``lock_in_time``.
-    """
+    """Wait as ``lock_in_time``, for who writes to a run without a writer."""
     with suppress(OSError):  # where there is no room for a lock, there was no writer
         unlock(lock_in_time(name))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from typing import Any, Self
 
 from typing_extensions import override
 
@@ -27,43 +27,12 @@ _GLANCE_SECONDS = 0.2
 _EXIT_SECONDS = 5.0
 
 
-@contextmanager
-def open_in_process(
-    backend: BaseTracker[Any], properties: RunConfig, lock: str, come_here: Callable[[str], None]
-) -> Iterator["ProcessSink"]:
-    """Open a backend's run in a process of its own, and close it on leaving.
-
-    Args:
-        backend: The backend's tracker; it is not opened, and its state becomes that of the one in the other process.
-        properties: Name, description and hyperparameters of the run.
-        lock: What the run is called on this machine: what the writer of a killed training still has to do, the next
-            writer waits for.
-        come_here: Is told why an action can only be done in this process; the backend is to be opened here next.
-
-    Yields:
-        The run.
-
-    Raises:
-        Exception: What the backend raised on opening, or its nearest built-in type.
-    """
-    sink = ProcessSink(backend, properties, lock, come_here)
-    try:
-        yield sink
-    except BaseException as error:
-        sink.close(error)
-        raise
-    else:
-        sink.close()
-
-
 class ProcessSink(Sink):
-    """A run of a backend that lives in a writer's process. Once that has died, the run is opened anew.
+    """A backend's run in a process of its own, opened there; left, as a context, it is closed.
 
-    Args:
-        backend: The backend's tracker. One that has opened its run before goes on with that.
-        properties: Name, description and hyperparameters of the run.
-        lock: What the run is called on this machine.
-        come_here: See ``open_in_process``.
+    The tracker here is not opened, and its state becomes that of the one there. ``lock`` is what the run is called on
+    this machine: a writer waits for that of a killed training. ``come_here`` is told why an action can only be done in
+    this process; the backend is to be opened here next. What the backend raises, its nearest built-in type is here.
     """
 
     def __init__(self, backend: BaseTracker[Any], properties: RunConfig, lock: str, come_here: Callable[[str], None]):
@@ -95,6 +64,12 @@ class ProcessSink(Sink):
         self._terminal = Terminal() if backend.shows_terminal else None
         backend.load_state_dict(opened["state"])
         backend.resume_id = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.close(error)
 
     @override
     def write_points(self, points: Points) -> Taken:
@@ -135,11 +110,7 @@ class ProcessSink(Sink):
         self._ask({"call": "flush"})
 
     def close(self, error: BaseException | None = None) -> None:
-        """Have the writer close the backend's run and end, if it is still there.
-
-        Args:
-            error: What ended the run, if it failed.
-        """
+        """Have the writer close the backend's run and end, if it is still there, with what ended the run."""
         if self._connection is not None:
             try:
                 self._ask({"call": "close", "failure": None if error is None else from_error(error)})

@@ -14,33 +14,14 @@ _OF_PYTHON: dict[str, type[BaseException]] = {
 
 
 def send(connection: Connection, header: dict[str, Any], points: Points | None = None) -> None:
-    """Send a message.
-
-    Args:
-        connection: Where to.
-        header: Plain JSON values.
-        points: Points that belong to it.
-
-    Raises:
-        OSError: If nobody is there any more.
-    """
+    """Send a message, a header of plain JSON values; ``OSError`` if nobody is there any more."""
     connection.send_bytes(json.dumps({**header, "points": points is not None}).encode())
     if points is not None:
         connection.send_bytes(points.dump())
 
 
 def receive(connection: Connection) -> tuple[dict[str, Any], Points | None]:
-    """Return the next message, when there is one.
-
-    Args:
-        connection: Where from.
-
-    Returns:
-        Its header and its points.
-
-    Raises:
-        OSError: If nobody is there any more; ``EOFError`` says the same.
-    """
+    """Return the next message, when there is one; ``OSError`` or ``EOFError`` if nobody is there any more."""
     header = json.loads(connection.recv_bytes())
     return header, Points.load(connection.recv_bytes()) if header.pop("points") else None
 

@@ -1,5 +1,6 @@
 """What the ranks of the test jobs do. Values are such that sums are exact in any order."""
 
+import logging
 import os
 import signal
 import time
@@ -612,9 +613,9 @@ def opens_again_after_a_loss(rank: int, folder: Path) -> dict:
 
 def breaking(rank: int, folder: Path) -> dict:
     """A series that is not finite on rank 1 first, on ranks 1 and 2 in one window, and one of rank 2 alone."""
-    told = []
-    config = {"sync_every": 5}
-    one = tracker(folder, on_nonfinite=told.extend, **config)
+    told, levels = [], set()
+    logging.getLogger("d9d_tracker").addFilter(lambda record: levels.add(record.levelname) or True)
+    one = tracker(folder, on_nonfinite=told.extend, sync_every=5)
     with one.open(NAME) as run:
         for step in range(20):
             run.set_step(step)
@@ -624,7 +625,7 @@ def breaking(rank: int, folder: Path) -> dict:
             values = torch.ones(10)
             values[:rank] = float("nan") if step == 13 and rank == 2 else 1.0
             run.bins("gradients", values, scope="rank")
-    return {"told": told, "report": one.report.nonfinite}
+    return {"told": told, "report": one.report.nonfinite, "levels": levels}
 
 
 def rank_0_alone_saves(rank: int, folder: Path, life: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from jobs import run_job
 
+from d9d_tracker.ranks import gate
 from d9d_tracker.ranks.board import Board
 
 
@@ -28,3 +29,26 @@ def ends_in_the_middle(rank: int, folder: Path) -> int:
 def test_threads_that_are_in_the_store_as_the_interpreter_ends(tmp_path):
     (outcome,) = run_job(ends_in_the_middle, 1, tmp_path)  # which has seen the exit code
     assert outcome.result >= 100
+
+
+def test_the_end_waits_for_who_is_inside():
+    entered, leaves = threading.Event(), threading.Event()
+
+    def visit() -> None:
+        with gate.inside():
+            entered.set()
+            leaves.wait()
+
+    threading.Thread(target=visit).start()
+    entered.wait()
+    end = threading.Thread(target=gate._end)
+    end.start()
+    try:
+        end.join(0.1)  # at once, if it did not wait
+        assert end.is_alive()
+        leaves.set()
+        end.join()
+        assert not gate._inside
+    finally:
+        leaves.set()
+        gate._begin()

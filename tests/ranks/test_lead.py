@@ -40,6 +40,18 @@ def test_what_is_missing_begins_with_the_first_step_that_is_not_written():
     assert one.missing == ["rank 1: from step 14 on"]
 
 
+def test_closing_says_whom_it_waits_for(caplog):
+    one = lead()
+    one.leave(patience=0.0, failed=False)
+    one._look_at_the_clock()
+    assert caplog.messages == []
+    one._says_at = 0.0  # some seconds later
+    one._look_at_the_clock()
+    one._look_at_the_clock()
+    (words,) = caplog.messages
+    assert words.startswith("closing waits for rank 1 to close too, for ")
+
+
 def test_all_of_it_is_handed_on_when_every_rank_is_there():
     window = window_of({step: {"x": [1.0]} for step in range(2, 6)}, {5: {"late": [1.0]}})
     assert lead()._handed_on(window, {0: ended(5), 1: ended(7)}) is window

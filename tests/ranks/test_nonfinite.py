@@ -18,5 +18,6 @@ def test_rank_0_knows_which_rank(tmp_path):
     assert outcomes[0].result["told"] == outcomes[0].result["report"]
     assert outcomes[0].said("loss: nan at step 7 on rank 1")
     assert outcomes[0].said("both: inf at step 11 on ranks 1-2")
+    assert [outcome.result["levels"] for outcome in outcomes] == [{"WARNING"}, {"INFO"}, {"INFO"}]
     # The others know what they have met themselves.
     assert [one.name for one in outcomes[1].result["report"]] == ["loss", "one after the other", "both"]
