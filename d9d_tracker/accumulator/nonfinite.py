@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from d9d_tracker.delivery.report import NonFinite, RunReport
-from d9d_tracker.ranks.spelling import spell
+from d9d_tracker.ranks.ranks_in_words import spell
 from d9d_tracker.series.reductions import VALUE_LANE, has_value
 from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker_kernels import CALLS, HEADER, NAN, NEGINF, POSINF

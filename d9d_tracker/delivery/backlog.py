@@ -30,14 +30,10 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class Contents:
-    """What the records of a window are, for reports.
+    """How many records a window has, of which series, up to which step.
 
-    Attributes:
-        first: The first step that this window writes and no earlier one does; rewinding the run to it takes nothing
-            else away.
-        last: Step of the last record.
-        records: How many records there are.
-        names: Their series.
+    ``first`` is the first step that this window writes and no earlier one does: rewinding the run to it takes nothing
+    else away.
     """
 
     first: int
@@ -56,16 +52,8 @@ class Backlog:
 
     Safe to use from several threads; every change is committed and synced to disk before the call returns. One process
     at a time: the file is locked from its first use until ``close``, or until the process dies. A forked child has no
-    part in it.
-
-    Args:
-        folder: Where the file lies; created when it is needed.
-        name: Name of the file without its suffix, unique among all that share the folder.
-        max_bytes: Size of what is kept, at most.
-        description: What a process that knows nothing of the run needs to deliver it, plain JSON values.
-
-    Attributes:
-        path: The file.
+    part in it. ``path`` is the file, whose name nothing else in its folder has; the description, plain JSON values, is
+    what a process that knows nothing of the run needs to deliver it.
     """
 
     def __init__(self, folder: Path, name: str, max_bytes: int, description: dict[str, Any] | None = None):
@@ -161,14 +149,8 @@ class Backlog:
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        database = self._connect_to_file()
-        if self._description:
-            _write_description(database, self._description)
-        return database
-
-    def _connect_to_file(self) -> sqlite3.Connection:
         try:
-            return _connect(self.path)
+            database = _connect(self.path)
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
                 raise
@@ -178,10 +160,12 @@ class Backlog:
         except sqlite3.DatabaseError as error:
             damaged = self.path.with_suffix(".damaged")
             self.path.replace(damaged)
-            logger.error(
-                "the backlog %s is damaged (%s): it is put aside as %s, undelivered", self.path, error, damaged
-            )
-            return _connect(self.path)
+            words = "the backlog %s is damaged (%s): it is put aside as %s, undelivered"
+            logger.error(words, self.path, error, damaged)
+            database = _connect(self.path)
+        if self._description:
+            _write_description(database, self._description)
+        return database
 
     def _drop_excess(self, database: sqlite3.Connection) -> list[int]:
         dropped: list[int] = []

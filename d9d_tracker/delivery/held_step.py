@@ -8,11 +8,7 @@ from d9d_tracker.record import Record
 
 
 class HeldStep:
-    """The points of the unfinished step, the newest of each series.
-
-    Attributes:
-        step: Which step is held back; None if none is.
-    """
+    """The points of the unfinished ``step``, the newest of each series; None if none is held back."""
 
     def __init__(self):
         self.step: int | None = None

@@ -47,10 +47,9 @@ class Call(Future[object]):
 
 
 class Outbound:
-    """What a backend has not accepted, oldest first. Whoever calls it holds the delivery's lock.
+    """What a backend has not accepted, oldest first, and about how many bytes its points take in memory.
 
-    Attributes:
-        memory: Bytes that its points take in memory, about.
+    Whoever calls it holds the delivery's lock.
     """
 
     def __init__(self, backlog: Backlog, report: DeliveryReport):

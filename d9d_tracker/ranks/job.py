@@ -17,7 +17,7 @@ from .board import Board, BoardLostError, wait
 from .lead import Lead
 from .member import Member
 from .ranks import Ranks
-from .spelling import spell
+from .ranks_in_words import spell
 
 logger = logging.getLogger("d9d_tracker")
 

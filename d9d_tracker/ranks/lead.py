@@ -19,7 +19,7 @@ from d9d_tracker_kernels import LAST_STEP
 from .board import Board, BoardLostError, wait
 from .meeting import END, Meeting, Met
 from .ranks import MovedError, Ranks
-from .spelling import spell
+from .ranks_in_words import spell
 
 logger = logging.getLogger("d9d_tracker")
 

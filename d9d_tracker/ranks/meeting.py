@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 
 from d9d_tracker.series.registry import HistogramSeries, ScalarSeries, label
 from d9d_tracker.windows.host_window import HostWindow, arranged, contradictions, union_of_series
-from d9d_tracker.windows.moving import pack, unpack
+from d9d_tracker.windows.moving import SERIES, pack, unpack
 from d9d_tracker.windows.spread import merge_expanded
 from d9d_tracker_kernels import CALLS, COUNT
 
@@ -20,7 +19,6 @@ from .reduction import reduce_window
 logger = logging.getLogger("d9d_tracker")
 
 END = np.iinfo(np.int64).max
-_SERIES = TypeAdapter(tuple[list[int], list[float], list[ScalarSeries], list[HistogramSeries]])
 
 
 class Met(NamedTuple):
@@ -51,7 +49,7 @@ class Meeting:
         looks up, rank 0 knows whether it has.
         """
         window, own = self._without_own(window)
-        table = _SERIES.dump_json((window.steps, [], window.scalars, window.histograms))
+        table = SERIES.dump_json((window.steps, [], window.scalars, window.histograms))
         digest = int.from_bytes(hashlib.blake2b(table, digest_size=8).digest(), "little", signed=True)
         head = torch.tensor([digest, point, len(own), len(note), window.index], device="cpu")
         digests, points, owns, notes, indices = torch.stack(group.all_gather(head), dim=1).tolist()
@@ -71,8 +69,8 @@ class Meeting:
 
     def _aligned(self, window: HostWindow, group: Group) -> HostWindow:
         """Give the window the rows and slots that all ranks' windows have together."""
-        table = _SERIES.dump_json((window.steps, window.times, window.scalars, window.histograms))
-        tables = [_SERIES.validate_json(data) for data in group.all_gather_bytes(table)]
+        table = SERIES.dump_json((window.steps, window.times, window.scalars, window.histograms))
+        tables = [SERIES.validate_json(data) for data in group.all_gather_bytes(table)]
         began: dict[int, float] = {}
         scalars: list[ScalarSeries] = []
         histograms: list[HistogramSeries] = []

@@ -19,10 +19,7 @@ def reduce_window(window: HostWindow, group: Group) -> HostWindow:
 
     Every rank must call it, with a window of the same steps and series, which is not changed. Counts add up as integers
     and sums in float64; extremes travel as integers of the same order, in which NaN is the largest, so that it runs
-    through; last is the value of the highest rank that has one in the step.
-
-    Raises:
-        RuntimeError: If a rank is gone.
+    through; last is the value of the highest rank that has one in the step. ``RuntimeError`` if a rank is gone.
     """
     rank = group.rank
     lanes, counts, moments = window.lanes, window.counts, window.moments

@@ -84,12 +84,7 @@ class Registry(Generic[AnySeries]):
     def slot(self, series: AnySeries, is_sure: bool = True) -> int:
         """Return the slot of a series, giving it one when it is new; -1 if none is left, which is said once a run.
 
-        Args:
-            series: The series that is being logged.
-            is_sure: Whether it is. A series that only may be logged is none that another contradicts.
-
-        Raises:
-            TrackerValueError: If it was logged differently before.
+        Raises ``TrackerValueError`` if it was logged differently before. What only may be logged contradicts nothing.
         """
         key = (series.name, series.context)
         known = self._slots.get(key)

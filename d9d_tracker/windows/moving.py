@@ -15,7 +15,7 @@ from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
 from .host_window import HostWindow
 from .spread import expand, merge_expanded
 
-_SERIES = TypeAdapter(tuple[list[int], list[float], list[ScalarSeries], list[HistogramSeries]])
+SERIES = TypeAdapter(tuple[list[int], list[float], list[ScalarSeries], list[HistogramSeries]])
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class Moving:
 
 def pack(window: HostWindow) -> bytes:
     """Return a window as bytes."""
-    table = _SERIES.dump_json((window.steps, window.times, window.scalars, window.histograms))
+    table = SERIES.dump_json((window.steps, window.times, window.scalars, window.histograms))
     return len(table).to_bytes(8, "little") + table + window.pack()
 
 
 def unpack(data: bytes) -> HostWindow:
     """Return the window that ``pack`` was given, but for its index."""
     table = 8 + int.from_bytes(data[:8], "little")
-    return HostWindow.of(np.frombuffer(data[table:], dtype=np.float64), 0, *_SERIES.validate_json(data[8:table]))
+    return HostWindow.of(np.frombuffer(data[table:], dtype=np.float64), 0, *SERIES.validate_json(data[8:table]))
 
 
 def to_text(window: HostWindow) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from d9d_tracker.ranks.spelling import spell
+from d9d_tracker.ranks.ranks_in_words import spell
 
 
 @pytest.mark.parametrize(
