@@ -181,7 +181,7 @@ def read(state: Any) -> Snapshot:
             Moving.load(table.moving),
             table.totals,
         )
-    except (TypeError, ValueError, KeyError, AttributeError, OSError, zlib.error) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, OSError, zlib.error) as error:
         raise ValueError(f"the state of the tracker is damaged: {error}") from error
 
 

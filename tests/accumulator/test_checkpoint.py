@@ -2,11 +2,15 @@
 
 import pytest
 
-from d9d_tracker.accumulator.checkpoint import BackendState, Snapshot
+from d9d_tracker.accumulator.checkpoint import BackendState, Snapshot, read, save
 from d9d_tracker.accumulator.late import Late
 from d9d_tracker.series.registry import ScalarSeries
 from d9d_tracker.windows.host_window import HostWindow, empty_window
 from d9d_tracker.windows.moving import Logged, Moving
+
+
+def state_of(step: int, moving: Moving) -> Snapshot:
+    return Snapshot("step", step, 0, 4, rows(step), None, Late(), BackendState("JsonlTracker", {}), moving=moving)
 
 
 def rows(*steps: int) -> HostWindow:
@@ -24,5 +28,11 @@ def rows(*steps: int) -> HostWindow:
     ],
 )
 def test_the_backends_are_to_hold_nothing_from_the_first_step_on_that_is_not_written(moving, step):
-    state = Snapshot("step", 9, 0, 4, rows(9), None, Late(), BackendState("JsonlTracker", {}), moving=moving)
-    assert state.rewind_to == step
+    assert state_of(9, moving).rewind_to == step
+
+
+def test_a_state_without_a_step_is_damaged():
+    state = save(state_of(9, Moving()))
+    state["table"] = state["table"].replace('"steps":[9]', '"steps":[]')
+    with pytest.raises(ValueError, match="the state of the tracker is damaged"):
+        read(state)

@@ -94,3 +94,14 @@ def is_gone(rank: int, folder: Path) -> str:
 
 def test_one_who_is_gone_is_an_error(tmp_path):
     assert run_job(is_gone, 2, tmp_path)[0].result == "raised"
+
+
+def test_its_last_collectives_are_kept_until_it_is_closed(monkeypatch):
+    """So that no thread of gloo's is the last to let go of a tensor."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    one, tensors = Group(dist.HashStore(), 0, 1, 20.0, lambda: None), [torch.tensor([step]) for step in range(9)]
+    for tensor in tensors:
+        one.broadcast(tensor)
+    assert [id(kept) for _, (kept,) in one._recent] == [*map(id, tensors[-4:])]
+    one.close()
+    assert not one._recent
