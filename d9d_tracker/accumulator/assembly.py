@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.points import Points
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
-from d9d_tracker.windows.host_window import HostWindow, Tail
+from d9d_tracker.windows.host_window import HostWindow, Tail, joined
 from d9d_tracker.windows.moving import Logged, Moving
 from d9d_tracker.windows.spread import completed, expand, merge_expanded, of_spread
 from d9d_tracker_kernels import COUNT
@@ -114,22 +114,47 @@ class Assembly:
             return None
         return Finished(points(of_spread(tail.as_window(), False)).replaced(tail.late), tail.step, tail.step)
 
-    def take(self, window: Window) -> Finished | None:
-        """Return the points of a window; None if it brings none, or the ranks are not merged any more."""
-        if window.index <= self._newest:  # put twice, because a signal handler raised in between
-            window.packed = None
-            return None
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing of before, and nobody else, is to be merged with the next window."""
+        return self.ranks is None and self._tail is None and self._expanded is None and self._earlier is None
+
+    @property
+    def awaits_one(self) -> bool:
+        """Whether something waits for the next window, even if nothing was logged in it."""
+        return not self.is_plain or bool(self._late)
+
+    def groups(self, windows: Iterable[Window]) -> Iterator[list[Window]]:
+        """Yield those that can be taken together, in order; each is to be taken before the next is asked for."""
+        group: list[Window] = []
+        for window in windows:
+            before = group[-1] if group else None
+            if window.index <= (self._newest if before is None else before.index):
+                continue  # put twice, because a signal handler raised in between
+            if before is not None:
+                is_more = window.scalars[: len(before.scalars)] == before.scalars
+                if not (self.is_plain and is_more and before.unfinished is None):
+                    yield group
+                    group = []
+            group.append(window)
+        if group:
+            yield group
+
+    def take(self, windows: Sequence[Window]) -> Finished | None:
+        """Return the points of windows that ``groups`` put together; None if the ranks are not merged any more."""
+        window = windows[-1]
         self._newest = window.index
-        try:
-            host = window.wait()
-        except Exception as error:
-            self._report.unread += 1
-            logger.error("window %d (steps %s) is lost: %r", window.index, window.steps, error)
-            host = window.without_values()  # the other ranks wait for this one's part
+        parts = [self._read(one) for one in windows]
+        host = joined(parts)
         self.has_merged = self.has_merged or bool((host.lanes[:, COUNT] > 1).any())
-        self.promises.look(host)
+        for part in parts:
+            self.promises.look(part)
         logged = completed(host, self._tail)
-        merged = self._merge(self._with_earlier(expand(logged, self.rank), window.unfinished), window)
+        expanded = self._with_earlier(expand(logged, self.rank), window.unfinished)
+        self._nonfinite.look(expanded, parts)
+        for one in windows:
+            self._late.add(one.late.records, one.late.hparams)
+        merged = self._merge(expanded, window)
         finished, late = None, []
         if merged is not None:
             merged = self._totals.added_to(merged.since(self._unwritten))
@@ -139,6 +164,14 @@ class Assembly:
             self._recent = (*self._recent, Logged(self.rank, window.index, logged.copy()))[-_RECENT:]
         self._note_state()
         return finished
+
+    def _read(self, window: Window) -> HostWindow:
+        try:
+            return window.wait()
+        except Exception as error:
+            self._report.unread += 1
+            logger.error("window %d (steps %s) is lost: %r", window.index, window.steps, error)
+            return window.without_values()  # the other ranks wait for this one's part
 
     def finish(self) -> Iterator[Finished]:
         """Yield what other ranks log until all have left, and what waits for a step that the run has not reached."""
@@ -194,8 +227,6 @@ class Assembly:
 
     def _merge(self, host: HostWindow, window: Window) -> HostWindow | None:
         """Merge a window with those of the other ranks, and take what they say besides."""
-        self._nonfinite.look(host)
-        self._late.add(window.late.records, window.late.hparams)
         if self.ranks is None:
             self._nonfinite.tell()
             return host

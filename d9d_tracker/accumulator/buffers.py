@@ -16,10 +16,10 @@ from d9d_tracker.series.reductions import VALUE_LANE, Reduction
 from d9d_tracker.series.registry import HistogramSeries, Registry, ScalarSeries
 from d9d_tracker.tracing import for_real, is_under_fake_mode, mark_static, modes_around
 from d9d_tracker.windows.host_window import HostWindow
-from d9d_tracker_kernels import CELLS, HEADER, LANES, MOMENTS, allocate
+from d9d_tracker_kernels import CALLS, CELLS, HEADER, LANES, MOMENTS, allocate
 from d9d_tracker_kernels.device import GPU
 
-from .clock import Clock, make_clock
+from .clock import Clock, Now, make_clock
 from .devices import device_of, has_bank
 from .event_ring import Elapsed
 from .late import Late
@@ -52,9 +52,10 @@ class Buffers:
         places: What compiled code holds of both.
         resolution: Whether scalars have one point per ``"step"`` or per ``"window"``.
         sync_every: Number of steps in a window.
-        clock: Where the run stands.
+        now: Where the run stands: what ``clock`` has, as a plain tuple.
         staging: Where windows lie on their way to the host.
         outbox: Windows that were swapped and not yet taken over, oldest first.
+        is_awaited: Tells whether the next window is needed even if nothing was logged in it.
 
     Whatever changes the bank in eager code holds one lock: several threads may log, and step, flush or close meanwhile.
     """
@@ -84,7 +85,7 @@ class Buffers:
         self.scalar_series.other, self.histogram_series.other = self.histogram_series, self.scalar_series
         with torch.inference_mode(False):
             self.places = Places(self.scalar_series, self.histogram_series, self.device)
-        self.clock = Clock(0, time.time(), 0, [], [])
+        self.now: Now = Clock(0, time.time(), 0, [], [])
         self.outbox: deque[Window] = deque()
         self._lock = threading.RLock()  # reentrant, because a signal handler may log while set_step holds it
         self._is_held: Callable[[], bool] = self._lock._is_owned  # pyright: ignore[reportAttributeAccessIssue] as Condition does
@@ -92,6 +93,8 @@ class Buffers:
         self._deferred: deque[_Change] = deque()
         self._late = Late()
         self._readings: deque[Reading] = deque()
+        self._steps = self.scalars.host or self.scalars
+        self.is_awaited: Callable[[], bool] = lambda: True
         self._streams = Streams()
         self.sides = Sides(config.max_histograms, self._streams)
         self.plain = PlainBank(config.max_histograms)
@@ -113,13 +116,18 @@ class Buffers:
         self.sides.reset(None)
         self.plain.reset()
         self.host = None if self.is_plain else self.scalars.host
-        self.clock = Clock(0, time.time(), 0, [], [])
+        self.now = Clock(0, time.time(), 0, [], [])
         self.device_step.fill_(0)
 
     def follow(self) -> None:
         """Have this thread's stream wait for the one that changed the bank last, in eager code, if it is another."""
         if self.is_gpu:
             self._streams.follow(self.device)
+
+    @property
+    def clock(self) -> Clock:
+        """Where the run stands."""
+        return make_clock(self.now)
 
     @property
     def is_last_step(self) -> bool:
@@ -169,7 +177,7 @@ class Buffers:
             slots: Of series that are a sum, a mean, the last or the largest value; -1 is none.
             values: A number for each.
         """
-        self._readings.append((self.clock.step, slots, values))  # in C, so that it needs no lock
+        self._readings.append((self.now[0], slots, values))  # in C, so that it needs no lock
 
     def restore(self, clock: Clock, late: Late) -> None:
         """Go on where a state was taken, once its values are back in the bank.
@@ -178,7 +186,7 @@ class Buffers:
             clock: Where the run stands.
             late: What came finished while the window was open.
         """
-        self.clock, self._late = clock, late
+        self.now, self._late = clock, late
         self.device_step.fill_(clock.step)
 
     def has_bank(self, values: Iterable[Any]) -> bool:
@@ -289,25 +297,36 @@ class Buffers:
             step: The step that begins.
 
         Returns:
-            Whether this completed a window, which is then in the outbox.
+            Whether this completed a window in which something was logged, which is then in the outbox.
         """
         with self._lock:
             if self._changes or self._deferred:
                 self._finish()
-            clock, slots = self.clock, len(self.scalar_series.series)
-            _, _, first, filed, times, rows, passed, windows, copies = clock
+            now, slots = self.now, len(self.scalar_series.series)
+            _, _, first, filed, times, rows, passed, windows, copies = now
             completes = passed + 1 == self.sync_every
             files = self._per_step or completes
-            after = make_clock((step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies))
+            after = (step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies)
             if not files:
                 self._finish(((self._begin, (after, 0)),))
             elif not completes:
-                self._finish(((self._file_and_begin, (clock, after, slots)),))
+                self._finish(((self._file_and_begin, (now, after, slots)),))
+            elif completes := not self._is_silent(rows, slots):
+                self._end_window(make_clock(after), slots, unfinished=None)
             else:
-                changes: list[_Change] = [(self._file, (clock, slots))]
-                after = self._swap(after, changes, unfinished=None)
-                self._finish([*changes, (self._begin, (after, slots))])
+                self._finish(((self._begin, ((step, after[1], step, [], [], 0, 0, windows, copies), slots)),))
         return completes
+
+    def _is_silent(self, rows: int, slots: int) -> bool:
+        """Whether nothing was logged in the window, as far as that is known without a wait, and nobody waits for it."""
+        if self._readings or self._late or self.is_awaited():
+            return False
+        histograms = len(self.histogram_series.series)
+        if not slots and not histograms:
+            return True
+        if self.host is None or self.plain.is_used or self.host.has_values(rows, slots):
+            return False
+        return not self.histograms.counts.numpy()[:histograms, CALLS].any()
 
     def close_window(self, is_last: bool = False) -> None:
         """End the window early, with the current step as far as it got. It is then in the outbox.
@@ -317,11 +336,8 @@ class Buffers:
         """
         with self._lock:
             self._finish()
-            clock, slots = self.clock, len(self.scalar_series.series)
-            changes: list[_Change] = [(self._file, (clock, slots))]
-            after = clock._replace(rows=clock.rows + 1)
-            after = self._swap(after, changes, unfinished=None if is_last else after.step, is_last=is_last)
-            self._finish([*changes, (self._begin, (after, slots))])
+            after = self.clock._replace(rows=self.clock.rows + 1)
+            self._end_window(after, len(self.scalar_series.series), None if is_last else after.step, is_last)
 
     def _finish(self, changes: Sequence[_Change] = ()) -> None:
         """Make changes, after those still due. An exception from a signal handler finds none or all of them made.
@@ -339,9 +355,13 @@ class Buffers:
                 return
         if self.is_gpu:
             self.follow()
+        due = self._changes
         try:
-            self._changes.extend(changes)
-            self._make_changes()
+            due.extend(changes)
+            while due:
+                change, arguments = due[0]
+                change(*arguments)
+                due.popleft()
         except BaseException:
             self._make_changes()
             raise
@@ -401,29 +421,36 @@ class Buffers:
 
     def _file(self, clock: Clock, slots: int) -> None:
         """Put the current step away as the next row of the window."""
-        self.scalars.file(clock.rows, slots)
+        self._steps.file(clock.rows, slots)
         clock.times[clock.rows :] = (clock.began,)
         clock.filed[clock.rows :] = (clock.step,)
 
-    def _file_and_begin(self, clock: Clock, after: Clock, slots: int) -> None:
+    def _file_and_begin(self, before: Now, after: Now, slots: int) -> None:
         """Do both, as most steps end: one change is cheaper than two. What has been filed may be gone by now."""
-        if len(clock.filed) == clock.rows:
-            self._file(clock, slots)
-        self.scalars.begin(slots, after.step)
-        self.clock = after
+        step, began, _, filed, times, row, _, _, _ = before
+        if len(filed) == row:
+            self._steps.file(row, slots)
+            if len(times) == row:
+                times.append(began)
+            filed.append(step)
+        self._begin(after, slots)
 
-    def _begin(self, clock: Clock, slots: int) -> None:
-        self.scalars.begin(slots, clock.step)
-        self.clock = clock
+    def _begin(self, after: Now, slots: int) -> None:
+        self._steps.begin(slots, after[0])
+        self.now = after
 
-    def _swap(self, after: Clock, changes: list[_Change], unfinished: int | None, is_last: bool = False) -> Clock:
-        """Send the window off, and begin the next one at the step of ``after``."""
+    def _end_window(self, after: Clock, slots: int, unfinished: int | None, is_last: bool = False) -> None:
+        """Send the window off with the current step, and begin the next one at the step of ``after``."""
         scalars, histograms = self.scalar_series.series[:], self.histogram_series.series[:]
-        changes += [
-            (self._send, (after, unfinished, is_last, scalars, histograms)),
-            (self._reset, (len(histograms),)),
-        ]
-        return Clock(after.step, after.began, after.step, [], [], windows=after.windows + 1, copies=after.copies + 1)
+        step, began, *_, windows, copies = after
+        self._finish(
+            (
+                (self._file, (self.clock, slots)),
+                (self._send, (after, unfinished, is_last, scalars, histograms)),
+                (self._reset, (len(histograms),)),
+                (self._begin, ((step, began, step, [], [], 0, 0, windows + 1, copies + 1), slots)),
+            )
+        )
 
     def _send(
         self,

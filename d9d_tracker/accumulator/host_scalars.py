@@ -8,7 +8,7 @@ import torch
 
 from d9d_tracker.series.reductions import VALUE_LANE, Reduction
 from d9d_tracker.series.registry import ContextItems
-from d9d_tracker_kernels import INITIAL
+from d9d_tracker_kernels import COUNT, INITIAL
 from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
 from .typed_tensors import local_types
@@ -32,7 +32,8 @@ class HostScalars:
     def __init__(self, current: torch.Tensor, window: torch.Tensor, step: torch.Tensor):
         self._current = current.numpy()
         self._window = window.numpy()
-        self._step = step.numpy()
+        of_step: Any = step.numpy()  # a buffer, of which its stubs know nothing
+        self._step = memoryview(of_step)
         self._initial = np.array(INITIAL)[:, None]
         self._numbers = flat_numbers(current)
         self._columns = current.shape[1]
@@ -57,7 +58,11 @@ class HostScalars:
         """Copy the state of the step to a row of the window; see ``ScalarBank.file``."""
         if slots != self._slots:
             self._use(slots)
-        self._used_window[row] = self._used
+        self._rows[row][...] = self._used
+
+    def has_values(self, rows: int, slots: int) -> bool:
+        """Whether something was logged in the first rows of the window or in the current step."""
+        return bool(self._current[COUNT, :slots].any() or self._window[:rows, COUNT, :slots].any())
 
     def begin(self, slots: int, step: int) -> None:
         """Start a step; see ``ScalarBank.begin``."""
@@ -69,7 +74,7 @@ class HostScalars:
     def _use(self, slots: int) -> None:
         # Views are kept, because slots are new for a few steps, and every step files and begins.
         self._slots = slots
-        self._used, self._used_window = self._current[:, :slots], self._window[:, :, :slots]
+        self._used, self._rows = self._current[:, :slots], list(self._window[:, :, :slots])
 
 
 def as_number(value: Any) -> float | None:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -42,11 +42,13 @@ class NonFiniteWatch:
         self._own: list[NonFinite] = []
         self._heard: list[NonFinite] = []
 
-    def look(self, window: HostWindow) -> None:
-        """Find the series that are not finite in a window and were in all before."""
-        found = [*self._scalars(window), *self._histograms(window)]
-        self._own = [one for one in found if _key(one.name, one.context) not in self._found]
-        self._found |= {_key(one.name, one.context) for one in self._own}
+    def look(self, window: HostWindow, parts: Sequence[HostWindow]) -> None:
+        """Find the series that are not finite in a window, whose histograms are in parts, and were in all before."""
+        self._own = []
+        for found in (self._scalars(window), *map(self._histograms, parts)):
+            new = [one for one in found if _key(one.name, one.context) not in self._found]
+            self._found |= {_key(one.name, one.context) for one in new}
+            self._own += new
 
     def take_note(self) -> bytes:
         """Return what was found as JSON, to travel to rank 0; empty if there is nothing to tell."""

@@ -1,5 +1,6 @@
 """From the bank to the backends: the thread that waits for copies, merges ranks, and passes points on, in order."""
 
+import contextlib
 import logging
 import os
 import queue
@@ -23,6 +24,7 @@ from .window import Window
 logger = logging.getLogger("d9d_tracker")
 
 _GLANCE_SECONDS = 0.2
+_REST_SECONDS = 0.3  # between two passes: each takes the interpreter from the training
 _SETTLE_SECONDS = 1.0
 _OTHERS_SECONDS = 3.0  # that a state waits for other ranks: what they have not merged by then, it holds
 
@@ -67,7 +69,10 @@ class Pipeline:
         self._has_ended = self._abandoned = False
         self._put(assembly.resumed())
         # SIGINT and SIGTERM may raise between any two lines of Python: of queue.Queue too, but not of this one, in C.
-        self._windows: queue.SimpleQueue[Window | dict[str, Call] | threading.Event | None] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[Window | dict[str, Call] | threading.Event | None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._rests_until = 0.0
+        buffers.is_awaited = self._is_waiting
         self._thread = threading.Thread(target=self._work, name="d9d_tracker collector", daemon=True)
         self._thread.start()
 
@@ -76,8 +81,19 @@ class Pipeline:
         outbox = self._buffers.outbox
         while outbox:
             self._pending.append(outbox[0])
-            self._windows.put(outbox[0])
+            self._items.put(outbox[0])
             outbox.popleft()
+        if self._buffers.staging.is_short:
+            self._asked.put(None)
+
+    def _ask(self, item: "dict[str, Call] | threading.Event | None") -> None:
+        """Have all that was put before taken at once, and then this."""
+        self.send()
+        self._items.put(item)
+        self._asked.put(None)
+
+    def _is_waiting(self) -> bool:
+        return bool(self._pending) or self.assembly.awaits_one
 
     def drain(self, failed: bool = False) -> bool:
         """Wait until all that was swapped has become points, ``flush_timeout`` seconds at most.
@@ -113,9 +129,8 @@ class Pipeline:
         return True
 
     def _wait_until_read(self, timeout: float) -> bool:
-        self.send()
         reached = threading.Event()
-        self._windows.put(reached)
+        self._ask(reached)
         deadline = time.monotonic() + timeout
         while not reached.wait(min(_GLANCE_SECONDS, max(0.0, deadline - time.monotonic()))):
             if time.monotonic() >= deadline or not self._thread.is_alive():  # which sets no event any more
@@ -167,10 +182,9 @@ class Pipeline:
         if self._deliveries and name not in (None, *self._deliveries):
             known = ", ".join(map(repr, self._deliveries))
             raise TrackerValueError(f"backend(name={name!r}): this run has {known}; name one of these, or none for all")
-        self.send()
         calls = {key: Call(action, arguments) for key in self._deliveries if name in (None, key)}
         self._calls |= {*calls.values()}
-        self._windows.put(calls)
+        self._ask(calls)
         if self._has_ended:  # meanwhile: nobody takes it any more
             self._cancel_calls()
         return dict(calls)
@@ -189,6 +203,7 @@ class Pipeline:
         try:
             self._buffers.close_window(is_last=True)
             self.send()
+            self._asked.put(None)
             self.report.without_slot = self._buffers.without_slot
             if self.report.without_slot:
                 words = "%d values had no slot left and are lost; see above for the first"
@@ -205,7 +220,7 @@ class Pipeline:
     def _end_thread(self, timeout: float, failed: bool) -> None:
         if self.assembly.ranks is not None:
             timeout = self.assembly.ranks.leave(timeout, failed)
-        self._windows.put(None)
+        self._ask(None)
         self._thread.join(timeout)
         self._has_ended = True
         self._cancel_calls()
@@ -232,30 +247,55 @@ class Pipeline:
         return f"{len(windows)} windows of steps {min(steps)} to {max(steps)}"
 
     def _work(self) -> None:
-        while (item := self._windows.get()) is not None:
-            if isinstance(item, threading.Event):
-                item.set()
-                continue
-            if isinstance(item, dict):
-                for name, call in item.items():
-                    self._deliveries[name].put_call(call)
-                    self._calls.discard(call)
-                continue
-            try:
-                self._put(self.assembly.take(item))
-            except Exception:  # the thread must live on for the windows behind
-                self.report.unread += 1
-                logger.exception("window %d (steps %s) is lost", item.index, item.steps)
-            finally:
-                if self._pending:
-                    self._pending.popleft()
-                if item.packed is not None:
-                    self._buffers.staging.give_back(item.packed)
+        while self._pass():
+            pass
         try:
             for finished in self.assembly.finish():
                 self._put(finished)
         except Exception:
             logger.exception("what other ranks logged last is lost")
+
+    def _pass(self) -> bool:
+        """Take what there is; windows that come soon after the last pass wait for others. Returns whether to go on."""
+        items = [self._items.get()]
+        if isinstance(items[0], Window):
+            with contextlib.suppress(queue.Empty):
+                self._asked.get(timeout=max(0.0, self._rests_until - time.monotonic()))
+        while not self._asked.empty():  # what was asked for before is among what is taken now
+            self._asked.get()
+        items += [self._items.get() for _ in range(self._items.qsize())]
+        windows: list[Window] = []
+        for item in items:
+            if isinstance(item, Window):
+                windows.append(item)
+                continue
+            self._take(windows)
+            windows = []
+            if item is None:
+                return False
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            for name, call in item.items():
+                self._deliveries[name].put_call(call)
+                self._calls.discard(call)
+        self._take(windows)
+        self._rests_until = time.monotonic() + _REST_SECONDS
+        return True
+
+    def _take(self, windows: Sequence[Window]) -> None:
+        for group in self.assembly.groups(windows):
+            last = group[-1].index
+            try:
+                self._put(self.assembly.take(group))
+            except Exception:  # the thread must live on for the windows behind
+                self.report.unread += len(group)
+                logger.exception("windows %d to %d are lost", group[0].index, last)
+            while self._pending and self._pending[0].index <= last:  # some may have been put twice
+                self._pending.popleft()
+            for window in group:
+                if window.packed is not None:
+                    self._buffers.staging.give_back(window.packed)
 
     def _put(self, finished: Finished | None) -> None:
         if finished is None or self._abandoned:

@@ -190,6 +190,11 @@ class PlainBank:
             store.reset()
 
     @property
+    def is_used(self) -> bool:
+        """Whether anything was logged."""
+        return bool(self._entries)
+
+    @property
     def is_full(self) -> bool:
         """Whether so much was logged without a step that it should be merged now."""
         return len(self._entries) > _MOST_ENTRIES or any(store.words > _MOST_WORDS for store in self._stores.values())

@@ -82,7 +82,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         if not 0 <= step < 2**63:
             raise TrackerValueError(f"set_step({step}): a step is between 0 and 2**63 - 1; count steps from the start")
         self._stepped, self.stepping_thread = True, threading.get_ident()
-        current = buffers.clock.step
+        current = buffers.now[0]
         if step < current:
             raise TrackerValueError(
                 f"set_step({step}): the run is at step {current} and steps never go back; to repeat steps, "

@@ -31,7 +31,7 @@ class ScalarBank:
         step: The current step for kernels to read, int64 of shape ``[1]``.
         places: int64 of shape ``[slots]``, for those who know the slot: place k is slot k.
         constants: What traced code reads besides: the slot and the lane of each cell, and what any value adds.
-        host: What eager code on a CPU writes by; None if the bank is on a GPU.
+        host: What eager code on a CPU writes by, and steps end by; None if the bank is on a GPU.
     """
 
     def __init__(self, rows: int, slots: int, device: torch.device):
@@ -118,10 +118,7 @@ class ScalarBank:
             row: Index of the row.
             slots: How many slots are in use.
         """
-        if self.host is not None:
-            self.host.file(row, slots)
-        else:
-            self.window[row, :, :slots].copy_(self.current[:, :slots])
+        self.window[row, :, :slots].copy_(self.current[:, :slots])
 
     def begin(self, slots: int, step: int) -> None:
         """Start a step: forget everything merged so far.
@@ -130,12 +127,9 @@ class ScalarBank:
             slots: How many slots are in use.
             step: The step.
         """
-        if self.host is not None:
-            self.host.begin(slots, step)
-        else:
-            from d9d_tracker_kernels.scalar_kernels import begin_step  # needs triton, which a CPU has no use for
+        from d9d_tracker_kernels.scalar_kernels import begin_step  # needs triton, which a CPU has no use for
 
-            begin_step(self.current, slots, self.step, step)
+        begin_step(self.current, slots, self.step, step)
 
     def reset(self) -> None:
         """Forget everything, also which slots are in use."""

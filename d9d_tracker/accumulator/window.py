@@ -81,6 +81,12 @@ class Staging:
             raise
         return host, self._ready
 
+    @property
+    def is_short(self) -> bool:
+        """Whether windows should be read at once: the next may soon have to wait, or need memory that is pinned."""
+        most = 0 if self._is_gpu else _MOST_HOST_BYTES // (8 * self._numbers)
+        return self._buffers - self._free.qsize() > most // 2
+
     def give_back(self, host: torch.Tensor) -> None:
         """Take a host buffer back that has been read."""
         self._has_waited = False
@@ -173,4 +179,4 @@ class Window:
 
     def without_values(self) -> HostWindow:
         """Return the window of the same steps in which nothing was logged."""
-        return empty_window(self.index, self.steps, self.times, [], [])
+        return empty_window(self.index, self.steps, self.times, self.scalars, [])

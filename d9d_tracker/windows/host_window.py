@@ -196,6 +196,26 @@ def merge_windows(older: HostWindow, newer: HostWindow) -> HostWindow:
     return HostWindow(older.index, steps, times, lanes, counts, moments, scalars, histograms)
 
 
+def joined(windows: Sequence[HostWindow]) -> HostWindow:
+    """Return windows that follow each other as one, rows below rows, with a slot for each histogram that has counts.
+
+    Args:
+        windows: Each has the first of the scalar series of the last one. They are not changed.
+    """
+    if len(windows) == 1:
+        return windows[0]
+    last = windows[-1]
+    steps, times = [one for w in windows for one in w.steps], [one for w in windows for one in w.times]
+    lanes, row = empty_window(last.index, steps, times, last.scalars, []).lanes, 0
+    for window in windows:
+        lanes[row : row + len(window.steps), :, : len(window.scalars)] = window.lanes
+        row += len(window.steps)
+    used = [window.only(np.arange(0), np.flatnonzero(window.counts[:, CALLS] > 0)) for window in windows]
+    counts, moments = np.concatenate([w.counts for w in used]), np.concatenate([w.moments for w in used])
+    histograms = [series for window in used for series in window.histograms]
+    return HostWindow(last.index, steps, times, lanes, counts, moments, last.scalars, histograms)
+
+
 def empty_window(
     index: int,
     steps: list[int],

@@ -25,8 +25,8 @@ def noted(monkeypatch, buffers):
 
     for owner, names in {
         type(buffers): ("count", "add_counts", "merge_histogram"),
-        type(buffers.scalars): ("file", "begin", "write"),
-        type(buffers.scalars.host): ("merge",),
+        type(buffers.scalars): ("write",),
+        type(buffers.scalars.host): ("file", "begin", "merge"),
         type(buffers.histograms): ("reset_",),
     }.items():
         for name in names:

@@ -1,9 +1,12 @@
 """Windows become points in order, and what a backend takes back is what its window wrote."""
 
+import itertools
+import math
 import threading
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 from d9d_tracker import (
     AccumulatingTracker,
@@ -14,6 +17,9 @@ from d9d_tracker import (
     TrackerValueError,
     tracker_from_config,
 )
+from d9d_tracker.accumulator import pipeline as pipeline_module
+from d9d_tracker.accumulator import window as window_module
+from d9d_tracker.accumulator.assembly import Assembly
 from d9d_tracker.accumulator.pipeline import Pipeline
 from d9d_tracker.accumulator.window import Window
 from d9d_tracker.sink import SinkLostError
@@ -186,3 +192,126 @@ def test_a_backend_that_is_none_of_the_runs_is_refused_by_name(tmp_path, config)
         assert list(run.backend(lambda its: None, "1-jsonl")) == ["1-jsonl"]
         with pytest.raises(TrackerValueError, match=r"'jsonl'.*this run has '0-jsonl', '1-jsonl'"):
             run.backend(lambda its: None, "jsonl")
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The windows of each pass of the collector, which after its first one takes nothing unless it is asked to."""
+    taken, take = [], Assembly.take
+
+    def note(assembly, windows):
+        taken.append([window.index for window in windows])
+        return take(assembly, windows)
+
+    monkeypatch.setattr(Assembly, "take", note)
+    monkeypatch.setattr(pipeline_module, "_REST_SECONDS", 600.0)
+    return taken
+
+
+WHO_ASKS = {
+    "flush": lambda tracker, run: run.flush(),
+    "state": lambda tracker, run: tracker.tracker.state_dict(),
+    "call": lambda tracker, run: [future.result(10) for future in run.backend(lambda its: None).values()],
+    "end": lambda tracker, run: run.finish(),
+}
+
+
+@pytest.mark.parametrize("who", WHO_ASKS)
+def test_windows_that_come_soon_are_taken_in_one_pass_and_at_once_if_somebody_asks(who, recorded, passes):
+    tracker = recorded(sync_every=2)
+    with tracker.open() as run:
+        for step in range(12):
+            run.set_step(step)
+            run.scalar("a", step)
+        run.set_step(12)
+        WHO_ASKS[who](tracker, run)
+        assert [index for one in passes for index in one][:6] == list(range(6))
+        assert len(passes) <= (3 if who == "end" else 2)  # the last window is sent after a state was taken
+        assert tracker.run.points("a") == {step: step for step in range(12)}
+
+
+def everything(recorded):
+    """Log what windows can differ in; return the records, and what was not finite."""
+    tracker, seconds = recorded(sync_every=2), itertools.count()
+    with tracker.open() as run:
+        run.clock.seconds = lambda: float(next(seconds))
+        for step in range(24):
+            run.set_step(step)
+            run.scalar("all", step)
+            run.scalar("spread", -step, scope="spread")
+            if step > 7:
+                run.scalar("later", math.nan if step == 9 else 1.0, {"of": "some"}, reduce="max")
+            if step % 5 == 0:
+                run.bins("values", torch.tensor([step, math.inf if step > 9 else 0.0]))
+            if step % 6 == 0:
+                run.log_at(step + 3, {"all": -1.0, "late": step})
+                run.rate("tokens", 2)
+            if step == 13:
+                run.flush()
+                run.scalar("all", 99.0)
+                run.bins("values", torch.ones(3))
+    return tracker.run.records, tracker.tracker.report.nonfinite
+
+
+def test_windows_that_are_taken_together_bring_what_they_would_bring_one_by_one(recorded, passes, monkeypatch):
+    together = everything(recorded)
+    assert max(map(len, passes)) > 2
+    monkeypatch.setattr(Assembly, "groups", lambda assembly, windows: ([window] for window in windows))
+    records, found = everything(recorded)
+    newest = [
+        {(one.name, *one.context.items(), one.step): repr(one.value) for one in run} for run in (together[0], records)
+    ]
+    assert newest[0] == newest[1]
+    assert together[1] == found
+
+
+@pytest.mark.parametrize("before", ["nothing", "a value", "a histogram"])
+def test_a_window_in_which_nothing_was_logged_costs_nothing(before, recorded, passes):
+    tracker = recorded(sync_every=2)
+    with tracker.open() as run:
+        if before == "a value":
+            run.scalar("a", 1.0)
+        if before == "a histogram":
+            run.bins("b", torch.ones(2))
+        run.set_step(2)
+        run.set_step(3)
+        tracker.tracker.state_dict()
+        for step in range(4, 40):
+            run.set_step(step)
+        tracker.tracker.state_dict()
+        assert sum(map(len, passes)) == tracker.tracker.copies == (before != "nothing")
+        run.bins("b", torch.ones(3))
+        run.set_step(41)
+        run.scalar("c", 3.0)
+        for step in range(42, 46):
+            run.set_step(step)
+    assert tracker.run.points("c") == {41: 3.0}
+    assert tracker.run.histograms("b")[39].count == 3
+    assert len(tracker.run.records) == 2 + (before != "nothing")
+
+
+def test_an_empty_window_ends_a_step_that_was_held_back_and_reaches_one_that_is_waited_for(config):
+    backend = Forgetful(amends=False)
+    tracker = AccumulatingTracker(backend, AccumulatorConfig(**config))
+    with tracker.open(NAME) as run:
+        run.set_step(1)
+        run.scalar("a", 1.0)
+        run.log_at(9, {"b": 2.0})
+        run.flush()
+        for step in range(2, 14):
+            run.set_step(step)
+        tracker.state_dict()
+        assert [(record.name, record.step) for record in backend.run.records] == [("a", 1), ("b", 9)]
+
+
+def test_windows_that_wait_for_a_pass_are_few(recorded, passes, monkeypatch):
+    tracker = recorded(sync_every=1)
+    with tracker.open() as run:
+        staging = run.buffers.staging
+        monkeypatch.setattr(window_module, "_MOST_HOST_BYTES", 8 * 8 * staging._numbers)
+        for step in range(100):
+            run.set_step(step)
+            run.scalar("a", step)
+        assert staging._buffers <= 8
+    assert tracker.tracker.report.unread == 0
+    assert tracker.run.points("a") == {step: step for step in range(100)}

