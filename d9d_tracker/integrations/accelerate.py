@@ -12,8 +12,7 @@ from accelerate.tracking import GeneralTracker, on_main_process
 
 from d9d_tracker.base import BaseTrackerRun, RunConfig
 
-from .framework_run import FrameworkRun
-from .lazy_run import AnyRun, AnyTracker
+from .framework_run import AnyRun, AnyTracker, FrameworkRun
 
 
 class AccelerateTracker(GeneralTracker):

@@ -19,8 +19,7 @@ import numpy as np
 from d9d_tracker.base import RunConfig
 from d9d_tracker.record import Histogram
 
-from .framework_run import FrameworkRun
-from .lazy_run import AnyRun, AnyTracker
+from .framework_run import AnyRun, AnyTracker, FrameworkRun
 
 
 class D9dLoopRun:

@@ -35,7 +35,7 @@ class CallbackPart:
         if _step(trainer) < self._logger.tracked.step:
             self._logger.begin_again()
         self._logger.run.get_context()  # opened on every rank
-        self._logger.tracked.watch(pl_module, self._watch)
+        self._logger.tracked.start_watching(pl_module, self._watch)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Set the step that Lightning logs this batch at: it counts batches after which an optimizer stepped."""
@@ -88,7 +88,7 @@ class CallbackPart:
         """Watch the module no longer."""
         self._is_logged_next = False
         if self._logger is not None:
-            self._logger.tracked.unwatch()
+            self._logger.tracked.stop_watching()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remember what ended the run."""

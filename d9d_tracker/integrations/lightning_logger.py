@@ -9,8 +9,7 @@ from typing import Any
 
 from d9d_tracker.base import RunConfig
 
-from .framework_run import FrameworkRun
-from .lazy_run import AnyRun, AnyTracker
+from .framework_run import AnyRun, AnyTracker, FrameworkRun
 
 
 class LoggerPart:

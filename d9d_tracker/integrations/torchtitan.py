@@ -11,8 +11,7 @@ from torch import distributed
 
 from d9d_tracker.base import BaseTrackerRun, RunConfig
 
-from .framework_run import FrameworkRun
-from .lazy_run import AnyTracker
+from .framework_run import AnyTracker, FrameworkRun
 
 
 class TrackerLogger:

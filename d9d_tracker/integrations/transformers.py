@@ -11,8 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from d9d_tracker.base import RunConfig
 
-from .framework_run import FrameworkRun
-from .lazy_run import AnyRun, AnyTracker
+from .framework_run import AnyRun, AnyTracker, FrameworkRun
 from .transformers_checkpoint import load, save
 
 _AS_IT_WAS = "as it was"
@@ -94,7 +93,7 @@ class TrackerCallback(TrainerCallback, ExportableState):
                 self.tracked.load_state_dict(loaded)
         saved.setdefault(kind, self.state())  # the checkpoint may know of none
         self.tracked.set_step(step)
-        self.tracked.watch(kwargs.get("model"), self._watch)
+        self.tracked.start_watching(kwargs.get("model"), self._watch)
         self._has_trained = True
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
@@ -113,7 +112,7 @@ class TrackerCallback(TrainerCallback, ExportableState):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Watch the model no longer, and make everything durable."""
-        self.tracked.unwatch()
+        self.tracked.stop_watching()
         self.run.flush()
 
     def _prepare(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:

@@ -1,6 +1,7 @@
 """What a framework decides of a run's life costs no point."""
 
 import pytest
+import torch
 
 from d9d_tracker import RunConfig
 from d9d_tracker.integrations.framework_run import FrameworkRun
@@ -50,3 +51,14 @@ def test_steps_that_come_again_after_a_load_in_one_process_are_set_again(config,
     _, points = stored()
     assert points["loss",] == {step: step if step < 6 else 10.0 * step for step in range(9)}
     assert points["own",] == {step: step for step in range(6, 9)}
+
+
+def test_what_it_does_not_have_itself_is_the_runs_which_that_opens(config, stored):
+    tracked, model = FrameworkRun(config), torch.nn.Linear(2, 1)
+    watch = tracked.watch(model, gradients=True)
+    tracked.scalar("own", 2.0)
+    model(torch.ones(1, 2)).sum().backward()
+    torch.optim.SGD(model.parameters()).step()
+    tracked.finish()
+    watch.remove()
+    assert set(stored()[1]) == {("own",), ("gradients/weight",), ("gradients/bias",)}
