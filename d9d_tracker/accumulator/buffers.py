@@ -25,7 +25,7 @@ from .event_ring import Elapsed
 from .late import Late
 from .places import Places
 from .plain import Parts, PlainBank
-from .readings import Reading, Value
+from .readings import Reading
 from .scalars import Number, ScalarBank
 from .sides import Sides, Streams
 from .target import Target
@@ -55,6 +55,7 @@ class Buffers:
         now: Where the run stands: what ``clock`` has, as a plain tuple.
         staging: Where windows lie on their way to the host.
         outbox: Windows that were swapped and not yet taken over, oldest first.
+        readings: What instruments have read; it is appended to in C, so that it needs no lock.
         is_awaited: Tells whether the next window is needed even if nothing was logged in it.
 
     Whatever changes the bank in eager code holds one lock: several threads may log, and step, flush or close meanwhile.
@@ -92,7 +93,7 @@ class Buffers:
         self._changes: deque[_Change] = deque()
         self._deferred: deque[_Change] = deque()
         self._late = Late()
-        self._readings: deque[Reading] = deque()
+        self.readings: deque[Reading] = deque()
         self._steps = self.scalars.host or self.scalars
         self.is_awaited: Callable[[], bool] = lambda: True
         self._streams = Streams()
@@ -106,7 +107,7 @@ class Buffers:
         self._changes.clear()
         self._deferred.clear()
         self._late = Late()
-        self._readings.clear()
+        self.readings.clear()
         self.outbox.clear()
         self.scalar_series.clear()
         self.histogram_series.clear()
@@ -132,7 +133,7 @@ class Buffers:
     @property
     def is_last_step(self) -> bool:
         """Whether the window ends with the current step."""
-        return self.clock.passed + 1 == self.sync_every
+        return self.now[6] + 1 == self.sync_every
 
     @property
     def without_slot(self) -> int:
@@ -169,15 +170,6 @@ class Buffers:
             hparams: Hyperparameters, plain JSON values.
         """
         self.change(self._add_late, records, hparams)
-
-    def add_readings(self, slots: tuple[int, ...], values: tuple[Value, ...]) -> None:
-        """Add what instruments have read to the current step.
-
-        Args:
-            slots: Of series that are a sum, a mean, the last or the largest value; -1 is none.
-            values: A number for each.
-        """
-        self._readings.append((self.now[0], slots, values))  # in C, so that it needs no lock
 
     def restore(self, clock: Clock, late: Late) -> None:
         """Go on where a state was taken, once its values are back in the bank.
@@ -319,7 +311,7 @@ class Buffers:
 
     def _is_silent(self, rows: int, slots: int) -> bool:
         """Whether nothing was logged in the window, as far as that is known without a wait, and nobody waits for it."""
-        if self._readings or self._late or self.is_awaited():
+        if self.readings or self._late or self.is_awaited():
             return False
         histograms = len(self.histogram_series.series)
         if not slots and not histograms:
@@ -384,7 +376,7 @@ class Buffers:
             self._finish()
             clock, scalars, histograms = self.clock, self.scalar_series.series[:], self.histogram_series.series[:]
             late = Late(self._late.records[:], dict(self._late.hparams))
-            readings = list(self._readings)
+            readings = list(self.readings)
             rows = self.scalars.window[: clock.rows, :, : len(scalars)], self.scalars.current[:, : len(scalars)]
             moments, counts = self._histograms(len(histograms))
             host, ready = self.staging.copy((*rows, moments, counts.view(torch.float64)))
@@ -466,7 +458,7 @@ class Buffers:
             return
         host, ready, arrived, error = None, None, None, None
         # In C as well, so that a signal handler that raises loses none.
-        self._late.readings.extend(map(deque.popleft, repeat(self._readings, len(self._readings))))
+        self._late.readings.extend(map(deque.popleft, repeat(self.readings, len(self.readings))))
         try:
             arrived = self.plain.copy_to_host()
             lanes = self.scalars.window[: clock.rows, :, : len(scalars)]

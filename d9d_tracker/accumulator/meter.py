@@ -31,7 +31,7 @@ class Meter:
     def __init__(
         self, run: Run, has_ranks: bool, context: Callable[[], ContextItems], is_silent: Callable[[str], bool]
     ):
-        self._run, self._has_ranks, self._context, self._is_silent = run, has_ranks, context, is_silent
+        self.run, self._has_ranks, self._context, self._is_silent = run, has_ranks, context, is_silent
         self._buffers = buffers = run.buffers
         self._slots: dict[tuple[tuple[str, ...], bool, ContextItems], tuple[int, ...]] = {}
         self._ring = EventRing(buffers.device, _WINDOWS * _BLOCKS * buffers.sync_every) if buffers.is_gpu else None
@@ -43,7 +43,7 @@ class Meter:
 
     def refuses(self, name: str) -> bool:
         """Whether nothing can be measured here and now, which is said once."""
-        if not self._run.is_open:
+        if not self.run.is_open:
             return self._is_silent(name)
         if self._ring is None or not gpu.is_current_stream_capturing():
             return False
@@ -81,8 +81,8 @@ class Meter:
             reduce: How several numbers of a step combine: sum, mean, last or max.
         """
         key = (names, compiling, self._context())
-        slots = self._slots.get(key)
-        self._buffers.add_readings(self._claim(*key, reduce) if slots is None else slots, values)
+        buffers = self._buffers
+        buffers.readings.append((buffers.now[0], self._slots.get(key) or self._claim(*key, reduce), values))
 
     def _claim(
         self, names: tuple[str, ...], compiling: bool, context: ContextItems, reduce: Reduction

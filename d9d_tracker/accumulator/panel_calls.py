@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+import torch
+
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.panel.memory import memory
 from d9d_tracker.panel.rates import Rates
@@ -53,7 +55,8 @@ class PanelCalls(Calls):
             TrackerTypeError: If the name is no text.
             TrackerValueError: If the name is empty.
         """
-        return block(self.clock, self._names_of(name))
+        names = self._names.get(name) if type(name) is str else None
+        return block(self._clock or self.clock, names or self._names_of(name))
 
     def timed(self, items: Iterable[_Item], name: str = "data") -> Timed[_Item]:
         """Time what a loop waits for, as in ``for batch in run.timed(loader):``.
@@ -84,10 +87,11 @@ class PanelCalls(Calls):
           ``memory/reserved/peak``: the most since the window before. For that the allocator's peaks are reset at each
           window: ``torch.cuda.max_memory_allocated()`` tells of the window then. ``memory/retries``: how often the
           allocator has freed its cache because the GPU was full. ``memory/host``: bytes of the process.
-        - With the extra ``system``, asked for by the collector's thread: ``system/gpu/utilization`` (percent of the
-          time in which a kernel ran), ``system/gpu/power`` (watts), ``system/gpu/temperature`` (degrees Celsius),
-          ``system/gpu/clock`` (MHz), ``system/cpu`` (percent of all cores), ``system/ram`` (bytes in use), and bytes a
-          second: ``system/disk/read``, ``system/disk/written``, ``system/network/received``, ``system/network/sent``.
+        - With the extra ``system``, asked for by the collector's thread, every two seconds at most:
+          ``system/gpu/utilization`` (percent of the time in which a kernel ran), ``system/gpu/power`` (watts),
+          ``system/gpu/temperature`` (degrees Celsius), ``system/gpu/clock`` (MHz), ``system/cpu`` (percent of all
+          cores), ``system/ram`` (bytes in use), and bytes a second: ``system/disk/read``, ``system/disk/written``,
+          ``system/network/received``, ``system/network/sent``.
 
         Raises:
             TrackerValueError: If it is called in compiled code, or while a CUDA graph is captured.
@@ -118,7 +122,8 @@ class PanelCalls(Calls):
                 element, the name is that of another series, one of ``flops`` and ``peak`` is missing or not above 0, or
                 another rate has given ``flops``.
         """
-        self._refuse_inside_graphs("rate")
+        if torch.compiler.is_compiling() or self.buffers.is_gpu:
+            self._refuse_inside_graphs("rate")
         if not self.is_open:
             self._is_silent(name)
             return
@@ -129,11 +134,11 @@ class PanelCalls(Calls):
         if slot is None:
             check_names([name])
             slot = self._rates.claim(*key)
-        known = as_number(n)
-        if known is not None:
-            self.buffers.add_readings((slot,), (known,))
-            return
         buffers = self.buffers
+        known = float(n) if type(n) is int and 0 <= n < 2**53 else as_number(n)
+        if known is not None:
+            buffers.readings.append((buffers.now[0], (slot,), (known,)))
+            return
         number = check_number(name, (), n, buffers.device)
         if slot >= 0:
             buffers.change(buffers.merge, Target([slot], buffers.scalars.places), [number], "sum", None)
@@ -146,7 +151,7 @@ class PanelCalls(Calls):
 
     def _end_step(self, seconds: float, compiling: bool) -> None:
         if not compiling:
-            self.buffers.add_readings(*self._rates.times(seconds))
+            self.buffers.readings.append((self.buffers.now[0], *self._rates.times(seconds)))
         if self._system is not None and (self._is_first or self.buffers.is_last_step):
             self._is_first = False
             found = memory(self.buffers.device)
@@ -155,10 +160,8 @@ class PanelCalls(Calls):
             self._meter.log(names, tuple(map(sample.value, names)), reduce="last")
 
     def _names_of(self, name: str) -> tuple[str, str]:
-        names = self._names.get(name) if isinstance(name, str) else None
-        if names is None:
-            check_names([name])
-            names = self._names[name] = (f"time/{name}", f"time/{name}/host")
+        check_names([name])
+        names = self._names[name] = (f"time/{name}", f"time/{name}/host")
         return names
 
     def forget_panel(self) -> None:

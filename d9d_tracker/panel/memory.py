@@ -8,6 +8,8 @@ import torch
 
 from d9d_tracker_kernels.device import GPU, gpu
 
+from .timers import Value
+
 _STATISTICS = {
     "memory/allocated": "allocated_bytes.all.current",
     "memory/allocated/peak": "allocated_bytes.all.peak",
@@ -17,19 +19,24 @@ _STATISTICS = {
 }
 
 
-def memory(device: torch.device) -> dict[str, float]:
+def memory(device: torch.device) -> dict[str, Value]:
     """Return bytes in use by the name of their series, and begin the peaks anew. Waits for nothing.
 
     Args:
         device: Where the training runs. Of the caching allocator of a GPU there are ``memory/allocated``,
             ``memory/reserved``, their peaks since the last call, and ``memory/retries``: how often it had to free its
-            cache because the GPU was full. ``memory/host`` is what the process has in the host's memory.
+            cache because the GPU was full. ``memory/host``, which is asked for later, is what the process has in the
+            host's memory.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Value] = {"memory/host": _of_process}
     if device.type == GPU:
         statistics = gpu.memory_stats(device)
-        found = {name: float(statistics[key]) for name, key in _STATISTICS.items() if key in statistics}
+        found |= {name: float(statistics[key]) for name, key in _STATISTICS.items() if key in statistics}
         gpu.reset_peak_memory_stats(device)
-    with suppress(OSError, ValueError, IndexError):  # not on Linux
-        found["memory/host"] = float(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE"))
     return found
+
+
+def _of_process() -> float | None:
+    with suppress(OSError, ValueError, IndexError):  # not on Linux
+        return float(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE"))
+    return None

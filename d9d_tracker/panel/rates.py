@@ -28,7 +28,7 @@ class Rates:
         self.slots: dict[tuple[str, Items, float | None, float | None], int] = {}
         self._seconds: dict[tuple[str, Items], tuple[int, float]] = {}  # by ratio: the slot of the time, and its factor
         self._of_time: tuple[int, ...] = ()
-        self._factors: tuple[float, ...] = ()
+        self._factors: tuple[float, ...] | None = None  # where one is not 1
         self._mfu_of: str | None = None
 
     def claim(self, name: str, context: Items, flops: float | None, peak: float | None) -> int:
@@ -55,7 +55,8 @@ class Rates:
         for ratio, factor in factors.items():
             slot = self._part(f"{ratio}/time", context, "max", ((ratio, -1),))
             self._seconds[ratio, context] = slot, factor
-        self._of_time, self._factors = map(tuple, zip(*self._seconds.values(), strict=True))
+        self._of_time, factors = map(tuple, zip(*self._seconds.values(), strict=True))
+        self._factors = None if set(factors) == {1.0} else factors
         ratios = (f"{name}/s", _MFU) if name == self._mfu_of else (f"{name}/s",)
         slot = self._part(name, context, "sum", tuple((ratio, 1) for ratio in ratios))
         if slot >= 0:  # else each value is counted as it is dropped
@@ -64,4 +65,6 @@ class Rates:
 
     def times(self, seconds: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Return the slots of a step's time, and what they get of a step that took so long."""
+        if self._factors is None:
+            return self._of_time, (seconds,) * len(self._of_time)
         return self._of_time, tuple([seconds * factor for factor in self._factors])

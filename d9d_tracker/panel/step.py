@@ -27,8 +27,8 @@ class Steps:
         start = self._start
         if start is not None and not is_next:
             return
-        self._start = end = self._clock.mark()
-        if start is None:
+        self._start = end = self._clock.mark("time/step")
+        if start is None or end is None:
             return
         (began, start_event, known), (ended, end_event, now_known) = start, end
         host, compiling = ended - began, now_known != known

@@ -12,6 +12,7 @@ from d9d_tracker_kernels.device import GPU, IS_AMD, gpu
 
 logger = logging.getLogger("d9d_tracker")
 
+_PAUSE_SECONDS = 2.0  # psutil reads files of the system, while the training may wait for the interpreter
 _said: set[str] = set()
 _GPU: dict[str, tuple[str, float]] = {  # the function of torch.cuda, which knows both libraries, and its unit in ours
     "system/gpu/utilization": ("utilization", 1.0),
@@ -48,19 +49,23 @@ class System:
         self.names: tuple[str, ...] = (*(_GPU if self._has_gpu else ()), *host)
 
     def sample(self) -> dict[str, float]:
-        """Ask for what there is, and for what has passed since the last sample."""
+        """Ask for what there is, and for what has passed since the last sample; nothing so soon after it."""
+        now = self._clock()
+        if self._sampled is not None and now - self._sampled < _PAUSE_SECONDS:
+            return {}
         found: dict[str, float] = {}
         for name, (function, unit) in _GPU.items() if self._has_gpu else ():
             found |= _asked(name, lambda function=function, unit=unit: getattr(gpu, function)(self._device) * unit)
         if self._has_host:
-            found |= self._host()
+            found |= self._host(now)
+        self._sampled = now
         return found
 
-    def _host(self) -> dict[str, float]:
+    def _host(self, now: float) -> dict[str, float]:
         import psutil  # which is an extra
 
         found = _asked("system/ram", lambda: float(psutil.virtual_memory().used))
-        now, before = self._clock(), self._sampled
+        before = self._sampled
         busy = _asked("system/cpu", psutil.cpu_percent)  # since the last call: the first one has none
         counts: dict[str, float] = {}
         for name, (function, field) in _COUNTERS.items():
@@ -72,7 +77,7 @@ class System:
                 for name, count in counts.items()
                 if name in self._before
             }
-        self._before, self._sampled = counts, now
+        self._before = counts
         return found
 
 

@@ -27,6 +27,11 @@ class Meter(Protocol):
         """Whether there is a device that works beside the host."""
         ...
 
+    @property
+    def run(self) -> Any:
+        """The run, which says whether it ``is_open``."""
+        ...
+
     def refuses(self, name: str) -> bool:
         """Whether nothing can be measured now, which is said once: the run is closed, or a graph is captured."""
         ...
@@ -69,13 +74,18 @@ class Stopwatch:
         self.seconds: Callable[[], float] = time.perf_counter
         self.logs_idle = False
 
-    def mark(self) -> Mark:
-        """Mark where host and device are, without a wait."""
+    def mark(self, name: str) -> Mark | None:
+        """Mark where host and device are, without a wait; None if nothing can be measured now, which is said."""
+        if (self._is_gpu or not self.meter.run.is_open) and self.meter.refuses(name):
+            return None
         return self.seconds(), self.meter.record() if self._is_gpu else None, compilations()
 
-    def end(self, names: tuple[str, ...], start: Mark, is_wait: bool) -> None:
+    def end(self, names: tuple[str, ...], start: Mark | None, is_wait: bool) -> None:
         """Log what has passed since a mark that nothing else begins at."""
-        (began, start_event, known), (ended, end_event, now_known) = start, self.mark()
+        if start is None or (end := self.mark(names[0])) is None:
+            self.forget(start)
+            return
+        (began, start_event, known), (ended, end_event, now_known) = start, end
         device = host = ended - began
         if self._is_gpu:
             device = self.meter.elapsed(start_event, end_event, (start_event, end_event))
@@ -83,6 +93,11 @@ class Stopwatch:
                 self.meter.log((*names, "time/idle"), (device, host, device), now_known != known)
                 return
         self.meter.log(names, (device, host), now_known != known)
+
+    def forget(self, start: Mark | None) -> None:
+        """Log nothing of what began at a mark."""
+        if start is not None and start[1] is not None:
+            self.meter.give_back(start[1])
 
 
 @assume_constant_result
@@ -103,35 +118,31 @@ class Block(ContextDecorator):
     Args:
         clock: Takes the time.
         names: The series of the device's time, and of the host's.
-        is_wait: Whether the device gets nothing to do within it.
     """
 
-    def __init__(self, clock: Stopwatch, names: tuple[str, str], is_wait: bool = False):
-        self._clock, self._names, self._is_wait = clock, names, is_wait
+    def __init__(self, clock: Stopwatch, names: tuple[str, str]):
+        self._clock, self._names = clock, names
         self._marks: list[Mark | None] = []
 
     def _recreate_cm(self) -> Any:  # several threads may call the function
-        return block(self._clock, self._names, self._is_wait)
+        return block(self._clock, self._names)
 
     def __enter__(self) -> None:
-        self._marks.append(None if self._clock.meter.refuses(self._names[0]) else self._clock.mark())
+        self._marks.append(self._clock.mark(self._names[0]))
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        start, meter = self._marks.pop(), self._clock.meter
-        if start is None:
-            return
-        if kind is None and not meter.refuses(self._names[0]):
-            self._clock.end(self._names, start, self._is_wait)
-        elif start[1] is not None:
-            meter.give_back(start[1])
+        if kind is None:
+            self._clock.end(self._names, self._marks.pop(), is_wait=False)
+        else:
+            self._clock.forget(self._marks.pop())
 
 
-def block(clock: Stopwatch, names: tuple[str, str], is_wait: bool = False) -> AbstractContextManager[Any]:
+def block(clock: Stopwatch, names: tuple[str, str]) -> AbstractContextManager[Any]:
     """Return a block to be timed; in compiled code, where nothing can be, one that does nothing."""
     if torch.compiler.is_compiling():
         say_unmeasured("in compiled code")
         return nullcontext()
-    return Block(clock, names, is_wait)
+    return Block(clock, names)
 
 
 class Timed(Generic[_Item]):
@@ -152,13 +163,17 @@ class Timed(Generic[_Item]):
         return len(self._items)
 
     def __iter__(self) -> Iterator[_Item]:
-        items, waited = iter(self._items), Block(self._clock, self._names, is_wait=True)
+        items = iter(self._items)
         while True:
+            start = self._clock.mark(self._names[0])
             try:
-                with waited:
-                    item = next(items)
-            except StopIteration:  # there was nothing to wait for
-                return
+                item = next(items)
+            except BaseException as error:
+                self._clock.forget(start)
+                if isinstance(error, StopIteration):  # there was nothing to wait for
+                    return
+                raise
+            self._clock.end(self._names, start, is_wait=True)
             yield item
 
     def __getattr__(self, name: str) -> Any:

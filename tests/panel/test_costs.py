@@ -8,7 +8,7 @@ from d9d_tracker.panel import system
 
 STEPS, WINDOW = 40, 10
 # A call is about 700 instructions of a CPU, so this keeps what there is: it is far from the 15,000 that it should be.
-CALLS = 105
+CALLS = 70
 
 
 def calls_of(run, panel):

@@ -14,6 +14,7 @@ psutil = pytest.importorskip("psutil")
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch):
     monkeypatch.setattr(system, "_said", set())
+    monkeypatch.setattr(system, "_PAUSE_SECONDS", 0.0)
 
 
 def monitored(tracker, steps=9):
@@ -55,6 +56,13 @@ def test_counters_become_bytes_a_second(monkeypatch):
     assert "system/network/sent" not in machine.sample()
     monkeypatch.setattr(psutil, "net_io_counters", lambda: SimpleNamespace(bytes_recv=0, bytes_sent=3000))
     assert machine.sample()["system/network/sent"] == 500.0
+
+
+def test_the_machine_is_asked_at_most_every_few_seconds(monkeypatch):
+    monkeypatch.undo()
+    now = iter([10.0, 11.9, 12.0, 13.9, 14.5])
+    machine = system.System(SimpleNamespace(type="cpu"), lambda: next(now))
+    assert ["system/ram" in machine.sample() for _ in range(5)] == [True, False, True, False, True]
 
 
 def test_without_the_library_there_is_nothing_and_it_is_said_once(recorded, monkeypatch, caplog):
