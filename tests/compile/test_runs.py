@@ -208,3 +208,30 @@ def test_a_closed_run_takes_nothing_and_the_next_one_is_used_without_a_new_graph
     assert (first.points("value"), second.points("value")) == ({0: 2.0}, {0: 6.0})
     assert (first.histograms("values")[0].sum, second.histograms("values")[0].sum) == (2.0, 6.0)
     assert graphs() == while_closed
+
+
+def test_without_guards_code_logs_under_any_context_to_any_run_of_its_tracker_and_of_another_once_it_was_asked(
+    recorded,
+):
+    class Model(nn.Module):
+        def forward(self, inputs):
+            self.run.scalar("loss", inputs.sum())
+            return inputs * 2
+
+    model = Model()
+    log = compiled(model)
+
+    def train(tracker, warm):
+        with tracker.open() as model.run:
+            for step in range(5):
+                model.run.set_step(step)
+                model.run.set_context({"stage": "odd" if step % 2 else "even"})
+                with torch.compiler.set_stance(skip_guard_eval_unsafe=step >= warm):
+                    log(torch.full((2,), float(step)))
+        return {**tracker.run.points("loss", stage="odd"), **tracker.run.points("loss", stage="even")}
+
+    everything, tracker = {step: 2.0 * step for step in range(5)}, recorded(sync_every=2)
+    assert train(tracker, warm=1) == everything
+    assert train(tracker, warm=0) == everything
+    assert train(recorded(sync_every=2), warm=1) == everything
+    assert train(recorded(sync_every=2), warm=0) == {}  # a guard is what tells code that its run is over

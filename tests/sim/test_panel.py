@@ -207,6 +207,7 @@ def test_the_gpu_is_asked_by_torchs_functions_on_the_collectors_thread(monkeypat
 
         return ask
 
+    monkeypatch.setattr(system, "_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(system, "find_spec", lambda name: name == "pynvml" or None)
     with simulated(0), opened("cuda:1", records) as (_, run):
         for name, value in {"utilization": 93, "power_draw": 640_000, "temperature": 61}.items():
