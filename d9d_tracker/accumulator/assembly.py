@@ -145,7 +145,7 @@ class Assembly:
         window = windows[-1]
         self._newest = window.index
         parts = [self._read(one) for one in windows]
-        host = joined(parts)
+        host = joined(parts) if len(parts) > 1 else parts[0]
         self.has_merged = self.has_merged or bool((host.lanes[:, COUNT] > 1).any())
         for part in parts:
             self.promises.look(part)
@@ -187,11 +187,7 @@ class Assembly:
             yield Finished(self._late.points(), last, None)
 
     def state(self, pending: Sequence[Window]) -> State:
-        """Return what a state has to hold of what has left the device; not while windows are swapped.
-
-        Args:
-            pending: Windows that may not have been taken yet.
-        """
+        """Return what a state has to hold, with windows that may not be taken yet; not while windows are swapped."""
         index, reached = self._reached
         windows, late = list(reached.moving.windows), Late(reached.late.records[:], dict(reached.late.hparams))
         tail = reached.tail  # which the first of them completes

@@ -163,21 +163,11 @@ class Buffers:
                 self._make_deferred()
 
     def add_late(self, records: Sequence[Record], hparams: dict[str, Any]) -> None:
-        """Add what comes finished to the window.
-
-        Args:
-            records: Numbers of steps that have begun.
-            hparams: Hyperparameters, plain JSON values.
-        """
+        """Add what comes finished to the window: numbers of steps that have begun, and plain JSON hyperparameters."""
         self.change(self._add_late, records, hparams)
 
     def restore(self, clock: Clock, late: Late) -> None:
-        """Go on where a state was taken, once its values are back in the bank.
-
-        Args:
-            clock: Where the run stands.
-            late: What came finished while the window was open.
-        """
+        """Go on where a state was taken, once its values are back in the bank."""
         self.now, self._late = clock, late
         self.device_step.fill_(clock.step)
 
@@ -210,13 +200,7 @@ class Buffers:
             arrived.merge_into(Parts(rows, self.histograms.counts.numpy(), self.histograms.moments.numpy()))
 
     def count(self, target: Target, populations: list[torch.Tensor], *parameters: Any) -> None:
-        """Count populations into histograms; may be traced.
-
-        Args:
-            target: The place of each.
-            populations: Tensors; in traced and captured code on the device.
-            *parameters: Cadence and binning, see ``histogram_at``.
-        """
+        """Count populations into histograms, by cadence and binning, see ``histogram_at``; may be traced."""
         if torch.compiler.is_compiling() or all(values.device == self.device for values in populations):
             self._count_here(target, populations, *parameters)
             return
@@ -250,14 +234,7 @@ class Buffers:
             torch.ops.d9d_tracker.histogram_many_(populations, *state, at, *parameters)
 
     def add_counts(self, values: torch.Tensor, at: int, every: int, table: torch.Tensor) -> None:
-        """Add counts to a histogram of integers; may be traced.
-
-        Args:
-            values: int of shape ``[n]``, in traced and captured code on the device.
-            at: Its place.
-            every: Its cadence.
-            table: Which slot each place means.
-        """
+        """Add counts, int of shape ``[n]``, to a histogram of integers, at its cadence; may be traced."""
         bank = self.histograms
         if values.device != self.device:
             if self.clock.step % every:
@@ -270,27 +247,14 @@ class Buffers:
         torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, table, self.device_step, at, every)
 
     def merge_histogram(self, row: int, counts: np.ndarray, moments: np.ndarray) -> None:
-        """Merge a finished histogram, in eager code. Does not wait for the device.
-
-        Args:
-            row: The slot of its series.
-            counts: Header and cells, int64 of shape ``[HEADER + CELLS]``.
-            moments: float64 of shape ``[4]``.
-        """
+        """Merge a finished histogram into a slot, in eager code, without a wait for the device."""
         parts = [torch.from_numpy(part) for part in (counts, moments)]
         if self.is_gpu:
             parts = [part.pin_memory().to(self.device, non_blocking=True) for part in parts]
         self.histograms.merge_(row, *parts, self.clock.step)
 
     def advance(self, step: int) -> bool:
-        """End the current step and begin another.
-
-        Args:
-            step: The step that begins.
-
-        Returns:
-            Whether this completed a window in which something was logged, which is then in the outbox.
-        """
+        """End the current step and begin another; return whether a window with values is now in the outbox."""
         with self._lock:
             if self._changes or self._deferred:
                 self._finish()
@@ -311,21 +275,15 @@ class Buffers:
 
     def _is_silent(self, rows: int, slots: int) -> bool:
         """Whether nothing was logged in the window, as far as that is known without a wait, and nobody waits for it."""
-        if self.readings or self._late or self.is_awaited():
-            return False
-        histograms = len(self.histogram_series.series)
-        if not slots and not histograms:
-            return True
-        if self.host is None or self.plain.is_used or self.host.has_values(rows, slots):
-            return False
-        return not self.histograms.counts.numpy()[:histograms, CALLS].any()
+        if slots or self.histogram_series.series:
+            if self.host is None or self.host.has_values(rows, slots) or self.plain.is_used:
+                return False
+            if self.histograms.counts.numpy()[: len(self.histogram_series.series), CALLS].any():
+                return False
+        return not (self.readings or self._late or self.is_awaited())
 
     def close_window(self, is_last: bool = False) -> None:
-        """End the window early, with the current step as far as it got. It is then in the outbox.
-
-        Args:
-            is_last: Whether nothing follows in this run.
-        """
+        """End the window early, with the current step as far as it got. It is then in the outbox."""
         with self._lock:
             self._finish()
             after = self.clock._replace(rows=self.clock.rows + 1)
@@ -497,15 +455,5 @@ class Buffers:
 def copy_to_host(
     lanes: torch.Tensor, moments: torch.Tensor, counts: torch.Tensor, staging: Staging
 ) -> tuple[torch.Tensor, torch.Event | None]:
-    """Start the one copy of a window.
-
-    Args:
-        lanes: Scalar states, float64 of shape ``[rows, LANES, scalars]``.
-        moments: Histogram moments, float64 of shape ``[histograms, 4]``.
-        counts: Histogram headers and cells, int64 of shape ``[histograms, HEADER + CELLS]``.
-        staging: Where it is packed and lies on the host.
-
-    Returns:
-        See ``Staging.copy``.
-    """
+    """Start the one copy of a window; see ``Staging.copy``."""
     return staging.copy((lanes, moments, counts.view(torch.float64)))

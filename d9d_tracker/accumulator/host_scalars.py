@@ -41,14 +41,7 @@ class HostScalars:
         self.known: dict[tuple[str, ContextItems, Reduction], int] = {}
 
     def merge(self, slots: Iterable[int], values: Sequence[float], reduce: Reduction, weight: float) -> None:
-        """Merge one value into each of several slots.
-
-        Args:
-            slots: The slots; -1 is none.
-            values: One number each.
-            reduce: The reduction of their series.
-            weight: The weight of all the values.
-        """
+        """Merge one value into each of several slots (-1 is none), of series with one reduction."""
         lane = VALUE_LANE[reduce]
         for slot, value in zip(slots, values, strict=True):
             if slot >= 0:
@@ -78,14 +71,7 @@ class HostScalars:
 
 
 def as_number(value: Any) -> float | None:
-    """Return what is a number on the host, in plain code.
-
-    Args:
-        value: What was given to be logged.
-
-    Returns:
-        The number; None for all that takes a closer look: another type, shape, dtype or device.
-    """
+    """Return what is a number on the host, in plain code; None for all that takes a closer look."""
     if type(value) in _TENSORS:
         if not value.is_cpu or local_types(value):
             return None

@@ -72,14 +72,7 @@ class Meter:
     def log(
         self, names: tuple[str, ...], values: tuple[Value, ...], compiling: bool = False, reduce: Reduction = "sum"
     ) -> None:
-        """Add numbers to the current step.
-
-        Args:
-            names: Of their series.
-            values: The numbers.
-            compiling: Whether code was compiled meanwhile, which their context then says.
-            reduce: How several numbers of a step combine: sum, mean, last or max.
-        """
+        """Add numbers to the current step, where those of a series combine; ``compiling`` is told by their context."""
         key = (names, compiling, self._context())
         buffers = self._buffers
         buffers.readings.append((buffers.now[0], self._slots.get(key) or self._claim(*key, reduce), values))

@@ -84,11 +84,7 @@ class NonFiniteWatch:
                 self._calls.append(call)
 
     def close(self, timeout: float) -> None:
-        """Wait for the callback.
-
-        Args:
-            timeout: Seconds to wait at most.
-        """
+        """Wait so many seconds for the callback, at most."""
         deadline = time.monotonic() + timeout
         for call in self._calls:
             call.join(max(0.0, deadline - time.monotonic()))

@@ -96,15 +96,7 @@ class Pipeline:
         return bool(self._pending) or self.assembly.awaits_one
 
     def drain(self, failed: bool = False) -> bool:
-        """Wait until all that was swapped has become points, ``flush_timeout`` seconds at most.
-
-        Args:
-            failed: Whether the run ended by an error: then other ranks, which may wait for this one, are not waited
-                for.
-
-        Returns:
-            Whether it has; if not, what is missing is said.
-        """
+        """Wait ``flush_timeout`` at most until all that was swapped has become points; return whether it has."""
         timeout = min(_SETTLE_SECONDS, self._timeout) if failed else self._timeout
         if self._wait_until_read(timeout):
             return True
@@ -118,11 +110,7 @@ class Pipeline:
         return False
 
     def drain_for_state(self, failed: bool = False) -> bool:
-        """Wait until what was swapped has become points; only shortly for other ranks, whose part a state can lack.
-
-        Returns:
-            Whether a state can be taken.
-        """
+        """Wait as ``drain``, but shortly for other ranks, whose part a state can lack; return whether to take one."""
         if self.assembly.ranks is None:
             return self.drain(failed)
         self._wait_until_read(min(_SETTLE_SECONDS if failed else _OTHERS_SECONDS, self._timeout))
@@ -146,39 +134,20 @@ class Pipeline:
             delivery.flush(max(0.0, deadline - time.monotonic()))
 
     def settle(self) -> None:
-        """Wait until all that has left the device is safe: with the backends, or in their backlogs.
-
-        A backend that is slow is waited for about a second; then what is queued for it is put on disk.
-        """
+        """Wait about a second until all that has left the device is with the backends; what is not is put on disk."""
         self.drain_for_state()
         deadline = time.monotonic() + min(_SETTLE_SECONDS, self._timeout)
         for delivery in self._deliveries.values():
             delivery.settle(max(0.0, deadline - time.monotonic()))
 
     def kept(self, before: float = float("inf")) -> dict[str, list[int]]:
-        """Return the windows that are in the backlogs, by the name of the backend.
-
-        Args:
-            before: Only those that begin before this step.
-        """
+        """Return the windows in the backlogs that begin before a step, by the name of the backend."""
         return {name: kept for name, delivery in self._deliveries.items() if (kept := delivery.kept(before))}
 
     def call(
         self, name: str | None, action: Callable[..., object], arguments: Mapping[str, object]
     ) -> dict[str, Future[object]]:
-        """Have backends' threads do something with the backends' runs, behind the windows that were swapped before.
-
-        Args:
-            name: The backend; all if None. One that this process does not write to gives nothing.
-            action: Gets the backend's run. What it raises is the future's.
-            arguments: What it gets besides, by name.
-
-        Returns:
-            Futures by the name of the backend, which may be cancelled; cancelled if the run is closed first.
-
-        Raises:
-            TrackerValueError: If this process writes, and to no backend of that name.
-        """
+        """Have backends do something behind the windows swapped before; return futures by their names."""
         if self._deliveries and name not in (None, *self._deliveries):
             known = ", ".join(map(repr, self._deliveries))
             raise TrackerValueError(f"backend(name={name!r}): this run has {known}; name one of these, or none for all")
@@ -194,12 +163,7 @@ class Pipeline:
             call.cancel()
 
     def close(self, deadline: float, error: BaseException | None = None) -> None:
-        """Send what is left; deliver it and close the backends, each within ``flush_timeout`` seconds.
-
-        Args:
-            deadline: When to give up what has not left the device, in seconds of ``time.monotonic``.
-            error: What ended the run, if it failed.
-        """
+        """Send what is left until the deadline, deliver it and close the backends, each within ``flush_timeout``."""
         try:
             self._buffers.close_window(is_last=True)
             self.send()

@@ -19,12 +19,7 @@ _said: set[str] = set()
 
 
 def with_readings(window: HostWindow, readings: Sequence[Reading]) -> HostWindow:
-    """Return a window with what was read merged in.
-
-    Args:
-        window: The window as it was packed; it is not changed.
-        readings: Of series that are a sum, a mean, the last or the largest value.
-    """
+    """Return a window with what was read merged in: sums, means, last or largest values."""
     known = [
         (step, slot, number)
         for step, slots, values in readings

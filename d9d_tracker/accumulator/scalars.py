@@ -83,14 +83,7 @@ class ScalarBank:
     def effect_arguments(
         self, at: list[int], values: list[Number], reduce: Reduction, weight: Number | None
     ) -> tuple[list[int], list[torch.Tensor], int, torch.Tensor | None]:
-        """Return what the operator takes that writes with an effect: see effects.py.
-
-        Args:
-            at: Places.
-            values: See ``write``.
-            reduce: See ``write``.
-            weight: See ``write``.
-        """
+        """Return what the operator takes that writes with an effect, for places and values: see effects.py."""
         made = [self._as_it_is(value) for value in values]
         return at, made, VALUE_LANE[reduce], None if weight is None else self._as_it_is(weight)
 
@@ -112,21 +105,11 @@ class ScalarBank:
         return self._zero + value
 
     def file(self, row: int, slots: int) -> None:
-        """Put the state of the step away as a row of the window; ``begin`` then starts the next step.
-
-        Args:
-            row: Index of the row.
-            slots: How many slots are in use.
-        """
+        """Put the state of the used slots away as a row of the window; ``begin`` then starts the next step."""
         self.window[row, :, :slots].copy_(self.current[:, :slots])
 
     def begin(self, slots: int, step: int) -> None:
-        """Start a step: forget everything merged so far.
-
-        Args:
-            slots: How many slots are in use.
-            step: The step.
-        """
+        """Start a step: forget everything merged so far in the used slots."""
         from d9d_tracker_kernels.scalar_kernels import begin_step  # needs triton, which a CPU has no use for
 
         begin_step(self.current, slots, self.step, step)

@@ -48,20 +48,7 @@ class Staging:
             self._free.put(self._allocate())
 
     def copy(self, parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Event | None]:
-        """Pack tensors and start their one copy to the host. Nothing is allocated on the device.
-
-        What is packed is a snapshot, so the caller may reset the bank at once.
-
-        Args:
-            parts: Float64 of any shape and stride.
-
-        Returns:
-            The host buffer, float64 of one dimension and perhaps longer than the parts, to be given back; and the event
-            behind the copy (None on the CPU).
-
-        Raises:
-            RuntimeError: If there is no host buffer to be had.
-        """
+        """Pack a snapshot of float64 tensors and start its one copy; return the host buffer and its event, if any."""
         host = self._take()
         try:
             if self._stream is None or self._packed is None:
@@ -161,11 +148,7 @@ class Window:
     arrived: Arrived | None = None
 
     def wait(self) -> HostWindow:
-        """Wait for the copy and unpack it, as views of the host buffer. Not for the training thread.
-
-        Raises:
-            RuntimeError: If the device failed, or the copy could not be started.
-        """
+        """Wait for the copy and unpack it, as views of the host buffer. Not for the training thread."""
         if self.packed is None:
             raise RuntimeError(f"the window could not leave the device: {self.error!r}") from self.error
         if self.ready is not None:
