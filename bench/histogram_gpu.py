@@ -23,6 +23,7 @@ from d9d_tracker_kernels import EXPONENTIAL, allocate, histogram_, histogram_man
 from .roofline import Point, draw_roofline
 
 DEVICE = "cuda"
+CACHE_WORDS = 64 << 20  # more than any L2 cache has
 SIZES = {"1M": 1 << 20, "64M": 1 << 26, "1G": 1 << 30}
 BINNING = (EXPONENTIAL, 2048, 0.0, 0.0)
 # GPT-2-small: embeddings, then 12 layers of attention, feed-forward and norms. 148 tensors; twice that is 296.
@@ -33,7 +34,7 @@ GPT2_SHAPES += 12 * [(768, 3072), (3072,), (3072, 768), (768,)]
 
 def milliseconds(function: Callable[[], object], rounds: int = 20) -> float:
     """Median time on the GPU, by events. What a launch costs the host is hidden, below some 10 ms."""
-    flush = torch.zeros(64 << 20, dtype=torch.int32, device="cuda")
+    flush = torch.zeros(CACHE_WORDS, dtype=torch.int32, device="cuda")
     times = []
     for turn in range(rounds + 3):
         flush.sum()  # reading, because written lines would be put back during the measurement

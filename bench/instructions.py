@@ -26,7 +26,6 @@ from .contenders import BACKENDS, ELSEWHERE, EVERY, PLACES, Contender, Nothing, 
 from .contenders.base import Kind
 from .interleave import Spread
 from .models import Mlp
-from .plots import draw
 from .report import Result, Row, losses, machine, show, write_json
 from .training import Training, forward_of
 
@@ -212,6 +211,8 @@ def main() -> None:
     about = machine("cpu")
     show(Console(), result)
     write_json(arguments.out / f"{date.today()}-instructions.json", about, [result])
+    from .plots import draw  # whose library a GPU's machine lacks, which imports the above
+
     draw([result], arguments.out / f"{date.today()}-cpu", f"{about['device']}, torch {torch.__version__}, AVX2")
 
 

@@ -6,6 +6,7 @@ writes to them would run again. So these operators take the token of a run and f
 registered to have an effect, which keeps the compiler from removing, repeating or reordering them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,12 @@ _library.define(
 _library.define(
     "add_counts_with_effect(str token, Tensor values, int at, int every) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
 )
+_library.define(
+    "merge_vector_with_effect(str token, int[] at, Tensor[] values, int every, bool is_max, int finish, Tensor? scale) "
+    "-> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+finishes: list[Callable[..., torch.Tensor]] = []  # what makes numbers of the vectors of compiled code
 
 
 def _merge_scalars(
@@ -71,10 +78,29 @@ def _add_counts(token: str, values: torch.Tensor, at: int, every: int) -> None:
         buffers.change(buffers.add_counts, values, at, every, buffers.places.table)
 
 
+def _merge_vector(
+    token: str,
+    at: list[int],
+    values: list[torch.Tensor],
+    every: int,
+    is_max: bool,
+    finish: int,
+    scale: torch.Tensor | None,
+) -> None:
+    if (run := runs.get(token)) is None or run.buffers.clock.step % every:
+        return
+    buffers = run.buffers
+    table, columns = buffers.places.table.numpy(), buffers.scalars.current.shape[1]
+    slots = [int(table[place]) % columns if place >= 0 else columns for place in at]  # what has no column is left out
+    given = buffers.clock.rows, slots, values, is_max, finishes[finish], scale
+    buffers.change(buffers.plain.merge_vector, *given)
+
+
 for _name, _function in (
     ("merge_scalars_with_effect", _merge_scalars),
     ("histogram_with_effect", _histogram),
     ("add_counts_with_effect", _add_counts),
+    ("merge_vector_with_effect", _merge_vector),
 ):
     _library.impl(_name, _function, "CompositeExplicitAutograd")
     _library.impl(_name, lambda *_: None, "Meta")
@@ -83,3 +109,4 @@ for _name, _function in (
 add_counts_with_effect = torch.ops.d9d_tracker.add_counts_with_effect.default
 histogram_with_effect = torch.ops.d9d_tracker.histogram_with_effect.default
 merge_scalars_with_effect = torch.ops.d9d_tracker.merge_scalars_with_effect.default
+merge_vector_with_effect = torch.ops.d9d_tracker.merge_vector_with_effect.default

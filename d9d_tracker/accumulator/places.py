@@ -73,6 +73,7 @@ class Places:
         self.context: ContextItems = ()
         self._known: dict[ContextItems, dict[Series, int]] = {}  # their slots in each context of the run
         self._lock = threading.RLock()
+        scalars.replaced = histograms.replaced = self._withdraw
         is_gpu = device.type == GPU
         self._stream, self._written = (gpu.Stream(device), gpu.Event()) if is_gpu else (None, None)
 
@@ -165,7 +166,10 @@ class Places:
         """
         with self._lock:
             self.context = context
-            told = {series: self.slot(series, context) for series in (*self._series, *self._entries)}
+            all_series = dict.fromkeys((*self._series, *self._entries))
+            for series in all_series:
+                self.slot(series, context)
+            told = {series: self.slot(series, context) for series in all_series}  # one may have withdrawn another
             if told != self._told:
                 self._told = told
                 self._write_all()
@@ -181,6 +185,18 @@ class Places:
         if self._told.get(series) != slot:
             self._told[series] = slot
             self._write_one(series, slot)
+
+    def _withdraw(self, series: Series, slot: int) -> None:
+        """Have what was adopted and contradicts a series that is logged, in whose slot it is, mean nothing; say it."""
+        with self._lock:
+            for context, known in list(self._known.items()):
+                for other in [one for one, its in known.items() if its == slot and type(one) is type(series)]:
+                    if other.describe() != series.describe():
+                        name, how = label(series.name, series.context), series.describe()
+                        logger.error("what compiled code logs to %s is dropped from now on: it has %s here", name, how)
+                        known[other] = _NOWHERE
+                        if context == self.context:
+                            self._tell(other, _NOWHERE)
 
     def _slot_if_it_fits(self, series: Series, context: ContextItems) -> int:
         try:

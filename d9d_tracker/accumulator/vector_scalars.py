@@ -1,6 +1,8 @@
 """A vector of numbers of many series at once, in a number of launches that does not hang on how many they are."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -10,12 +12,16 @@ from d9d_tracker.series.registry import ContextItems, ScalarSeries
 from d9d_tracker_kernels import COUNT, MAX
 
 from .calls import Calls
+from .effects import finishes, merge_vector_with_effect
+from .regions import refuse_effect_here
 from .runs import Key
+from .slots import token_of
 
-Finish = Callable[[list[torch.Tensor], torch.Tensor | None], torch.Tensor]
+Finish = Callable[..., torch.Tensor]
 MakeSeries = Callable[[str, ContextItems], ScalarSeries]
 
 _makers: dict[str, MakeSeries] = {}
+_finishes: dict[str, Finish] = {}
 
 
 class VectorScalars:
@@ -25,18 +31,21 @@ class VectorScalars:
         run: The run.
         make: Returns the series of a key and a context. Its reduction is ``"mean"`` or ``"max"``.
         name: A name of this object, unique in the process.
+        finish: Makes the numbers, float64 of shape ``[keys]``, of what is known of the keys, the vectors and the scale,
+            both as float64.
     """
 
-    def __init__(self, run: Calls, make: MakeSeries, name: str):
+    def __init__(self, run: Calls, make: MakeSeries, name: str, finish: Finish):
         self._run = run
         self._make = make
         self._name = name
         self._slots: dict[tuple[ContextItems, tuple[str, ...]], torch.Tensor] = {}
-        _makers[name] = make
+        _makers[name], _finishes[name], self._finish = make, finish, finish
 
     def close(self) -> None:
         """Forget what makes the series; nothing is merged any more."""
         _makers.pop(self._name, None)
+        _finishes.pop(self._name, None)
 
     def merge(
         self,
@@ -44,7 +53,7 @@ class VectorScalars:
         vectors: list[torch.Tensor],
         context: dict[str, str] | None,
         every: int,
-        finish: Finish,
+        known: tuple[Any, ...],
         scale: torch.Tensor | None,
     ) -> None:
         """Merge one number into each of several series, on the device. May be traced and captured.
@@ -54,25 +63,34 @@ class VectorScalars:
             vectors: What the numbers are made of, a vector for each of their devices and dtypes.
             context: Tags for these values alone.
             every: Merge on steps of the run that are divisible by it.
-            finish: Makes the numbers, float64 of shape ``[len(keys)]``, of the vectors and the scale as float64.
+            known: Constants that ``finish`` takes besides.
             scale: Of one element, or None.
 
         Raises:
-            TrackerValueError: If it is traced or captured, and they are where only the device of the buffers may be.
+            TrackerValueError: If it is traced or captured, the buffers are on a GPU and a vector is not there; or if it
+                is traced in a region, on a device without a bank.
         """
         run = self._run
         bank, items = run.buffers.scalars, run._items("watch", context, "global")
         device = bank.current.device
-        if run.holds_places() and any(vector.device != device for vector in vectors):
+        if run.holds_places() and run.buffers.is_gpu and any(vector.device != device for vector in vectors):
             fail(TrackerValueError, f"norms on several devices, or on {vectors[0].device}, are of eager code alone")
         if not run.buffers.has_bank(vectors):
-            row = run.buffers.clock.rows
-            slots, is_max = self._find(keys, items), self._make(keys[0], items).reduce == "max"
-            run.buffers.change(run.buffers.plain.merge_vector, row, slots.tolist(), vectors, is_max, finish, scale)
+            if torch.compiler.is_compiling():
+                refuse_effect_here()
+                places, is_max = _places(run.key, self._name, tuple(keys), items), _is_max(self._name, keys[0])
+                finish = _finish_at(self._name, known)
+                merge_vector_with_effect(token_of(run.key), places, vectors, every, is_max, finish, scale)
+                return
+            slots, is_max = self._find(keys, items).tolist(), self._make(keys[0], items).reduce == "max"
+            given = run.buffers.clock.rows, slots, vectors, is_max, functools.partial(self._finish, *known), scale
+            run.buffers.change(run.buffers.plain.merge_vector, *given)
             return
         is_on = None if every == 1 else bank.step % every == 0
         wide = [vector.to(device, torch.float64, non_blocking=True) for vector in vectors]
-        values = finish(wide, None if scale is None else scale.to(device, torch.float64, non_blocking=True))
+        values = self._finish(
+            *known, wide, None if scale is None else scale.to(device, torch.float64, non_blocking=True)
+        )
         if run.holds_places():
             places = _places(run.key, self._name, tuple(keys), items)
             if min(places) < 0:  # none was left
@@ -150,3 +168,9 @@ def _places(key: Key, name: str, keys: tuple[str, ...], items: ContextItems) -> 
 @assume_constant_result
 def _is_max(name: str, key: str) -> bool:
     return _makers[name](key, ()).reduce == "max"
+
+
+@assume_constant_result
+def _finish_at(name: str, known: tuple[Any, ...]) -> int:
+    finishes.append(functools.partial(_finishes[name], *known))
+    return len(finishes) - 1

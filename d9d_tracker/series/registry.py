@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -61,6 +62,7 @@ class Registry(Generic[AnySeries]):
         capacity: How many slots there are.
         dropped: How many values had no slot in this run.
         other: The registry of the other kind of series, with which it shares the names.
+        replaced: Is told of a series that has got the slot of one that only might have been logged.
     """
 
     def __init__(self, capacity: int, capacity_field: str, method: str):
@@ -68,6 +70,7 @@ class Registry(Generic[AnySeries]):
         self.capacity = capacity
         self.dropped = 0
         self.other: Registry[Any] | None = None
+        self.replaced: Callable[[AnySeries, int], object] = lambda series, slot: None
         self._capacity_field = capacity_field
         self._method = method
         self._slots: dict[tuple[str, ContextItems], int] = {}
@@ -96,7 +99,9 @@ class Registry(Generic[AnySeries]):
                     self._unsure |= set() if is_sure or known < 0 else {key}
         if key in self._unsure:
             self._unsure -= {key} if is_sure else set()
-            self.series[known] = series
+            before, self.series[known] = self.series[known], series
+            if is_sure and before != series:
+                self.replaced(series, known)
         if known >= 0 and _is_part(series) and _is_part(self.series[known]):
             self.series[known] = series if self.series[known] == series else self.series[known]
         if known >= 0 and (self.series[known] != series or _is_part(self.series[known]) != _is_part(series)):

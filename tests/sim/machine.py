@@ -13,6 +13,7 @@ import itertools
 import random
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -321,6 +322,8 @@ class Machine:
             self._invalidate(graph, f"{what}: {_CAPTURING}")
         if self.sync_debug in ("error", 2) and threading.current_thread() is self._main:
             raise HiddenWaitError(what)
+        if self.sync_debug in ("warn", 1):
+            warnings.warn(f"called a synchronizing CUDA operation: {what}", stacklevel=2)
         self.waits.append(what)
         self.run_until(lambda: not self.queues.get(stream))
 

@@ -83,6 +83,12 @@ class CudaTensor(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # pyright: ignore[reportIncompatibleMethodOverride] untyped
         return dispatch(func, args, kwargs or {})
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        if id(self) not in memo:
+            made = self.detach().clone().requires_grad_(self.requires_grad)
+            memo[id(self)] = torch.nn.Parameter(made, self.requires_grad) if self._is_param else made
+        return memo[id(self)]
+
     def data_ptr(self) -> int:
         return self.hidden.data_ptr()
 

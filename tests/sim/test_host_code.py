@@ -7,6 +7,7 @@ import torch
 from sim.simulation import simulated
 
 from d9d_tracker import AccumulatorConfig
+from d9d_tracker.accumulator.arguments import check_number
 from d9d_tracker.accumulator.buffers import Buffers
 from d9d_tracker.accumulator.event_wait import wait_for
 from d9d_tracker_kernels import CELLS, HEADER, allocate, histogram_many_, launch
@@ -70,3 +71,12 @@ def test_a_window_arrives_while_a_graph_is_captured():
         with torch.cuda.graph(torch.cuda.CUDAGraph()), ThreadPoolExecutor(1) as collector:
             collector.submit(wait_for, event).result()
         assert event.query()
+
+
+def test_compiled_code_brings_a_value_of_the_host_to_the_device_without_a_wait(monkeypatch):
+    with simulated(0) as made:
+        value = torch.ones(()).pin_memory()
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        moved = check_number("loss", (), value, torch.device("cuda", 0))
+        assert moved.device == torch.device("cuda", 0)
+        assert made.waits == []

@@ -1,6 +1,5 @@
 """Norms of many tensors, on the device, in a number of launches that does not hang on how many they are."""
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ class Norms:
 
     def __init__(self, run: Calls, series: NormSeries):
         self._p = series.p
-        self._vector = VectorScalars(run, series.make, f"norms {next(_names)}")
+        self._vector = VectorScalars(run, series.make, f"norms {next(_names)}", _powers)
         self._copies: list[torch.Tensor] = []
 
     def close(self) -> None:
@@ -89,9 +88,9 @@ class Norms:
         order = [index for group in groups for index in group]
         vectors = [_norms([real[index] for index in group], self._p) for group in groups]
         keys = [keys[index] for index in order]
-        is_gradient = [key.startswith("gradients/") for key in keys]
-        finish = functools.partial(_powers, self._p, [ranks[index] for index in order], is_gradient)
-        self._vector.merge(keys, vectors, context, every, finish, scale)
+        is_gradient = tuple(key.startswith("gradients/") for key in keys)
+        known = self._p, tuple(ranks[index] for index in order), is_gradient
+        self._vector.merge(keys, vectors, context, every, known, scale)
 
 
 def _real(tensor: torch.Tensor, p: float) -> torch.Tensor:
@@ -123,7 +122,7 @@ def _norms(tensors: list[torch.Tensor], p: float) -> torch.Tensor:
 
 
 def _powers(
-    p: float, ranks: list[int], is_gradient: list[bool], vectors: list[torch.Tensor], scale: torch.Tensor | None
+    p: float, ranks: Sequence[int], is_gradient: Sequence[bool], vectors: list[torch.Tensor], scale: torch.Tensor | None
 ) -> torch.Tensor:
     """Return the p-th power of each norm, the norm itself for infinity, float64.
 

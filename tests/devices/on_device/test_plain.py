@@ -178,7 +178,11 @@ def test_what_is_logged_without_steps_is_merged_before_it_is_too_much(on, monkey
     same(*both(on, log))
 
 
-def train(run, name, wrap=lambda function: function, **watched):
+def as_it_is(function):
+    return function
+
+
+def train(run, name, wrap=as_it_is, of_step=as_it_is, **watched):
     torch.manual_seed(0)
     with torch.device("cpu"):
         model = nn.Sequential(nn.Linear(4, 60), nn.Tanh(), nn.Linear(60, 40)).to(torch.float32)
@@ -194,12 +198,12 @@ def train(run, name, wrap=lambda function: function, **watched):
         run.scalars({"first": outputs[0, 0], "number": 3}, reduce="sum")
         return loss
 
-    loss_of = wrap(loss_of)
+    loss_of, take_step = wrap(loss_of), of_step(optimizer.step)
     for step in range(6):
         run.set_step(step)
         optimizer.zero_grad()
         loss_of(torch.arange(40.0, device="cpu").view(10, 4).to(name) / 40 + step).backward()
-        optimizer.step()
+        take_step()
 
 
 def close(found, expected):
@@ -227,6 +231,18 @@ def test_compiled_code(on):
     expected = on("cpu", train)
     assert found.keys() == expected.keys()
     close(found, expected)
+
+
+@pytest.mark.parametrize("p", [2.0, 3.0, float("inf")])
+def test_norms_of_a_compiled_optimizer(on, p):
+    """Squares are made in float64, also in compiled code; and a step that is left out is a step of the run."""
+
+    def compiled(step):
+        return torch.compile(lambda: step(), backend="aot_eager")
+
+    for every in (1, 2):
+        found = on(plugin.NAME, lambda run, name: train(run, name, of_step=compiled, p=p, every=every))  # noqa: B023
+        close(found, on("cpu", lambda run, name: train(run, name, p=p, every=every)))  # noqa: B023
 
 
 def test_a_number_in_compiled_code_goes_the_same_way(on):
