@@ -207,7 +207,7 @@ def _write_description(database: sqlite3.Connection, description: dict[str, Any]
 _backlogs: "WeakSet[Backlog]" = WeakSet()
 
 
-def _let_go_in_child() -> None:
+def _forget_in_child() -> None:
     for backlog in _backlogs:
         if backlog._database is not None:
             # Closing the connection would delete the write-ahead log that the parent goes on with: it is never closed.
@@ -217,7 +217,7 @@ def _let_go_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _points_of_text(text: str) -> Points:

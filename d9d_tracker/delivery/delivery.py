@@ -79,8 +79,8 @@ class Delivery:
         self._down_since: float | None = None
         self._goes_without = False  # the training has stopped to wait for the opening
         self._is_over = False  # the backend refused to be opened, or was closed: nothing is delivered any more
-        self._closing = False
-        self._leaving = False
+        self._is_asked_to_close = False
+        self._is_closing = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name=f"d9d_tracker delivery {name}", daemon=True)
         self._thread.start()
@@ -157,7 +157,7 @@ class Delivery:
     def begin_close(self, error: BaseException | None = None) -> None:
         """Have the backend closed once everything is delivered, with what ended the run. Does not wait."""
         with self._changed:
-            self._closing, self._error = True, error
+            self._is_asked_to_close, self._error = True, error
             self._changed.notify_all()
 
     def close(self, timeout: float, error: BaseException | None = None) -> bool:
@@ -185,7 +185,7 @@ class Delivery:
                 kept = all(queued.kept for queued in windows)
                 fate = f"kept in {self.backlog.path} for the next process that resumes this run" if kept else "LOST"
                 logger.error("not delivered: %s; %s", in_words(windows), fate)
-        if self._leaving:
+        if self._is_closing:
             self._thread.join(timeout)
         if self._thread.is_alive():
             return False
@@ -223,7 +223,7 @@ class Delivery:
                 else:
                     pause = _FIRST_RETRY_SECONDS
         finally:
-            self._leave()
+            self._close_backend()
 
     def _fails_to_open(self, error: BaseException) -> bool:
         """Note a failure; return whether it is one of opening for the first time that trying again does not mend."""
@@ -250,7 +250,7 @@ class Delivery:
 
     def _lose_sink(self) -> None:
         """Have the backend opened again, and given the window that it lost from its beginning."""
-        self._owned.leave(self._error)
+        self._owned.close_to_reopen(self._error)
         with self._changed:
             if self._queue and isinstance(head := self._queue.head, Queued):
                 head.begin_again()
@@ -263,10 +263,10 @@ class Delivery:
                 return not self._owned.is_stopped
             if self._down_since is None:
                 self._changed.wait_for(lambda: self._queue or self._owned.is_stopped)
-            elif self._closing:
+            elif self._is_asked_to_close:
                 self._changed.wait_for(lambda: self._owned.is_stopped, min(pause, _CLOSING_RETRY_SECONDS))
             else:
-                self._changed.wait_for(lambda: self._closing or self._owned.is_stopped, pause)
+                self._changed.wait_for(lambda: self._is_asked_to_close or self._owned.is_stopped, pause)
             return not self._owned.is_stopped
 
     def _do_next(self, sink: Sink) -> None:
@@ -278,7 +278,7 @@ class Delivery:
                 points = item.points = self.backlog.get(item.number)
             self._owned.deliver(sink, item, points)
         elif item is not None and not item.cancelled() and not sink.takes(item.action, item.arguments):
-            self._owned.leave(self._error)  # and open it where the action is
+            self._owned.close_to_reopen(self._error)  # and open it where the action is
             return
         elif item is not None:
             self._owned.make_call(sink, item)
@@ -307,10 +307,10 @@ class Delivery:
             logger.warning(words, self.name, self.backlog.path, self._words())
         self._queue.keep()
 
-    def _leave(self) -> None:
+    def _close_backend(self) -> None:
         """Close the backend, as the last thing that the thread does."""
         with self._changed:
-            self._leaving = self._is_over = True
+            self._is_closing = self._is_over = True
             self._queue.keep()
             self._end_calls()
             self._changed.notify_all()

@@ -104,7 +104,7 @@ class OwnedSink:
                     if closing_error is not error:
                         logger.error("the backend failed to close: %r (%s)", closing_error, self._name)
 
-    def leave(self, error: BaseException | None) -> None:
+    def close_to_reopen(self, error: BaseException | None) -> None:
         """Close the run, to be opened anew."""
         self.close(error)
         self.sink = None

@@ -66,7 +66,7 @@ class Job:
 
     @classmethod
     def of(cls, config: AccumulatorConfig, group: Callable[[], Any] | None = None) -> "Job | None":
-        """Find this process's place in a group, of any backend, or in the job; None if it has a run of its own."""
+        """Find this process in a group, of any backend, or in the job; None if it has a run of its own."""
         if config.distributed != "auto" or not (dist.is_available() and dist.is_initialized()):
             return None
         given = dist.group.WORLD if group is None else group()

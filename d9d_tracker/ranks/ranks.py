@@ -90,8 +90,8 @@ class Ranks(ABC):
         return notes
 
     def _meet_in(self, generation: int, members: list[int], look: Callable[[], None]) -> None:
-        place = Board(self._board.store, f"gloo/{generation}").store
-        self._group = Group(place, members.index(self._rank), len(members), 2 * self._timeout + 60, look)
+        store = Board(self._board.store, f"gloo/{generation}").store
+        self._group = Group(store, members.index(self._rank), len(members), 2 * self._timeout + 60, look)
 
     def _drop_group(self) -> None:
         if self._group is not None:

@@ -50,7 +50,7 @@ class Writer:
                         raise EOFError
                 self._answer(*receive(self._connection))
         except (EOFError, OSError):
-            self._leave(ConnectionError("the training has ended without closing the run"))
+            self._close_run(ConnectionError("the training has ended without closing the run"))
 
     def say(self, **answer: Any) -> None:
         """Answer the training, if it is still there."""
@@ -123,9 +123,9 @@ class Writer:
         self._run.flush()
 
     def _close(self, _: Any, failure: dict[str, Any] | None) -> None:
-        self._leave(None if failure is None else to_error(failure))
+        self._close_run(None if failure is None else to_error(failure))
 
-    def _leave(self, error: BaseException | None) -> None:
+    def _close_run(self, error: BaseException | None) -> None:
         self._is_over = True
         self._stack.__exit__(None if error is None else type(error), error, None)
 

@@ -59,7 +59,7 @@ class ProcessSink(Sink):
         try:
             opened = self._ask({"call": "open", **order})
         except BaseException:
-            self._hang_up()
+            self._close_pipe()
             raise
         self._terminal = Terminal() if backend.shows_terminal else None
         backend.load_state_dict(opened["state"])
@@ -80,7 +80,7 @@ class ProcessSink(Sink):
         except SinkLostError:
             raise
         except BaseException:
-            self._leave_early()
+            self._close_early()
             raise
         refused = [Refusal(name, step, to_error(error)) for name, step, error in answer["refused"]]
         stopped = answer["stopped"]
@@ -115,14 +115,14 @@ class ProcessSink(Sink):
             try:
                 self._ask({"call": "close", "failure": None if error is None else from_error(error)})
             finally:
-                self._hang_up(_EXIT_SECONDS)
+                self._close_pipe(_EXIT_SECONDS)
 
-    def _leave_early(self) -> None:
+    def _close_early(self) -> None:
         """Have the writer close the backend once it is done, without waiting for it."""
         if self._connection is not None:
             with suppress(OSError):
                 send(self._connection, {"call": "close", "failure": None})
-        self._hang_up()
+        self._close_pipe()
 
     def _ask(self, request: dict[str, Any], points: Points | None = None) -> dict[str, Any]:
         return list(self._answers(request, points))[-1]
@@ -153,10 +153,10 @@ class ProcessSink(Sink):
         try:
             yield self._connection
         except (EOFError, OSError) as error:
-            self._hang_up(_EXIT_SECONDS)
+            self._close_pipe(_EXIT_SECONDS)
             raise SinkLostError(f"the writer of {name} has died (code={self._writer.returncode})") from error
 
-    def _hang_up(self, timeout: float = 0) -> None:
+    def _close_pipe(self, timeout: float = 0) -> None:
         if self._terminal is not None:
             self._terminal.close()
         if self._connection is not None:
