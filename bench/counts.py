@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from d9d_tracker.accumulator import buffers
+from d9d_tracker.bank import buffers
 
 from .contenders import EVERY, Contender, Nothing, others, ours, start
 from .models import Batch, Mlp

@@ -83,7 +83,7 @@ def _held() -> tuple[int, int]:
 
 
 def _bytes_per_slot(plan: Plan) -> str:
-    from d9d_tracker.accumulator.buffers import Buffers
+    from d9d_tracker.bank.buffers import Buffers
 
     config = AccumulatorConfig(device=plan.device, sync_every=EVERY)
     buffers = Buffers(config)

@@ -11,14 +11,7 @@ if TYPE_CHECKING:
     from .accumulator import AccumulatingRun, AccumulatingTracker
     from .backend import RecordRun, RecordTracker
     from .base import BaseTracker, BaseTrackerRun, RunConfig
-    from .config import (
-        AccumulatorConfig,
-        Binning,
-        ExponentialBinning,
-        IntegerBinning,
-        LinearBinning,
-        TrackerConfig,
-    )
+    from .config import AccumulatorConfig, Binning, ExponentialBinning, IntegerBinning, LinearBinning, TrackerConfig
     from .delivery.report import NonFinite, RunReport
     from .errors import TrackerError, TrackerTypeError, TrackerValueError
     from .factory import AnyTrackerConfig, register_backend, tracker_from_config

@@ -9,8 +9,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
 from torch.distributed.checkpoint.storage import StorageReader
 
+from d9d_tracker.pipeline.job_state import saved_ranks
+
 from .accumulator import AccumulatingTracker
-from .accumulator.job_state import saved_ranks
 
 
 def load(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
 
+from d9d_tracker.pipeline.nonfinite import Callback
+
 from .accumulator import AccumulatingTracker
-from .accumulator.nonfinite import Callback
 from .base import BaseTracker
 from .config import TrackerConfig
 from .provider.aim import AimConfig

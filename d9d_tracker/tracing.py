@@ -1,6 +1,6 @@
 """Private parts of torch that the tracker leans on, all of them: seen to hold on torch 2.11 to 2.15.
 
-Each has a test of its own in ``tests/compile/test_tracing.py``, which names what has changed when one breaks.
+Each has a test of its own in ``tests/compiled/test_tracing.py``, which names what has changed when one breaks.
 
 Nothing here imports Dynamo, which takes as long as torch itself, before something is traced.
 """

@@ -94,3 +94,25 @@ def recorded(tmp_path):
         return Recorded(**{**defaults, **config})
 
     return make
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Keyword arguments of a small accumulator."""
+    return {
+        "sync_every": 4,
+        "max_scalars": 8,
+        "max_histograms": 4,
+        "device": "cpu",
+        "flush_timeout": 10.0,
+        "backlog_dir": tmp_path / "backlog",
+    }
+
+
+@pytest.fixture
+def quick_retries(monkeypatch):
+    """Retries follow at once: the tests wait for events, not for clocks."""
+    from d9d_tracker.delivery import delivery
+
+    for pause in ("_FIRST_RETRY_SECONDS", "_LAST_RETRY_SECONDS", "_CLOSING_RETRY_SECONDS"):
+        monkeypatch.setattr(delivery, pause, 0.001)

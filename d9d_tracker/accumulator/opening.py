@@ -12,12 +12,11 @@ from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.delivery import OPEN_SECONDS, Delivery
+from d9d_tracker.pipeline.checkpoint import Snapshot
 from d9d_tracker.sink import Sink
 from d9d_tracker.writer.portable import is_portable
 from d9d_tracker.writer.predecessor import wait_for_predecessor
 from d9d_tracker.writer.process import ProcessSink
-
-from .checkpoint import Snapshot
 
 logger = logging.getLogger("d9d_tracker")
 

@@ -15,23 +15,22 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from d9d_tracker.bank.buffers import Buffers
+from d9d_tracker.calls.arguments import check_mapping, check_names, check_number
+from d9d_tracker.calls.histogram_calls import AccumulatingBinsHandle, HistogramCalls
+from d9d_tracker.calls.panel_calls import PanelCalls
+from d9d_tracker.calls.scalar_calls import AccumulatingScalarHandle, ScalarCalls
 from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.context import Contexts, as_context, as_items
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.hparams import plain_hparams
+from d9d_tracker.pipeline.pipeline import Pipeline
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker.tracing import run_as_it_is
+from d9d_tracker.watch.norm_series import Group
+from d9d_tracker.watch.settings import Settings
+from d9d_tracker.watch.watch import Watch
 from d9d_tracker.writer.portable import obstacle
-
-from .arguments import check_mapping, check_names, check_number
-from .buffers import Buffers
-from .histogram_calls import AccumulatingBinsHandle, HistogramCalls
-from .panel_calls import PanelCalls
-from .pipeline import Pipeline
-from .scalar_calls import AccumulatingScalarHandle, ScalarCalls
-from .watch.norm_series import Group
-from .watch.settings import Settings
-from .watch.watch import Watch
 
 logger = logging.getLogger("d9d_tracker")
 

@@ -15,25 +15,25 @@ from rich.console import Console
 from typing_extensions import override
 
 from d9d_tracker import at_exit
+from d9d_tracker.bank.buffers import Buffers
 from d9d_tracker.base import BaseTracker, RunConfig, check_properties
 from d9d_tracker.config import AccumulatorConfig, TrackerConfig
 from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.pipeline import checkpoint, job_state
+from d9d_tracker.pipeline.assembly import Assembly, State
+from d9d_tracker.pipeline.checkpoint import BackendState, Snapshot
+from d9d_tracker.pipeline.nonfinite import Callback, NonFiniteWatch
+from d9d_tracker.pipeline.pipeline import Pipeline
+from d9d_tracker.pipeline.summary import print_summary, words_of_end
 from d9d_tracker.ranks.job import Job, is_silenced, warn_of_a_job_unknown
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
+from d9d_tracker.windows.late import Late
 
-from . import checkpoint, job_state
-from .assembly import Assembly, State
-from .buffers import Buffers
-from .checkpoint import BackendState, Snapshot
-from .late import Late
-from .nonfinite import Callback, NonFiniteWatch
 from .opening import close_at_once, open_deliveries
-from .pipeline import Pipeline
 from .run import AccumulatingRun
-from .summary import print_summary, words_of_end
 
 logger = logging.getLogger("d9d_tracker")
 

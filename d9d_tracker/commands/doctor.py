@@ -11,10 +11,10 @@ from rich.text import Text
 from torch import nn
 
 from d9d_tracker.accumulator import AccumulatingRun, AccumulatingTracker
-from d9d_tracker.accumulator.devices import bank_of, device_of
 from d9d_tracker.base import RunConfig
 from d9d_tracker.check_step import StepReport, check_step
 from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.devices.devices import bank_of, device_of
 from d9d_tracker.testing import RecordingTracker
 
 _NOT_INSTALLED = "not installed"

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Self, cast
 from pydantic import TypeAdapter
 
 from d9d_tracker.accumulator import AccumulatingRun
-from d9d_tracker.accumulator.watch.watch import Watch
 from d9d_tracker.bare_run import BareRun
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.factory import AnyTrackerConfig, tracker_from_config
+from d9d_tracker.watch.watch import Watch
 
 from .framework_values import numbers_of, same
 

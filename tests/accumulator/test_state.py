@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from lives import Files, Recordings, content, program
 
 from d9d_tracker import RunConfig, TrackerValueError
-from d9d_tracker.accumulator import checkpoint
+from d9d_tracker.pipeline import checkpoint
 
 NAME = RunConfig(name="run")
 

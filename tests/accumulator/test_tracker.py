@@ -16,12 +16,12 @@ from lives import Files, Recordings, content, program
 
 from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig, TrackerValueError
 from d9d_tracker import testing as testing_module
-from d9d_tracker.accumulator import buffers as buffers_module
-from d9d_tracker.accumulator import pipeline as pipeline_module
 from d9d_tracker.accumulator import run as run_module
-from d9d_tracker.accumulator.assembly import Assembly
-from d9d_tracker.accumulator.pipeline import Pipeline
-from d9d_tracker.accumulator.window import Window
+from d9d_tracker.bank import buffers as buffers_module
+from d9d_tracker.bank.staging import Window
+from d9d_tracker.pipeline import pipeline as pipeline_module
+from d9d_tracker.pipeline.assembly import Assembly
+from d9d_tracker.pipeline.pipeline import Pipeline
 from d9d_tracker.testing import RecordingRun, RecordingTracker
 
 NAME = RunConfig(name="run")

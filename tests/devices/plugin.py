@@ -1,4 +1,4 @@
-"""``python -m pytest -p devices.plugin tests/accumulator``: tests with their tensors on a device without a bank.
+"""``python -m pytest -p devices.plugin tests/bank``: tests with their tensors on a device without a bank.
 
 That is the simulated one, or what the variable DEVICE names.
 """
@@ -12,7 +12,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
-from d9d_tracker.accumulator import buffers
+from d9d_tracker.bank import buffers
 
 from . import device
 
@@ -21,7 +21,7 @@ _OF_ANOTHER_BANK = (
     "test_captures.py",
     "test_devices.py",
     "test_host_scalars.py",
-    "test_window.py",
+    "test_staging.py",
     "under_its_lock",
     "windows_wait_this_way",
     "a_series_that_came_after_the_state",

@@ -17,18 +17,19 @@ from jobs import run_job
 
 TESTS = Path(__file__).parents[1]
 # And how many pass at least. Left out is what looks at the bank of the host or of CUDA itself; see plugin.py.
-SUITES = {"devices/on_device": 70, "accumulator": 190}
+ROOMS = "accumulator bank calls pipeline windows"
+SUITES = {"devices/on_device": 70, ROOMS: 190}
 METAL = "MPS", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional"
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="the simulated device is compiled by c++")
 
 
 @needs_compiler
-@pytest.mark.parametrize("suite", ["devices/on_device", pytest.param("accumulator", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suite", ["devices/on_device", pytest.param(ROOMS, marks=pytest.mark.slow)])
 def test_it_passes(suite):
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), str(TESTS.parent / "kernels")])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "devices.plugin"]
     done = subprocess.run(
-        [*command, "-m", "not gpu and not slow", f"tests/{suite}"],
+        [*command, "-m", "not gpu and not slow", *(f"tests/{folder}" for folder in suite.split())],
         cwd=TESTS.parent,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,

@@ -9,15 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from d9d_tracker import (
-    BaseTracker,
-    BaseTrackerRun,
-    Histogram,
-    IntegerBinning,
-    JsonlTrackerConfig,
-    RunConfig,
-    read,
-)
+from d9d_tracker import BaseTracker, BaseTrackerRun, Histogram, IntegerBinning, JsonlTrackerConfig, RunConfig, read
 from d9d_tracker.integrations.d9d import D9dLoopTracker, plug_in
 
 REAL = pytest.mark.skipif(

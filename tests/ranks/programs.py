@@ -21,7 +21,7 @@ from d9d_tracker import (
     distributed,
     tracker_from_config,
 )
-from d9d_tracker.accumulator import pipeline
+from d9d_tracker.pipeline import pipeline
 from d9d_tracker.ranks import job
 
 REDUCTIONS = ("mean", "sum", "min", "max", "last")

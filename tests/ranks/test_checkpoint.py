@@ -13,7 +13,7 @@ from programs import (
     skips_over_lives,
 )
 
-from d9d_tracker.accumulator.job_state import saved_ranks
+from d9d_tracker.pipeline.job_state import saved_ranks
 from d9d_tracker.provider.jsonl import read_run
 
 STEPS = 38

@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-from d9d_tracker.accumulator import event_wait
+from d9d_tracker.devices import event_wait
 from d9d_tracker_kernels import launch
 
 from . import machine as machines

@@ -13,9 +13,10 @@ from sim.simulation import simulated
 from sim.test_trainings import expected
 from sim.trainings import as_it_is, captured, on_side_streams, train
 
-from d9d_tracker.accumulator import buffers, places, scalars, window
-from d9d_tracker.accumulator.buffers import Buffers
-from d9d_tracker.accumulator.places import Places
+from d9d_tracker.bank import buffers, places, scalars
+from d9d_tracker.bank import staging as window
+from d9d_tracker.bank.buffers import Buffers
+from d9d_tracker.bank.places import Places
 from d9d_tracker_kernels import launch, ready_counts, scalar_kernels
 from d9d_tracker_kernels.device import gpu
 

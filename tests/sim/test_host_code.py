@@ -7,9 +7,9 @@ import torch
 from sim.simulation import simulated
 
 from d9d_tracker import AccumulatorConfig
-from d9d_tracker.accumulator.arguments import check_number
-from d9d_tracker.accumulator.buffers import Buffers
-from d9d_tracker.accumulator.event_wait import wait_for
+from d9d_tracker.bank.buffers import Buffers
+from d9d_tracker.calls.arguments import check_number
+from d9d_tracker.devices.event_wait import wait_for
 from d9d_tracker_kernels import CELLS, HEADER, allocate, histogram_many_, launch
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sim.simulation import library, machine, simulated
 
-from d9d_tracker.accumulator import event_wait
-from d9d_tracker.accumulator.event_wait import relaxed
+from d9d_tracker.devices import event_wait
+from d9d_tracker.devices.event_wait import relaxed
 
 
 def capture(work, **options):

@@ -8,8 +8,8 @@ from sim.machine import Event
 from sim.simulation import simulated
 from sim.trainings import opened, points
 
-from d9d_tracker.accumulator import checkpoint
 from d9d_tracker.panel import system, timers
+from d9d_tracker.pipeline import checkpoint
 from d9d_tracker_kernels import SUM
 
 SCHEDULES = 4

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from d9d_tracker.accumulator.watch.modules import layers, structure
+from d9d_tracker.watch.modules import layers, structure
 
 
 def model() -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from d9d_tracker.accumulator.watch.names import ParameterNames
+from d9d_tracker.watch.names import ParameterNames
 
 
 def model() -> nn.Module:

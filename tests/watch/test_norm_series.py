@@ -8,7 +8,7 @@ from norms_by_hand import norm, total
 from torch import nn
 
 from d9d_tracker import TrackerTypeError
-from d9d_tracker.accumulator.watch.norm_series import NormSeries, grouping
+from d9d_tracker.watch.norm_series import NormSeries, grouping
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import optimizer as optim
 
-from d9d_tracker.accumulator.watch import skipped_steps
+from d9d_tracker.watch import skipped_steps
 
 HOOKS = (optim._global_optimizer_pre_hooks, optim._global_optimizer_post_hooks, skipped_steps._hooks)
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from d9d_tracker.accumulator.watch import skipped_steps
+from d9d_tracker.watch import skipped_steps
 
 
 def train(run, losses):

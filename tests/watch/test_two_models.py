@@ -71,7 +71,7 @@ def test_a_watch_ends_for_that_of_a_model_in_the_place_of_one_that_is_gone(recor
 
 
 def test_a_watch_that_is_interrupted_leaves_nothing(recorded, monkeypatch):
-    from d9d_tracker.accumulator.watch.outputs import Outputs
+    from d9d_tracker.watch.outputs import Outputs
 
     tracker, model = recorded(), network()
     put = Outputs.register

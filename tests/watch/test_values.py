@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from d9d_tracker.accumulator.watch.values import named_tensors, numbers
+from d9d_tracker.watch.values import named_tensors, numbers
 
 DENSE = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from d9d_tracker import ExponentialBinning
-from d9d_tracker.accumulator.buffers import Buffers
-from d9d_tracker.accumulator.target import Target
+from d9d_tracker.bank.buffers import Buffers
+from d9d_tracker.bank.target import Target
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
 from d9d_tracker.windows.host_window import HostWindow

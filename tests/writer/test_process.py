@@ -16,14 +16,7 @@ import torch
 import troubled
 from pydantic import SecretStr
 
-from d9d_tracker import (
-    AccumulatorConfig,
-    RunConfig,
-    TrackerTypeError,
-    read,
-    register_backend,
-    tracker_from_config,
-)
+from d9d_tracker import AccumulatorConfig, RunConfig, TrackerTypeError, read, register_backend, tracker_from_config
 from d9d_tracker.testing import RecordingTracker
 
 register_backend(troubled.TroubledConfig, troubled.TroubledTracker)

@@ -10,7 +10,8 @@ from devices import device, plugin
 from torch import nn
 
 from d9d_tracker import ExponentialBinning, IntegerBinning, LinearBinning, TrackerValueError
-from d9d_tracker.accumulator import buffers, plain
+from d9d_tracker.bank import buffers
+from d9d_tracker.devices import plain
 
 BINNINGS = [
     ExponentialBinning(),

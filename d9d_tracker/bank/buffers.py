@@ -1,0 +1,459 @@
+"""The device side of a tracker: every buffer that logging touches, and the clock of its windows."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.devices.devices import device_of, has_bank
+from d9d_tracker.devices.event_ring import Elapsed
+from d9d_tracker.devices.plain import Parts, PlainBank
+from d9d_tracker.devices.sides import Sides, Streams
+from d9d_tracker.record import Record
+from d9d_tracker.series.reductions import VALUE_LANE, Reduction
+from d9d_tracker.series.registry import HistogramSeries, Registry, ScalarSeries
+from d9d_tracker.tracing import for_real, is_under_fake_mode, mark_static, modes_around
+from d9d_tracker.windows.clock import Clock, Now, make_clock
+from d9d_tracker.windows.host_window import HostWindow
+from d9d_tracker.windows.late import Late
+from d9d_tracker.windows.readings import Reading
+from d9d_tracker_kernels import CALLS, CELLS, HEADER, LANES, MOMENTS, allocate
+from d9d_tracker_kernels.device import GPU
+
+from .places import Places
+from .scalars import Number, ScalarBank
+from .staging import Staging, Window
+from .target import Target
+
+_Change = tuple[Callable[..., object], tuple[Any, ...]]
+
+
+class Buffers:
+    """All device state of a tracker. Its tensors keep their addresses for life.
+
+    Attributes:
+        device: Where the tensors are.
+        is_gpu: Whether that is a GPU.
+        is_plain: Whether ``accumulator.device`` has no bank of its own, so that the tensors are on the host.
+        host: What numbers of eager code are merged by, quickest; None if they go another way.
+        sides: Histograms of values on other devices than the tensors.
+        plain: What was logged on devices that have no bank, until the window ends.
+        scalars: Scalar state.
+        histograms: Histogram state: counts, moments and the kernels' scratch.
+        device_step: The current step for kernels to read, int64 of shape ``[1]``.
+        scalar_series: Slots of the scalar series.
+        histogram_series: Slots of the histogram series.
+        places: What compiled code holds of both.
+        resolution: Whether scalars have one point per ``"step"`` or per ``"window"``.
+        sync_every: Number of steps in a window.
+        now: Where the run stands: what ``clock`` has, as a plain tuple.
+        staging: Where windows lie on their way to the host.
+        outbox: Windows that were swapped and not yet taken over, oldest first.
+        readings: What instruments have read; it is appended to in C, so that it needs no lock.
+        is_awaited: Tells whether the next window is needed even if nothing was logged in it.
+
+    Whatever changes the bank in eager code holds one lock: several threads may log, and step, flush or close meanwhile.
+    """
+
+    def __init__(self, config: AccumulatorConfig):
+        values_on = device_of(config.device)
+        device = values_on if has_bank(values_on) else torch.device("cpu")
+        self.is_plain = values_on.type != device.type
+        self.resolution: Literal["step", "window"] = config.scalar_resolution
+        self.sync_every = config.sync_every
+        self._per_step = self.resolution == "step"
+        rows = config.sync_every if self._per_step else 1
+        # Tensors born in inference mode could never be written outside it.
+        with torch.inference_mode(False):
+            self.scalars = ScalarBank(rows, config.max_scalars, device)
+            self.histograms = allocate(config.max_histograms, device)
+            self.device_step = self.scalars.step
+            self.device = self.device_step.device
+            self.is_gpu = self.device.type == GPU
+            numbers = rows * LANES * config.max_scalars + config.max_histograms * (MOMENTS + HEADER + CELLS)
+            self.staging = Staging(numbers, self.device)
+        bank = self.histograms
+        for tensor in (bank.counts, bank.moments, bank.partials, bank.places, self.device_step):
+            mark_static(tensor)
+        self.scalar_series: Registry[ScalarSeries] = Registry(config.max_scalars, "max_scalars", "scalar")
+        self.histogram_series: Registry[HistogramSeries] = Registry(config.max_histograms, "max_histograms", "bins")
+        self.scalar_series.other, self.histogram_series.other = self.histogram_series, self.scalar_series
+        with torch.inference_mode(False):
+            self.places = Places(self.scalar_series, self.histogram_series, self.device)
+        self.now: Now = Clock(0, time.time(), 0, [], [])
+        self.outbox: deque[Window] = deque()
+        self._lock = threading.RLock()  # reentrant, because a signal handler may log while set_step holds it
+        self._is_held: Callable[[], bool] = self._lock._is_owned  # pyright: ignore[reportAttributeAccessIssue] as Condition does
+        self._changes: deque[_Change] = deque()
+        self._deferred: deque[_Change] = deque()
+        self._late = Late()
+        self.readings: deque[Reading] = deque()
+        self._steps = self.scalars.host or self.scalars
+        self.is_awaited: Callable[[], bool] = lambda: True
+        self._streams = Streams()
+        self.sides = Sides(config.max_histograms, self._streams)
+        self.plain = PlainBank(config.max_histograms)
+        self.host = None if self.is_plain else self.scalars.host
+
+    def start(self) -> None:
+        """Empty everything for a new run. The places that compiled code knows mean nothing until they are refilled."""
+        self.follow()
+        self._changes.clear()
+        self._deferred.clear()
+        self._late = Late()
+        self.readings.clear()
+        self.outbox.clear()
+        self.scalar_series.clear()
+        self.histogram_series.clear()
+        self.places.start()
+        self.scalars.reset()
+        self.histograms.reset_()
+        self.sides.reset(None)
+        self.plain.reset()
+        self.host = None if self.is_plain else self.scalars.host
+        self.now = Clock(0, time.time(), 0, [], [])
+        self.device_step.fill_(0)
+
+    def follow(self) -> None:
+        """Have this thread's stream wait for the one that changed the bank last, in eager code, if it is another."""
+        if self.is_gpu:
+            self._streams.follow(self.device)
+
+    @property
+    def clock(self) -> Clock:
+        """Where the run stands."""
+        return make_clock(self.now)
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether the window ends with the current step."""
+        return self.now[6] + 1 == self.sync_every
+
+    @property
+    def without_slot(self) -> int:
+        """How many values had no slot left in this run."""
+        return self.scalar_series.dropped + self.histogram_series.dropped
+
+    def change(self, change: Callable[..., object], *arguments: Any) -> None:
+        """Change the bank in eager code, at once.
+
+        What a signal handler or a finalizer logs while its own thread changes the bank is merged right after that:
+        between the two halves of a change it would be lost.
+
+        Args:
+            change: The change, exactly once.
+            *arguments: Its arguments.
+        """
+        if self._is_held():
+            self._deferred.append((change, arguments))
+            return
+        with self._lock:
+            if self._deferred:  # it came first
+                self._make_deferred()
+            self.follow()
+            change(*arguments)
+        while self._deferred:  # also what came as the lock was let go
+            with self._lock:
+                self._make_deferred()
+
+    def add_late(self, records: Sequence[Record], hparams: dict[str, Any]) -> None:
+        """Add what comes finished to the window: numbers of steps that have begun, and plain JSON hyperparameters."""
+        self.change(self._add_late, records, hparams)
+
+    def restore(self, clock: Clock, late: Late) -> None:
+        """Go on where a state was taken, once its values are back in the bank."""
+        self.now, self._late = clock, late
+        self.device_step.fill_(clock.step)
+
+    def has_bank(self, values: Iterable[Any]) -> bool:
+        """Tell whether numbers and tensors are merged by the bank's own operators; may be traced."""
+        if self.is_gpu:
+            return True
+        return not (self.is_plain or any(isinstance(value, torch.Tensor) and not value.is_cpu for value in values))
+
+    def merge(self, target: Target, values: list[Number], reduce: Reduction, weight: Number | None) -> None:
+        """Merge scalars, in eager code; see ``ScalarBank.write``. They may be on devices that have no bank."""
+        if self.has_bank((*values, weight)) and (self.is_gpu or self.host is not None):
+            self.scalars.write(target, values, reduce, weight)
+        else:
+            self.merge_plain(target, values, VALUE_LANE[reduce], weight)
+
+    def merge_plain(self, target: Target, values: Sequence[Number], lane: int, weight: Number | None) -> None:
+        """Merge scalars that are on devices without a bank, and what is logged beside them: order counts."""
+        self.host = None
+        slots = [int(slot) for slot in target.table.numpy()[target.at]]
+        self.plain.merge(self.clock.rows, slots, values, lane, 1.0 if weight is None else weight)
+        self.empty_plain()
+
+    def empty_plain(self) -> None:
+        """Merge what was kept of values on devices that have no bank, if that is much: training has not stepped."""
+        if self.plain.is_full:
+            rows = [*self.scalars.window.numpy()[: self.clock.rows], self.scalars.current.numpy()]
+            arrived = self.plain.copy_to_host()
+            self.plain.reset()
+            arrived.merge_into(Parts(rows, self.histograms.counts.numpy(), self.histograms.moments.numpy()))
+
+    def count(self, target: Target, populations: list[torch.Tensor], *parameters: Any) -> None:
+        """Count populations into histograms, by cadence and binning, see ``histogram_at``; may be traced."""
+        if torch.compiler.is_compiling() or all(values.device == self.device for values in populations):
+            self._count_here(target, populations, *parameters)
+            return
+        for device in dict.fromkeys(values.device for values in populations):
+            own = [index for index, values in enumerate(populations) if values.device == device]
+            part = Target([target.at[index] for index in own], target.table)
+            self._count_on(device, part, [populations[index] for index in own], *parameters)
+
+    def _count_on(
+        self, device: torch.device, target: Target, populations: list[torch.Tensor], every: int, *binning: Any
+    ) -> None:
+        step = self.clock.step
+        if device == self.device or step % every:
+            if device == self.device:
+                self._count_here(target, populations, every, *binning)
+        elif self.is_gpu:
+            self.sides.count(device, step, target.at, populations, binning)
+        else:
+            for place, values in zip(target.at, populations, strict=True):
+                slot = int(target.table[place])
+                if slot >= 0 and not self.plain.count(values, slot, step, binning):
+                    self._count_here(Target([place], target.table), [values.cpu()], 1, *binning)
+            self.empty_plain()
+
+    def _count_here(self, target: Target, populations: list[torch.Tensor], *parameters: Any) -> None:
+        bank, (at, table, _) = self.histograms, target
+        state = (bank.counts, bank.moments, bank.partials, table, self.device_step)
+        if len(at) == 1:
+            torch.ops.d9d_tracker.histogram_(populations[0], *state, at[0], *parameters)
+        else:
+            torch.ops.d9d_tracker.histogram_many_(populations, *state, at, *parameters)
+
+    def add_counts(self, values: torch.Tensor, at: int, every: int, table: torch.Tensor) -> None:
+        """Add counts, int of shape ``[n]``, to a histogram of integers, at its cadence; may be traced."""
+        bank = self.histograms
+        if values.device != self.device:
+            if self.clock.step % every:
+                return
+            if self.is_gpu:
+                self.sides.add_counts(values.device, self.clock.step, at, values)
+            elif (slot := int(table[at])) >= 0:
+                self.plain.add_counts(values, slot, self.clock.step)
+            return
+        torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, table, self.device_step, at, every)
+
+    def merge_histogram(self, row: int, counts: np.ndarray, moments: np.ndarray) -> None:
+        """Merge a finished histogram into a slot, in eager code, without a wait for the device."""
+        parts = [torch.from_numpy(part) for part in (counts, moments)]
+        if self.is_gpu:
+            parts = [part.pin_memory().to(self.device, non_blocking=True) for part in parts]
+        self.histograms.merge_(row, *parts, self.clock.step)
+
+    def advance(self, step: int) -> bool:
+        """End the current step and begin another; return whether a window with values is now in the outbox."""
+        with self._lock:
+            if self._changes or self._deferred:
+                self._finish()
+            now, slots = self.now, len(self.scalar_series.series)
+            _, _, first, filed, times, rows, passed, windows, copies = now
+            completes = passed + 1 == self.sync_every
+            files = self._per_step or completes
+            after = (step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies)
+            if not files:
+                self._finish(((self._begin, (after, 0)),))
+            elif not completes:
+                self._finish(((self._file_and_begin, (now, after, slots)),))
+            elif completes := not self._is_silent(rows, slots):
+                self._end_window(make_clock(after), slots, unfinished=None)
+            else:
+                self._finish(((self._begin, ((step, after[1], step, [], [], 0, 0, windows, copies), slots)),))
+        return completes
+
+    def _is_silent(self, rows: int, slots: int) -> bool:
+        """Whether nothing was logged in the window, as far as that is known without a wait, and nobody waits for it."""
+        if slots or self.histogram_series.series:
+            if self.host is None or self.host.has_values(rows, slots) or self.plain.is_used:
+                return False
+            if self.histograms.counts.numpy()[: len(self.histogram_series.series), CALLS].any():
+                return False
+        return not (self.readings or self._late or self.is_awaited())
+
+    def close_window(self, is_last: bool = False) -> None:
+        """End the window early, with the current step as far as it got. It is then in the outbox."""
+        with self._lock:
+            self._finish()
+            after = self.clock._replace(rows=self.clock.rows + 1)
+            self._end_window(after, len(self.scalar_series.series), None if is_last else after.step, is_last)
+
+    def _finish(self, changes: Sequence[_Change] = ()) -> None:
+        """Make changes, after those still due. An exception from a signal handler finds none or all of them made.
+
+        SIGINT and SIGTERM may raise between any two lines of ``advance``, and what is then sent on the way out must
+        hold the step once. That is why all changes become due in one call, every one of them may be made twice, and
+        none is forgotten before it was made.
+
+        Args:
+            changes: Functions and their arguments, in this order.
+        """
+        if modes_around() and is_under_fake_mode():
+            with for_real():
+                self._finish(changes)
+                return
+        if self.is_gpu:
+            self.follow()
+        due = self._changes
+        try:
+            due.extend(changes)
+            while due:
+                change, arguments = due[0]
+                change(*arguments)
+                due.popleft()
+        except BaseException:
+            self._make_changes()
+            raise
+        if self._deferred:
+            self._make_deferred()
+
+    def snapshot(self, timeout: float) -> tuple[Clock, HostWindow, Late]:
+        """Copy what has not left the device to the host.
+
+        Args:
+            timeout: Seconds to wait for the device, at most.
+
+        Returns:
+            Where the run stands; the filed rows and, as the last row, the current step; and what came finished.
+
+        Raises:
+            RuntimeError: If the device does not answer, or has failed.
+        """
+        with self._lock:
+            self._finish()
+            clock, scalars, histograms = self.clock, self.scalar_series.series[:], self.histogram_series.series[:]
+            late = Late(self._late.records[:], dict(self._late.hparams))
+            readings = list(self.readings)
+            rows = self.scalars.window[: clock.rows, :, : len(scalars)], self.scalars.current[:, : len(scalars)]
+            moments, counts = self._histograms(len(histograms))
+            host, ready = self.staging.copy((*rows, moments, counts.view(torch.float64)))
+            arrived = self.plain.copy_to_host()
+            self._make_deferred()
+        deadline = time.monotonic() + timeout
+        awaited = [value.is_there for *_, values in readings for value in values if isinstance(value, Elapsed)]
+        for is_there in [*([] if ready is None else [ready.query]), *awaited]:
+            while not is_there():
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"the device has not answered for {timeout:g} s")
+                time.sleep(1e-3)
+        steps, times = [*clock.filed[: clock.rows], clock.step], [*clock.times[: clock.rows], clock.began]
+        window = Window(
+            0, steps, times, host, None, None, scalars, histograms, Late(readings=readings), arrived=arrived
+        )
+        copied = window.wait().copy()
+        self.staging.give_back(host)
+        return clock, copied, late
+
+    def _add_late(self, records: Sequence[Record], hparams: dict[str, Any]) -> None:
+        self._late.add(records, hparams)
+
+    def _make_deferred(self) -> None:
+        while self._deferred:
+            change, arguments = self._deferred.popleft()
+            change(*arguments)
+
+    def _make_changes(self) -> None:
+        while self._changes:
+            change, arguments = self._changes[0]
+            change(*arguments)
+            self._changes.popleft()
+
+    def _file(self, clock: Clock, slots: int) -> None:
+        """Put the current step away as the next row of the window."""
+        self._steps.file(clock.rows, slots)
+        clock.times[clock.rows :] = (clock.began,)
+        clock.filed[clock.rows :] = (clock.step,)
+
+    def _file_and_begin(self, before: Now, after: Now, slots: int) -> None:
+        """Do both, as most steps end: one change is cheaper than two. What has been filed may be gone by now."""
+        step, began, _, filed, times, row, _, _, _ = before
+        if len(filed) == row:
+            self._steps.file(row, slots)
+            if len(times) == row:
+                times.append(began)
+            filed.append(step)
+        self._begin(after, slots)
+
+    def _begin(self, after: Now, slots: int) -> None:
+        self._steps.begin(slots, after[0])
+        self.now = after
+
+    def _end_window(self, after: Clock, slots: int, unfinished: int | None, is_last: bool = False) -> None:
+        """Send the window off with the current step, and begin the next one at the step of ``after``."""
+        scalars, histograms = self.scalar_series.series[:], self.histogram_series.series[:]
+        step, began, *_, windows, copies = after
+        self._finish(
+            (
+                (self._file, (self.clock, slots)),
+                (self._send, (after, unfinished, is_last, scalars, histograms)),
+                (self._reset, (len(histograms),)),
+                (self._begin, ((step, began, step, [], [], 0, 0, windows + 1, copies + 1), slots)),
+            )
+        )
+
+    def _send(
+        self,
+        clock: Clock,
+        unfinished: int | None,
+        is_last: bool,
+        scalars: list[ScalarSeries],
+        histograms: list[HistogramSeries],
+    ) -> None:
+        if self.outbox and self.outbox[-1].index == clock.windows:
+            if self.outbox[-1].late is self._late:
+                self._late = Late()
+            return
+        host, ready, arrived, error = None, None, None, None
+        # In C as well, so that a signal handler that raises loses none.
+        self._late.readings.extend(map(deque.popleft, repeat(self.readings, len(self.readings))))
+        try:
+            arrived = self.plain.copy_to_host()
+            lanes = self.scalars.window[: clock.rows, :, : len(scalars)]
+            host, ready = copy_to_host(lanes, *self._histograms(len(histograms)), self.staging)
+        except Exception as failure:  # out of memory, for one: the window is lost, and training goes on
+            error = failure
+        steps, times = list(clock.filed[: clock.rows]), list(clock.times[: clock.rows])
+        self.outbox.append(
+            Window(
+                clock.windows,
+                steps,
+                times,
+                host,
+                ready,
+                unfinished,
+                scalars,
+                histograms,
+                late=self._late,
+                is_last=is_last,
+                error=error,
+                arrived=arrived,
+            )
+        )
+        self._late = Late()
+
+    def _histograms(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the moments of the first series and their counts, of all devices, as ``copy_to_host`` takes them."""
+        return self.sides.joined(self.histograms.moments[:rows], self.histograms.counts[:rows])
+
+    def _reset(self, rows: int) -> None:
+        self.histograms.reset_(rows)
+        self.sides.reset(rows)
+        self.plain.reset()
+
+
+def copy_to_host(
+    lanes: torch.Tensor, moments: torch.Tensor, counts: torch.Tensor, staging: Staging
+) -> tuple[torch.Tensor, torch.Event | None]:
+    """Start the one copy of a window; see ``Staging.copy``."""
+    return staging.copy((lanes, moments, counts.view(torch.float64)))

@@ -1,0 +1,274 @@
+"""What can be logged, and what is refused: the same in eager code and under trace.
+
+Code under trace cannot format everything (a symbolic shape, an exception), so the messages are made of constants.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from numbers import Real
+
+import numpy as np
+import torch
+
+from d9d_tracker.bank.placement import is_distributed, local_scalar, local_share
+from d9d_tracker.bank.scalars import Number
+from d9d_tracker.bank.typed_tensors import typed_scalar, typed_share
+from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
+from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.series.reductions import Reduction
+from d9d_tracker.series.registry import ContextItems, Named, label
+from d9d_tracker.tracing import hangs_on_data
+from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
+from d9d_tracker_kernels.device import GPU, gpu
+
+logger = logging.getLogger("d9d_tracker")
+
+_NO_NUMBERS = (str, bytes, dict, list, tuple, set)
+_left_out: set[str] = set()
+
+
+def check_names(names: Sequence[object]) -> None:
+    """Refuse names that are not text.
+
+    Args:
+        names: Names of series.
+
+    Raises:
+        TrackerTypeError: If one is not a str.
+        TrackerValueError: If one is empty.
+    """
+    for name in names:
+        if not isinstance(name, str):
+            fail(TrackerTypeError, f"the name of a series is a str, not {type(name).__name__}; the name comes first")
+        if not name:
+            fail(TrackerValueError, "series '': the name is empty; give the series a name")
+
+
+def check_mapping(method: str, values: object) -> None:
+    """Refuse what has no names.
+
+    Args:
+        method: The method that was called.
+        values: What was given as names and values.
+
+    Raises:
+        TrackerTypeError: If it is no mapping.
+    """
+    if not isinstance(values, Mapping):
+        fail(TrackerTypeError, f"{method} takes a mapping of names to values, not {type(values).__name__}")
+
+
+def numbers_among(names: Sequence[object], values: Sequence[object]) -> list[int]:
+    """Return which values of a mapping are not None, text or a collection; the others are named once.
+
+    Args:
+        names: Names of series.
+        values: As many values.
+    """
+    used: list[int] = []
+    for index, value in enumerate(values):
+        # A tensor is told first: compiled code guards on all that is asked, at each call.
+        if not isinstance(value, torch.Tensor) and (value is None or isinstance(value, _NO_NUMBERS)):
+            _say_left_out(str(names[index]), type(value).__name__)
+        else:
+            used.append(index)
+    return used
+
+
+@assume_constant_result
+def _say_left_out(name: str, kind: str) -> None:
+    if name not in _left_out:
+        _left_out.add(name)
+        logger.warning("scalars: %r is left out, now and later: it is a %s, not a number", name, kind)
+
+
+def check_number(
+    name: str | Named, items: ContextItems, value: object, device: torch.device, reduce: Reduction = "mean"
+) -> Number:
+    """Return a value as a number that can be merged on a device.
+
+    Args:
+        name: Name of the series, or its handle.
+        items: Its context.
+        value: What was given.
+        device: Where it will be merged.
+        reduce: The reduction of the series.
+
+    Returns:
+        A Python number, or a tensor of one element: on the device, or, if that is the host, on one without a bank.
+
+    Raises:
+        TrackerTypeError: If it is neither a real number nor a real tensor.
+        TrackerValueError: If it is a tensor that has not exactly one element, or lies where it cannot be read.
+    """
+    if isinstance(value, torch.Tensor):
+        return _check_element(name, items, value, device, reduce)
+    if isinstance(value, bool | int | float):
+        return value if torch.compiler.is_compiling() else _check_size(name, items, value, device)
+    if isinstance(value, np.ndarray):  # to Dynamo, all of NumPy's numbers are arrays
+        if not torch.compiler.is_compiling() and value.dtype.kind not in "biufc":
+            fail(TrackerTypeError, f"{label(name, items)}: a NumPy array of {value.dtype} holds no number")
+        return _check_element(name, items, torch.as_tensor(value), device, reduce)
+    if not torch.compiler.is_compiling() and isinstance(value, Real | np.bool_):
+        return float(value)
+    received = _describe(value) + ("; pass float(...)" if isinstance(value, str) else "")
+    fail(TrackerTypeError, f"{label(name, items)}: a scalar is a number or a tensor of one element, not {received}")
+
+
+def _check_size(name: str | Named, items: ContextItems, value: float, device: torch.device) -> float:
+    if device.type == GPU and gpu.is_current_stream_capturing():
+        fail(
+            TrackerValueError,
+            f"{label(name, items)}: the value is a Python number, which every replay of the CUDA graph that is being "
+            f"captured would log again as it is now; pass a tensor on {device}, or log it outside of the capture",
+        )
+    try:
+        return float(value)
+    except OverflowError:
+        fail(TrackerValueError, f"{label(name, items)}: an int of this size does not fit into float64; log its log")
+
+
+def _check_element(
+    name: str | Named, items: ContextItems, value: torch.Tensor, device: torch.device, reduce: Reduction
+) -> Number:
+    if value.numel() != 1:
+        shape = f"{value.dim()} dimensions" if torch.compiler.is_compiling() else f"shape {tuple(value.shape)}"
+        fail(
+            TrackerValueError,
+            f"{label(name, items)}: a scalar has one element, not {shape}; reduce it first, with .mean() for example, "
+            "or log its distribution with bins",
+        )
+    if value.is_complex():
+        fail(TrackerTypeError, f"{label(name, items)}: {value.dtype} is not real; log .abs() or its parts")
+    if is_distributed(value):
+        try:
+            value = local_scalar(value, reduce)
+        except TypeError:
+            fail(
+                TrackerTypeError,
+                f"{label(name, items)}: with reduce={reduce!r}, ranks cannot make a whole of this distributed scalar "
+                "when their windows meet; bring it together first with .full_tensor(), on every rank of the mesh",
+            )
+    elif not torch.compiler.is_compiling():  # where no tensor has such a type
+        try:
+            value = typed_scalar(value, reduce)
+        except TypeError:
+            fail(
+                TrackerTypeError,
+                f"{label(name, items)}: with reduce={reduce!r}, ranks cannot make a whole of this part of a sum; "
+                "all_reduce it first, on every rank of the axis",
+            )
+    if value.device == device:
+        return value
+    if value.device.type == "meta":
+        fail(
+            TrackerValueError, f"{label(name, items)}: a tensor on {value.device} has no value; log what it stands for"
+        )
+    if torch.compiler.is_compiling():
+        return value.to(device, non_blocking=True) if device.type == GPU else value
+    if GPU in (device.type, value.device.type) and gpu.is_current_stream_capturing():
+        where = "the CPU" if value.is_cpu else value.device
+        fail(
+            TrackerValueError,
+            f"{label(name, items)}: the value is on {where}, where a replay of the CUDA graph that is being "
+            f"captured would not read it again; move it to {device} first, or log it outside of the capture",
+        )
+    if value.device.type == GPU == device.type:
+        return value.to(device, non_blocking=True)
+    if device.type == GPU or value.device.type == "cpu":
+        return float(value.item())
+    return value
+
+
+def check_population(
+    name: str | Named, items: ContextItems, values: object, device: torch.device
+) -> tuple[torch.Tensor, bool]:
+    """Return the part of a population that can be counted on a device, and whether this process counts it.
+
+    Args:
+        name: Name of the series, or its handle.
+        items: Its context.
+        values: What was given.
+        device: Where it will be counted.
+
+    Raises:
+        TrackerTypeError: If it is not a tensor, or one that cannot be binned (complex, quantized, sparse, partial).
+        TrackerValueError: If it lies where it cannot be counted.
+    """
+    if not isinstance(values, torch.Tensor):
+        kind = type(values).__name__
+        fail(TrackerTypeError, f"{label(name, items)}: bins takes a tensor, not {kind}; pass torch.as_tensor(...)")
+    if is_distributed(values):
+        try:
+            values, counts = local_share(values)
+        except TypeError:
+            fail(
+                TrackerTypeError,
+                f"{label(name, items)}: the values are partial, they exist only after a reduction across ranks; reduce "
+                "them first, with .redistribute(placements=[Replicate()]), on every rank of the mesh",
+            )
+    else:
+        try:
+            counts = typed_share(values)
+        except TypeError:
+            fail(
+                TrackerTypeError,
+                f"{label(name, items)}: the values are parts of a sum, they exist only after a reduction across ranks; "
+                "all_reduce them first, on every rank of the axis",
+            )
+    # Dynamo has no sparse tensors, and lets nobody ask for a layout in a gradient hook.
+    if not torch.compiler.is_compiling() and (values.layout != torch.strided or values.is_nested):
+        kind = "a nested tensor" if values.is_nested else f"a tensor of layout {values.layout}"
+        fail(TrackerTypeError, f"{label(name, items)}: cannot bin {kind}; pass {dense_move(values)}")
+    if values.dtype not in SUPPORTED_DTYPES:
+        move = "log .abs() or its parts" if values.is_complex() else "convert it to a dtype that holds its values"
+        move = "pass dequantize()" if values.is_quantized else move
+        fail(TrackerTypeError, f"{label(name, items)}: cannot bin values of {values.dtype}; {move}")
+    if values.device != device and _refuses(values.device, device):
+        fail(
+            TrackerValueError,
+            f"{label(name, items)}: the values are on {values.device}, and what runs again without Python counts on "
+            f"{device} alone; move them there, or log them in eager code",
+        )
+    return values, counts
+
+
+def _refuses(device: torch.device, bank: torch.device) -> bool:
+    if device.type == "meta" or GPU not in (device.type, bank.type):
+        return device.type == "meta"
+    return bank.type == GPU if torch.compiler.is_compiling() else gpu.is_current_stream_capturing()
+
+
+def check_counts(name: str, items: ContextItems, values: object, device: torch.device) -> tuple[torch.Tensor, bool]:
+    """Return a vector of counts as it lies on a device, and whether this process adds it.
+
+    Args:
+        name: Name of the series.
+        items: Its context.
+        values: What was given.
+        device: Where it will be added.
+
+    Raises:
+        TrackerTypeError: If it is no tensor of integers, or one that is split or partial.
+        TrackerValueError: If it is not a vector, or lies where it cannot be counted.
+    """
+    # What is neither is a shard, in one of several ways that do not all say so.
+    if is_distributed(values) and not all(one.is_replicate() or one.is_partial() for one in values.placements):
+        fail(TrackerTypeError, f"{label(name, items)}: the counts are split across ranks; pass .full_tensor()")
+    vector, counts = check_population(name, items, values, device)
+    if vector.dtype.is_floating_point or vector.dtype == torch.bool:
+        fail(TrackerTypeError, f"{label(name, items)}: counts are integers, not {vector.dtype}; pass .to(torch.int64)")
+    if vector.dim() != 1:
+        fail(TrackerValueError, f"{label(name, items)}: counts are a vector, not {vector.dim()}-d; log rows apart")
+    if torch.compiler.is_compiling() and hangs_on_data(vector.shape[0]):
+        fail(
+            TrackerValueError,
+            f"{label(name, items)}: how many counts there are hangs on the data, and compiled code has to know; count "
+            "into a tensor of fixed length, with torch.zeros(n).scatter_add(...) for example",
+        )
+    return vector, counts
+
+
+def _describe(value: object) -> str:
+    kind = type(value).__name__
+    return f"{value!r} of type {kind}" if isinstance(value, str | int | float) else kind

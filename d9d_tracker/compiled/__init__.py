@@ -1,0 +1,1 @@
+"""What code that is traced has in place of the run, and where it may log."""

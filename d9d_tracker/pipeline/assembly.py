@@ -1,0 +1,279 @@
+"""Windows become points: with what was written of their first step, what other ranks say, and what came late."""
+
+import functools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from d9d_tracker.bank.staging import Window
+from d9d_tracker.delivery.report import RunReport
+from d9d_tracker.points import Points
+from d9d_tracker.ranks.ranks import Ranks
+from d9d_tracker.record import Record
+from d9d_tracker.windows.host_window import HostWindow, Tail, joined
+from d9d_tracker.windows.late import Late
+from d9d_tracker.windows.moving import Logged, Moving
+from d9d_tracker.windows.promises import Promises
+from d9d_tracker.windows.spread import completed, expand, merge_expanded, of_spread
+from d9d_tracker.windows.totals import Counted, Totals
+from d9d_tracker.windows.window_points import points
+from d9d_tracker_kernels import COUNT
+
+from .nonfinite import NonFiniteWatch
+
+logger = logging.getLogger("d9d_tracker")
+
+_RECENT = 2  # windows that a rank saves though rank 0 has them, which may have saved its state before
+
+
+@dataclass(frozen=True)
+class State:
+    """What a state holds of what has left the device.
+
+    Attributes:
+        tail: What was written for the last, unfinished step.
+        late: What waits for its step to be reached, by other ranks too.
+        expanded: What other ranks of an earlier life logged to series of ``scope="spread"``, if anything.
+        moving: What is on its way to rank 0, or held back there.
+        totals: The running totals that were delivered.
+    """
+
+    tail: Tail | None = None
+    late: Late = field(default_factory=Late)
+    expanded: HostWindow | None = None
+    moving: Moving = field(default_factory=Moving)
+    totals: Counted = field(default_factory=dict)
+
+
+class Finished(NamedTuple):
+    """What the backends get of a window.
+
+    Attributes:
+        points: Its points.
+        first: The first step that it writes and no earlier window does.
+        unfinished: The step that has not ended, if any.
+    """
+
+    points: Points
+    first: int
+    unfinished: int | None
+
+
+class Assembly:
+    """Makes points of windows, one after the other, on the thread of the pipeline.
+
+    Args:
+        rank: This process among those that share the run.
+        ranks: The others; None if there are none.
+        nonfinite: Finds and tells what is not finite.
+        report: Counts windows that are lost.
+        left: What an earlier life of the run has left.
+        has_one_row: Whether a window holds one row for all of its steps.
+
+    Attributes:
+        rank: This process among those that share the run.
+        ranks: The others; None if there are none.
+        promises: What watches have promised.
+        has_merged: Whether some point of a scalar series is made of several values.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        ranks: Ranks | None,
+        nonfinite: NonFiniteWatch,
+        report: RunReport,
+        left: State,
+        has_one_row: bool,
+    ):
+        self.rank = rank
+        self.ranks = ranks
+        self.promises = Promises()
+        self.has_merged = False
+        self._nonfinite = nonfinite
+        self._report = report
+        self._has_one_row = has_one_row
+        self._newest = -1
+        self._tail = left.tail
+        self._late = Late()
+        self._expanded = left.expanded
+        self._earlier = left.moving.merged(left.moving.taken)
+        self._unwritten = left.moving.unwritten
+        self._recent: tuple[Logged, ...] = ()
+        self._totals = Totals(left.totals)
+        if ranks is not None:
+            report.missing = ranks.missing
+            ranks.written = self._unwritten - 1
+        self._note_state()
+
+    def resumed(self) -> Finished | None:
+        """Return what was taken back of the unfinished step as the run was opened again, to be written again."""
+        tail = self._tail
+        if tail is None:
+            return None
+        return Finished(points(of_spread(tail.as_window(), False)).replaced(tail.late), tail.step, tail.step)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing of before, and nobody else, is to be merged with the next window."""
+        return self.ranks is None and self._tail is None and self._expanded is None and self._earlier is None
+
+    @property
+    def awaits_one(self) -> bool:
+        """Whether something waits for the next window, even if nothing was logged in it."""
+        return not self.is_plain or bool(self._late)
+
+    def groups(self, windows: Iterable[Window]) -> Iterator[list[Window]]:
+        """Yield those that can be taken together, in order; each is to be taken before the next is asked for."""
+        group: list[Window] = []
+        for window in windows:
+            before = group[-1] if group else None
+            if window.index <= (self._newest if before is None else before.index):
+                continue  # put twice, because a signal handler raised in between
+            if before is not None:
+                is_more = window.scalars[: len(before.scalars)] == before.scalars
+                if not (self.is_plain and is_more and before.unfinished is None):
+                    yield group
+                    group = []
+            group.append(window)
+        if group:
+            yield group
+
+    def take(self, windows: Sequence[Window]) -> Finished | None:
+        """Return the points of windows that ``groups`` put together; None if the ranks are not merged any more."""
+        window = windows[-1]
+        self._newest = window.index
+        parts = [self._read(one) for one in windows]
+        host = joined(parts) if len(parts) > 1 else parts[0]
+        self.has_merged = self.has_merged or bool((host.lanes[:, COUNT] > 1).any())
+        for part in parts:
+            self.promises.look(part)
+        logged = completed(host, self._tail)
+        expanded = self._with_earlier(expand(logged, self.rank), window.unfinished)
+        self._nonfinite.look(expanded, parts)
+        for one in windows:
+            self._late.add(one.late.records, one.late.hparams)
+        merged = self._merge(expanded, window)
+        finished, late = None, []
+        if merged is not None:
+            merged = self._totals.added_to(merged.since(self._unwritten))
+            finished, late = self._finish_window(merged, window.unfinished)
+        self._tail = None if window.unfinished is None else self._tail_of(merged, logged, late)
+        if self.rank > 0:
+            self._recent = (*self._recent, Logged(self.rank, window.index, logged.copy()))[-_RECENT:]
+        self._note_state()
+        return finished
+
+    def _read(self, window: Window) -> HostWindow:
+        try:
+            return window.wait()
+        except Exception as error:
+            self._report.unread += 1
+            logger.error("window %d (steps %s) is lost: %r", window.index, window.steps, error)
+            return window.without_values()  # the other ranks wait for this one's part
+
+    def finish(self) -> Iterator[Finished]:
+        """Yield what other ranks log until all have left, and what waits for a step that the run has not reached."""
+        if self.ranks is not None:
+            try:
+                for host in self.ranks.finish():
+                    self._hear(self.ranks)
+                    yield self._finish_window(self._totals.added_to(host.since(self._unwritten)), None)[0]
+            finally:
+                self.ranks.close()
+        if self._late:
+            last = max((record.step for record in self._late.records), default=0)
+            yield Finished(self._late.points(), last, None)
+
+    def state(self, pending: Sequence[Window]) -> State:
+        """Return what a state has to hold, with windows that may not be taken yet; not while windows are swapped."""
+        index, reached = self._reached
+        windows, late = list(reached.moving.windows), Late(reached.late.records[:], dict(reached.late.hparams))
+        tail = reached.tail  # which the first of them completes
+        for window in {window.index: window for window in pending}.values():
+            if window.index > index and window.packed is not None:
+                windows.append(Logged(self.rank, window.index, completed(window.wait().copy(), tail)))
+                late.add(window.late.records, window.late.hparams)
+                tail = None
+        return replace(reached, late=late, moving=replace(reached.moving, windows=windows))
+
+    def _note_state(self) -> None:
+        """Note how far the thread has come, at once, for whoever takes a state meanwhile."""
+        late = Late(self._late.records[:], dict(self._late.hparams))
+        held, taken = (None, {}) if self.ranks is None else (self.ranks.held, self.ranks.taken)
+        rows = [one for one in (self._earlier, held) if one is not None]
+        unwritten = self._unwritten if self.ranks is None else self.ranks.written + 1
+        if self._tail is not None:  # more is to come for a step that was written
+            unwritten = min(unwritten, self._tail.step)
+        kept = functools.reduce(merge_expanded, rows) if rows else None
+        moving = Moving(list(self._recent), kept, dict(taken), unwritten)
+        self._reached = self._newest, State(self._tail, late, self._expanded, moving, self._totals.counted)
+
+    def _with_earlier(self, host: HostWindow, unfinished: int | None) -> HostWindow:
+        """Add what other ranks of an earlier life logged for a window, and keep it for a step that goes on."""
+        if self._expanded is not None:
+            expanded = replace(self._expanded, steps=host.steps) if self._has_one_row else self._expanded
+            rest = None if unfinished is None else expanded.since(unfinished)
+            self._expanded = rest if rest is not None and rest.steps else None
+            host = merge_expanded(host, expanded)
+        if self._earlier is not None:
+            host, self._earlier = replace(merge_expanded(self._earlier, host), index=host.index), None
+        return host
+
+    def _merge(self, host: HostWindow, window: Window) -> HostWindow | None:
+        """Merge a window with those of the other ranks, and take what they say besides."""
+        if self.ranks is None:
+            self._nonfinite.tell()
+            return host
+        note = self._nonfinite.take_note()
+        if self.rank > 0:
+            note, self._late = _with_late(note, self._late), Late()
+        elif note:
+            note = _with_late(note, Late())
+        merged = self.ranks.reduce(host, window.unfinished is None, window.is_last, note)
+        self._hear(self.ranks)
+        if merged is None:
+            self._report.unread += self.ranks.is_lost
+        return merged
+
+    def _hear(self, ranks: Ranks) -> None:
+        others: list[Record] = []
+        for _, note in ranks.take_notes():
+            found, late = _without_late(note)
+            self._nonfinite.hear(found)
+            others += late
+        self._late.records = [*others, *self._late.records]  # of one series and step, what rank 0 logs stands
+        self._nonfinite.tell(is_told_elsewhere=self.rank > 0 and not ranks.is_lost)
+
+    def _finish_window(self, host: HostWindow, unfinished: int | None) -> tuple[Finished, list[Record]]:
+        """Return the points of a window, and what of it came late and was not merged."""
+        if self._tail is not None:
+            self._tail.merge_into(host)
+        finished = points(host)
+        first = finished.first if finished else next(iter(host.steps), 0)
+        if self._tail is not None:
+            # Of a step that the window before has written a part of, it must not be the one to take anything back.
+            first = max(first, self._tail.step + 1)
+        late = self._late.take_until(host.steps[-1] if host.steps else float("inf"))
+        return Finished(finished.replaced(late.records).with_hparams(late.hparams), first, unfinished), late.records
+
+    def _tail_of(self, written: HostWindow | None, logged: HostWindow, late: list[Record]) -> Tail:
+        """Keep what was written for the step that goes on; of series that are expanded, what this rank has logged."""
+        tail = Tail.of(of_spread(logged, True), None)
+        if written is not None:
+            rest = Tail.of(of_spread(written, False), self._tail)
+            before = self._tail.late if self._tail is not None and self._tail.step == rest.step else []
+            late = [*before, *(record for record in late if record.step == rest.step)]
+            tail = replace(rest, lanes=rest.lanes | tail.lanes, late=late)
+        return tail
+
+
+def _with_late(note: bytes, late: Late) -> bytes:
+    """Put what a rank logged late behind its note."""
+    return len(note).to_bytes(8, "little") + note + late.points().dump() if note or late else b""
+
+
+def _without_late(note: bytes) -> tuple[bytes, Sequence[Record]]:
+    end = 8 + int.from_bytes(note[:8], "little")
+    return note[8:end], Points.load(note[end:])

@@ -1,0 +1,38 @@
+"""What hooks of a watch share: where they log, whether they still do, and that they never end the training."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from d9d_tracker.calls.histogram_calls import HistogramCalls
+
+logger = logging.getLogger("d9d_tracker")
+
+
+class Hooks:
+    """The base of a watch, for what it puts into a model.
+
+    Attributes:
+        run: Where they log.
+        every: The cadence, in steps of an optimizer or forwards of a layer.
+        is_live: Whether they log.
+    """
+
+    def __init__(self, run: HistogramCalls, every: int):
+        self.run = run
+        self.every = every
+        self.is_live = True
+        self._said: set[str] = set()
+
+    def attempt(self, what: str, log: Callable[..., None], *arguments: Any) -> None:
+        """Log from a hook; say once what could not be."""
+        try:
+            log(*arguments)
+        except Exception as error:
+            self.say_once(what, str(error))
+
+    def say_once(self, what: str, why: str) -> None:
+        """Say that something cannot be counted."""
+        if what not in self._said:
+            self._said.add(what)
+            logger.error("watch: %s cannot be counted, and training goes on: %s", what, why)

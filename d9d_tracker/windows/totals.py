@@ -1,0 +1,45 @@
+"""Running totals of rates: of all ranks, and of earlier lives of the run."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from d9d_tracker.series.registry import ContextItems, ScalarSeries
+from d9d_tracker_kernels import COUNT, LANES, LAST, SUM, WEIGHT
+
+from .host_window import HostWindow
+
+Counted = dict[tuple[str, ContextItems], float]
+
+
+class Totals:
+    """What has been counted so far.
+
+    Args:
+        before: What an earlier life had counted, by name and context.
+
+    Attributes:
+        counted: What has been delivered, by name and context; replaced, never changed.
+    """
+
+    def __init__(self, before: Counted):
+        self.counted = before
+
+    def added_to(self, window: HostWindow) -> HostWindow:
+        """Return a window with the totals after each step in which something was counted.
+
+        Args:
+            window: What was logged since the window before, by all ranks; it is not changed.
+        """
+        slots = [slot for slot, series in enumerate(window.scalars) if (f"{series.name}/s", 1) in series.sums]
+        if not slots or not window.steps:
+            return window
+        keys = [(window.scalars[slot].name, window.scalars[slot].context) for slot in slots]
+        has = window.lanes[:, COUNT, slots] > 0
+        counts = np.where(has, window.lanes[:, SUM, slots], 0.0)
+        totals = np.array([self.counted.get(key, 0.0) for key in keys]) + counts.cumsum(axis=0)
+        self.counted = self.counted | dict(zip(keys, totals[-1].tolist(), strict=True))
+        lanes = np.zeros((len(window.steps), LANES, len(slots)))
+        lanes[:, LAST], lanes[:, WEIGHT], lanes[:, COUNT] = totals, has, has
+        series = [ScalarSeries(name, context, "last") for name, context in keys]
+        return replace(window, lanes=np.concatenate((window.lanes, lanes), axis=2), scalars=[*window.scalars, *series])

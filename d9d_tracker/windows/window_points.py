@@ -1,0 +1,46 @@
+"""From the states of a window to the points a backend is handed."""
+
+from operator import attrgetter
+
+import numpy as np
+
+from d9d_tracker.points import Points
+from d9d_tracker.record import Histogram, Record
+from d9d_tracker.series.reductions import finalize, has_value
+from d9d_tracker_kernels import CALLS, LAST_STEP
+
+from .host_window import HostWindow
+from .sums import summed
+
+
+def points(window: HostWindow) -> Points:
+    """Return the points of a window.
+
+    Args:
+        window: The states, complete: merged across ranks and with what was written before for the same step.
+    """
+    window = summed(window)
+    rows, slots = np.nonzero(has_value(window.lanes, window.scalars))
+    return Points(
+        [(series.name, dict(series.context)) for series in window.scalars],
+        slots,
+        np.array(window.steps, dtype=np.int64)[rows],
+        np.array(window.times, dtype=np.float64)[rows],
+        finalize(window.lanes, window.scalars)[rows, slots],
+        sorted(_histograms(window), key=attrgetter("step")),
+    )
+
+
+def _histograms(window: HostWindow) -> list[Record]:
+    began = dict(zip(window.steps, window.times, strict=True))
+    return [
+        Record(
+            series.name,
+            int(window.counts[slot, LAST_STEP]),
+            dict(series.context),
+            Histogram.from_cells(window.counts[slot], window.moments[slot], series.binning),
+            began.get(int(window.counts[slot, LAST_STEP])) or None,
+        )
+        for slot, series in enumerate(window.histograms)
+        if window.counts[slot, CALLS] > 0
+    ]
