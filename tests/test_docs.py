@@ -256,3 +256,10 @@ def test_a_run_that_was_saved_and_is_still_open_is_refused(names):
             other.open(RunConfig(name="x")),
         ):
             pass
+
+
+def test_the_architecture_names_files_that_there_are():
+    files = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "docs/architecture.md").read_text())
+    assert len(named) > 40
+    assert [name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)] == []
