@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -291,3 +292,22 @@ def test_values_of_a_step_to_come_wait_for_it_or_for_the_end(tmp_path):
         run.set_step(3)
         run.log_at(6, {"ahead": 7.0})
     assert stored() == {4: 0.0, 5: 1.0, 6: 7.0}
+
+
+def test_a_step_is_a_few_calls(recorded):
+    """Between two steps of training, each is fetched from far."""
+    calls = []
+
+    def note(frame, event, argument):
+        if event in ("call", "c_call"):
+            calls.append(frame.f_code.co_name if event == "call" else argument.__name__)
+
+    with recorded(sync_every=10).open() as run:
+        for step in range(8):
+            if step == 7:
+                sys.setprofile(note)
+            run.set_step(step)
+            sys.setprofile(None)
+            run.scalar("loss", 1.0)
+    assert "advance" in calls
+    assert len(calls) <= 21, calls
