@@ -186,13 +186,14 @@ class Places:
             self._write_one(series, slot)
 
     def _withdraw(self, series: Series, slot: int) -> None:
-        """Have what was adopted and contradicts a series that is logged, in whose slot it is, mean nothing; say it."""
+        """Have what was adopted and contradicts a series that is logged, in whose slot it is, mean nothing."""
         with self._lock:
             for context, known in list(self._known.items()):
                 for other in [one for one, its in known.items() if its == slot and type(one) is type(series)]:
                     if other.describe() != series.describe():
                         name, how = label(series.name, series.context), series.describe()
-                        logger.error("what compiled code logs to %s is dropped from now on: it has %s here", name, how)
+                        # No warning: that code of an earlier run may log it does not say that it is ever called here.
+                        logger.info("what code of an earlier run logs to %s goes nowhere: it has %s here", name, how)
                         known[other] = _NOWHERE
                         if context == self.context:
                             self._tell(other, _NOWHERE)

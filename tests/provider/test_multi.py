@@ -115,7 +115,8 @@ def test_one_that_raises_holds_up_no_other_and_gets_its_backlog_later(
             time.sleep(0.01)
         assert lines(tmp_path) == {step: float(step) for step in range(8)}  # the last window is still on the device
         state = json.loads(tracker.state_dict()["backend"])
-        assert state["kept"] == {"1-other": [0, 1, 2, 3]}
+        assert list(state["kept"]) == ["1-other"]
+        assert state["kept"]["1-other"][0] == 0  # windows that come soon are kept as one
         assert [path.name for path in (tmp_path / "backlog").glob("*.sqlite3")] == [
             f"{state['backlog']}-1-other.sqlite3"
         ]
