@@ -1,18 +1,14 @@
-"""`check_step` finds what it is asked for, and the doctor shows it."""
+"""`check_step` finds what it is asked for."""
 
 import sys
-import tomllib
 import warnings
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from d9d_tracker.__main__ import main
 from d9d_tracker.check_step import StepReport
-from d9d_tracker.commands.doctor import EXTRAS
 from d9d_tracker.testing import check_step
 
 EXTRA = []
@@ -131,28 +127,6 @@ def test_captures_and_replays_are_counted_by_torchs_hooks_where_it_has_them(monk
                 hooks[kind][0](object())
     assert counted == {"captures": 1, "replays": 3}
     assert hooks == {"capture_start": [], "replay_start": []}
-
-
-def test_the_doctor_knows_every_extra():
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    assert set(EXTRAS) == set(extras) - {"bench", "dev", "docs"}
-    for extra, names in EXTRAS.items():
-        assert any(name in requirement for name in names for requirement in extras[extra])
-
-
-def test_the_doctor_prints_its_table_and_passes(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("d9d_tracker.commands.doctor.EXTRAS", {"pandas": ("no package of this name",)})
-    assert main(["doctor"]) == 0
-    printed = capsys.readouterr().out
-    compiled = "graph breaks", "recompiles", "host syncs", "kernels added"
-    for row in ("torch", "bank", "extra pandas", *compiled):
-        assert row in printed
-    assert "pass" in printed
-    assert "fail" not in printed
-    assert "pip install 'd9d_tracker[pandas]'" in printed, "brackets are no markup"
 
 
 def test_waits_of_the_compiler_are_not_the_steps_and_the_mode_is_left_as_it_was(monkeypatch):

@@ -17,7 +17,7 @@ from jobs import run_job
 
 TESTS = Path(__file__).parents[1]
 # And how many pass at least. Left out is what looks at the bank of the host or of CUDA itself; see plugin.py.
-ROOMS = "accumulator bank calls pipeline windows"
+ROOMS = "accumulator bank calls/test_counts.py pipeline windows"
 SUITES = {"devices/on_device": 70, ROOMS: 190}
 METAL = "MPS", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional"
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="the simulated device is compiled by c++")
