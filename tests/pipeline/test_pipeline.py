@@ -304,6 +304,27 @@ def test_an_empty_window_ends_a_step_that_was_held_back_and_reaches_one_that_is_
         assert [(record.name, record.step) for record in backend.run.records] == [("a", 1), ("b", 9)]
 
 
+def test_a_window_that_is_lost_takes_no_other_of_its_pass_along(recorded, passes, monkeypatch):
+    read = Window.wait
+
+    def wait(window):
+        if window.index == 2:
+            raise MemoryError("full")
+        return read(window)
+
+    monkeypatch.setattr(Window, "wait", wait)
+    tracker = recorded(sync_every=2)
+    with tracker.open() as run:
+        for step in range(12):
+            run.set_step(step)
+            run.scalar("a", step)
+        run.set_step(12)
+        run.flush()
+    assert any(2 in one and len(one) > 2 for one in passes)
+    assert tracker.run.points("a") == {step: step for step in range(12) if step not in (4, 5)}
+    assert tracker.tracker.report.unread == 1
+
+
 def test_windows_that_wait_for_a_pass_are_few(recorded, passes, monkeypatch):
     tracker = recorded(sync_every=1)
     with tracker.open() as run:

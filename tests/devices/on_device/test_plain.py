@@ -242,7 +242,7 @@ def test_norms_of_a_compiled_optimizer(on, p):
         return torch.compile(lambda: step(), backend="aot_eager")
 
     for every in (1, 2):
-        found = on(plugin.NAME, lambda run, name: train(run, name, of_step=compiled, p=p, every=every))  # noqa: B023
+        found = on(plugin.NAME, lambda run, name: train(run, name, of_step=compiled, p=p, every=every))  # noqa: B023 called in this turn
         close(found, on("cpu", lambda run, name: train(run, name, p=p, every=every)))  # noqa: B023
 
 
