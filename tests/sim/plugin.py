@@ -32,7 +32,11 @@ def pytest_unconfigure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(words in item.name for words in _LEFT_OUT):
-            item.add_marker(pytest.mark.skip(reason="the simulated GPU compiles nothing and has no size at which it is fast: make test-gpu"))
+            item.add_marker(
+                pytest.mark.skip(
+                    reason="the simulated GPU compiles nothing and has no size at which it is fast: make test-gpu"
+                )
+            )
         if hasattr(item.module, "STEPS"):
             item.module.STEPS = _STEPS
 

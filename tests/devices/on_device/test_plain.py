@@ -1,6 +1,7 @@
 """The plain bank gives what the host's gives, and the host waits for the device once a window."""
 
 import contextlib
+import functools
 from unittest import mock
 
 import numpy as np
@@ -242,8 +243,8 @@ def test_norms_of_a_compiled_optimizer(on, p):
         return torch.compile(lambda: step(), backend="aot_eager")
 
     for every in (1, 2):
-        found = on(plugin.NAME, lambda run, name: train(run, name, of_step=compiled, p=p, every=every))  # noqa: B023 called in this turn
-        close(found, on("cpu", lambda run, name: train(run, name, p=p, every=every)))  # noqa: B023
+        norms = functools.partial(train, p=p, every=every)
+        close(on(plugin.NAME, functools.partial(norms, of_step=compiled)), on("cpu", norms))
 
 
 def test_a_number_in_compiled_code_goes_the_same_way(on):
