@@ -100,6 +100,10 @@ class Way:
         """The series it logs."""
         return []
 
+    def compiled_series(self) -> list[str]:
+        """Those of them that compiled code logs, where there is any."""
+        return self.series() if self.compiles else []
+
 
 def mixed(k: Any) -> Any:
     """A number for each call, the larger one of a step now in its first half and now in its second."""
@@ -270,6 +274,9 @@ class Watch(Population):
 
     def series(self) -> list[str]:
         return ["gradients/0.weight", "activations/0", "parameters/0.weight"]
+
+    def compiled_series(self) -> list[str]:
+        return ["activations/0"]
 
     def values(self) -> dict[str, Any]:
         value = dict.fromkeys(self.series(), lambda k: 2.0 ** (k % VALUES))

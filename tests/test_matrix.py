@@ -745,9 +745,12 @@ def _has_failed_by_its_future(way: Way, training: Training, stored: Stored) -> b
 def _is_not_more(way: Way, training: Training, stored: Stored) -> bool:
     _, most = training.counts[way]
     if isinstance(way, Population):
-        parts = (way.expected(dict.fromkeys(range(most), 0), stored, None), way.found(stored, False))
-        all_of, found = ([sum(counted.values()) for counted in one.values()] for one in parts)
-        return all(some <= every for some, every in zip(found, all_of, strict=True))
+        expected, found = way.expected(dict.fromkeys(range(most), 0), stored, None), way.found(stored, False)
+        compiled = way.compiled_series()
+        return all(
+            sum(found[series].values()) <= sum(all_of.values()) if series in compiled else found[series] == all_of
+            for series, all_of in expected.items()
+        )
     numbers = [value for points in way.found(stored, False).values() for value in (points or {}).values()]
     return way.name.split()[1] == "sum" or all(-1 <= value <= most for value in numbers)
 
@@ -791,7 +794,7 @@ LIMITS = (
     Limit(
         "Compiled code takes no lock: of what it logs in another thread than the one that steps, some may be lost. "
         "Where it is compiled in that thread, it is warned of.",
-        tuple(way.name for way in all_ways() if way.compiles),
+        tuple(way.name for way in all_ways() if way.compiled_series()),
         {"jsonl, compiled": (second_thread,)},
         _is_not_more,
     ),
