@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from d9d_tracker.bank import buffers
+from d9d_tracker.bank.staging import Staging
 
 from .contenders import EVERY, Contender, Nothing, others, ours, start
 from .models import Batch, Mlp
@@ -123,14 +123,13 @@ def _graphs(
 def _count_cpu(training: Training, steps: int) -> dict[str, float]:
     training.run(1)
     packed: list[int] = []
-    original = buffers.copy_to_host
+    original = Staging.copy
 
-    def copy_to_host(*arguments: Any) -> Any:
-        host, ready = original(*arguments)
-        packed.append(sum(part.nbytes for part in arguments[:3]))  # the host buffer is as long as it can get
-        return host, ready
+    def copy(staging: Staging, parts: Any) -> Any:
+        packed.append(sum(part.nbytes for part in parts))  # the host buffer is as long as it can get
+        return original(staging, parts)
 
-    with mock.patch.object(buffers, "copy_to_host", copy_to_host), host_reads() as reads:
+    with mock.patch.object(Staging, "copy", copy), host_reads() as reads:
         training.run(steps)
     return {
         "waits": sum(read.waits for read in reads),

@@ -108,30 +108,23 @@ class Points(Sequence[Record]):
             [len(header).to_bytes(8, "little"), header, *(np.ascontiguousarray(array).tobytes() for array in arrays)]
         )
 
-    def replaced(self, late: Iterable[Record]) -> Self:
+    def replaced(self, late: Iterable[Record], hparams: dict[str, Any] | None = None) -> Self:
         """Return these points and others, which replace those of the same series and step.
 
         Args:
             late: Points of any order; of one series and step, the last one counts.
+            hparams: Replace the hyperparameters, if they are given.
         """
 
         def place(record: Record) -> tuple[Any, ...]:
             is_histogram = isinstance(record.value, Histogram)
             return record.name, frozenset(record.context.items()), record.step, is_histogram
 
-        newest = {place(record): record for record in late}
-        if not newest:
-            return self
-        kept = [record for record in self if place(record) not in newest]
-        return self.of(sorted([*kept, *newest.values()], key=attrgetter("step"))).with_hparams(self.hparams)
-
-    def with_hparams(self, hparams: dict[str, Any]) -> Self:
-        """Return these points with hyperparameters.
-
-        Args:
-            hparams: Plain JSON values.
-        """
-        return replace(self, hparams=hparams)
+        points, newest = self, {place(record): record for record in late}
+        if newest:
+            kept = [record for record in self if place(record) not in newest]
+            points = self.of(sorted([*kept, *newest.values()], key=attrgetter("step")))
+        return replace(points, hparams=self.hparams if hparams is None else hparams)
 
     @override
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ each cell then looks at what was stored of its way. It has 8 steps of 2 calls ea
 """
 
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -193,6 +194,7 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 
 def _live(folder: Path, setting: str, live: Callable[[Training, Life], None]) -> None:
     """A life that is to be killed, in its process."""
+    gc.freeze()  # what it was forked with is not looked through
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -51,7 +51,7 @@ def test_series_without_points_are_not_named():
 
 
 def test_bytes_give_back_what_they_were_made_of():
-    points = Points.of([*RECORDS, Record("ä", 2**60, {"tag": "\ud800"}, math.nan)]).with_hparams({"a": [1, None]})
+    points = Points.of([*RECORDS, Record("ä", 2**60, {"tag": "\ud800"}, math.nan)]).replaced([], {"a": [1, None]})
     data = points.dump()
     again = Points.load(data)
     assert (str(list(again)), again.hparams) == (str(list(points)), {"a": [1, None]})  # NaN equals NaN
@@ -72,7 +72,7 @@ def test_of_one_series_and_step_what_came_last_stands():
         Record("loss", 1, {}, 8.0),
         Record("weights", 2, {}, 1.0),
     ]
-    points = Points.of(RECORDS).with_hparams({"a": 1}).replaced(late)
+    points = Points.of(RECORDS).replaced([], {"a": 1}).replaced(late)
     assert list(points) == [late[1], RECORDS[1], late[2], RECORDS[2], late[3], *RECORDS[3:]]
     assert points.hparams == {"a": 1}
 

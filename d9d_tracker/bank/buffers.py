@@ -13,8 +13,8 @@ import torch
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.devices.devices import device_of, has_bank
 from d9d_tracker.devices.event_ring import Elapsed
-from d9d_tracker.devices.plain import Parts, PlainBank
-from d9d_tracker.devices.sides import Sides, Streams
+from d9d_tracker.devices.plain import Arrived
+from d9d_tracker.devices.sides import Streams
 from d9d_tracker.record import Record
 from d9d_tracker.series.reductions import VALUE_LANE, Reduction
 from d9d_tracker.series.registry import HistogramSeries, Registry, ScalarSeries
@@ -26,6 +26,7 @@ from d9d_tracker.windows.readings import Reading
 from d9d_tracker_kernels import CALLS, CELLS, HEADER, LANES, MOMENTS, allocate
 from d9d_tracker_kernels.device import GPU
 
+from .elsewhere import Elsewhere
 from .places import Places
 from .scalars import Number, ScalarBank
 from .staging import Staging, Window
@@ -42,7 +43,6 @@ class Buffers:
         is_gpu: Whether that is a GPU.
         is_plain: Whether ``accumulator.device`` has no bank of its own, so that the tensors are on the host.
         host: What numbers of eager code are merged by, quickest; None if they go another way.
-        sides: Histograms of values on other devices than the tensors.
         plain: What was logged on devices that have no bank, until the window ends.
         scalars: Scalar state.
         histograms: Histogram state: counts, moments and the kernels' scratch.
@@ -97,8 +97,8 @@ class Buffers:
         self._steps = self.scalars.host or self.scalars
         self.is_awaited: Callable[[], bool] = lambda: True
         self._streams = Streams()
-        self.sides = Sides(config.max_histograms, self._streams)
-        self.plain = PlainBank(config.max_histograms)
+        self._elsewhere = Elsewhere(self.scalars, self.histograms, self._streams)
+        self.plain = self._elsewhere.plain
         self.host = None if self.is_plain else self.scalars.host
 
     def start(self) -> None:
@@ -114,8 +114,7 @@ class Buffers:
         self.places.start()
         self.scalars.reset()
         self.histograms.reset_()
-        self.sides.reset(None)
-        self.plain.reset()
+        self._elsewhere.reset()
         self.host = None if self.is_plain else self.scalars.host
         self.now = Clock(0, time.time(), 0, [], [])
         self.device_step.fill_(0)
@@ -164,7 +163,7 @@ class Buffers:
 
     def add_late(self, records: Sequence[Record], hparams: dict[str, Any]) -> None:
         """Add what comes finished to the window: numbers of steps that have begun, and plain JSON hyperparameters."""
-        self.change(self._add_late, records, hparams)
+        self.change(lambda: self._late.add(records, hparams))
 
     def restore(self, clock: Clock, late: Late) -> None:
         """Go on where a state was taken, once its values are back in the bank."""
@@ -187,64 +186,28 @@ class Buffers:
     def merge_plain(self, target: Target, values: Sequence[Number], lane: int, weight: Number | None) -> None:
         """Merge scalars that are on devices without a bank, and what is logged beside them: order counts."""
         self.host = None
-        slots = [int(slot) for slot in target.table.numpy()[target.at]]
-        self.plain.merge(self.clock.rows, slots, values, lane, 1.0 if weight is None else weight)
-        self.empty_plain()
+        self._elsewhere.merge(self.clock, target, values, lane, weight)
 
-    def empty_plain(self) -> None:
-        """Merge what was kept of values on devices that have no bank, if that is much: training has not stepped."""
-        if self.plain.is_full:
-            rows = [*self.scalars.window.numpy()[: self.clock.rows], self.scalars.current.numpy()]
-            arrived = self.plain.copy_to_host()
-            self.plain.reset()
-            arrived.merge_into(Parts(rows, self.histograms.counts.numpy(), self.histograms.moments.numpy()))
-
-    def count(self, target: Target, populations: list[torch.Tensor], *parameters: Any) -> None:
+    def count(self, target: Target, populations: list[torch.Tensor], every: int, *binning: Any) -> None:
         """Count populations into histograms, by cadence and binning, see ``histogram_at``; may be traced."""
-        if torch.compiler.is_compiling() or all(values.device == self.device for values in populations):
-            self._count_here(target, populations, *parameters)
-            return
-        for device in dict.fromkeys(values.device for values in populations):
-            own = [index for index, values in enumerate(populations) if values.device == device]
-            part = Target([target.at[index] for index in own], target.table)
-            self._count_on(device, part, [populations[index] for index in own], *parameters)
-
-    def _count_on(
-        self, device: torch.device, target: Target, populations: list[torch.Tensor], every: int, *binning: Any
-    ) -> None:
-        step = self.clock.step
-        if device == self.device or step % every:
-            if device == self.device:
-                self._count_here(target, populations, every, *binning)
-        elif self.is_gpu:
-            self.sides.count(device, step, target.at, populations, binning)
-        else:
-            for place, values in zip(target.at, populations, strict=True):
-                slot = int(target.table[place])
-                if slot >= 0 and not self.plain.count(values, slot, step, binning):
-                    self._count_here(Target([place], target.table), [values.cpu()], 1, *binning)
-            self.empty_plain()
-
-    def _count_here(self, target: Target, populations: list[torch.Tensor], *parameters: Any) -> None:
-        bank, (at, table, _) = self.histograms, target
-        state = (bank.counts, bank.moments, bank.partials, table, self.device_step)
-        if len(at) == 1:
-            torch.ops.d9d_tracker.histogram_(populations[0], *state, at[0], *parameters)
-        else:
-            torch.ops.d9d_tracker.histogram_many_(populations, *state, at, *parameters)
+        at, table, _ = target
+        if not torch.compiler.is_compiling() and any(values.device != self.device for values in populations):
+            every_one = list(zip(at, populations, strict=True))
+            if self.clock.step % every == 0:
+                there = [one for one in every_one if one[1].device != self.device]
+                self._elsewhere.count(self.clock, there, table, binning)
+            here = [one for one in every_one if one[1].device == self.device]
+            at, populations = [place for place, _ in here], [values for _, values in here]
+        if populations:
+            self.histograms.count_(populations, at, table, self.device_step, every, *binning)
 
     def add_counts(self, values: torch.Tensor, at: int, every: int, table: torch.Tensor) -> None:
         """Add counts, int of shape ``[n]``, to a histogram of integers, at its cadence; may be traced."""
-        bank = self.histograms
-        if values.device != self.device:
-            if self.clock.step % every:
-                return
-            if self.is_gpu:
-                self.sides.add_counts(values.device, self.clock.step, at, values)
-            elif (slot := int(table[at])) >= 0:
-                self.plain.add_counts(values, slot, self.clock.step)
-            return
-        torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, table, self.device_step, at, every)
+        if values.device == self.device:
+            bank = self.histograms
+            torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, table, self.device_step, at, every)
+        elif self.clock.step % every == 0:
+            self._elsewhere.add_counts(self.clock, values, at, table)
 
     def merge_histogram(self, row: int, counts: np.ndarray, moments: np.ndarray) -> None:
         """Merge a finished histogram into a slot, in eager code, without a wait for the device."""
@@ -336,9 +299,7 @@ class Buffers:
             late = Late(self._late.records[:], dict(self._late.hparams))
             readings = list(self.readings)
             rows = self.scalars.window[: clock.rows, :, : len(scalars)], self.scalars.current[:, : len(scalars)]
-            moments, counts = self._histograms(len(histograms))
-            host, ready = self.staging.copy((*rows, moments, counts.view(torch.float64)))
-            arrived = self.plain.copy_to_host()
+            host, ready, arrived = self._copy(rows, len(histograms))
             self._make_deferred()
         deadline = time.monotonic() + timeout
         awaited = [value.is_there for *_, values in readings for value in values if isinstance(value, Elapsed)]
@@ -354,9 +315,6 @@ class Buffers:
         copied = window.wait().copy()
         self.staging.give_back(host)
         return clock, copied, late
-
-    def _add_late(self, records: Sequence[Record], hparams: dict[str, Any]) -> None:
-        self._late.add(records, hparams)
 
     def _make_deferred(self) -> None:
         while self._deferred:
@@ -397,7 +355,8 @@ class Buffers:
             (
                 (self._file, (self.clock, slots)),
                 (self._send, (after, unfinished, is_last, scalars, histograms)),
-                (self._reset, (len(histograms),)),
+                (self.histograms.reset_, (len(histograms),)),
+                (self._elsewhere.reset, (len(histograms),)),
                 (self._begin, ((step, began, step, [], [], 0, 0, windows + 1, copies + 1), slots)),
             )
         )
@@ -418,42 +377,18 @@ class Buffers:
         # In C as well, so that a signal handler that raises loses none.
         self._late.readings.extend(map(deque.popleft, repeat(self.readings, len(self.readings))))
         try:
-            arrived = self.plain.copy_to_host()
-            lanes = self.scalars.window[: clock.rows, :, : len(scalars)]
-            host, ready = copy_to_host(lanes, *self._histograms(len(histograms)), self.staging)
+            host, ready, arrived = self._copy((self.scalars.window[: clock.rows, :, : len(scalars)],), len(histograms))
         except Exception as failure:  # out of memory, for one: the window is lost, and training goes on
             error = failure
         steps, times = list(clock.filed[: clock.rows]), list(clock.times[: clock.rows])
-        self.outbox.append(
-            Window(
-                clock.windows,
-                steps,
-                times,
-                host,
-                ready,
-                unfinished,
-                scalars,
-                histograms,
-                late=self._late,
-                is_last=is_last,
-                error=error,
-                arrived=arrived,
-            )
-        )
+        late = self._late
+        window = Window(clock.windows, steps, times, host, ready, unfinished, scalars, histograms, late, is_last, error)
+        window.arrived = arrived
+        self.outbox.append(window)
         self._late = Late()
 
-    def _histograms(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the moments of the first series and their counts, of all devices, as ``copy_to_host`` takes them."""
-        return self.sides.joined(self.histograms.moments[:rows], self.histograms.counts[:rows])
-
-    def _reset(self, rows: int) -> None:
-        self.histograms.reset_(rows)
-        self.sides.reset(rows)
-        self.plain.reset()
-
-
-def copy_to_host(
-    lanes: torch.Tensor, moments: torch.Tensor, counts: torch.Tensor, staging: Staging
-) -> tuple[torch.Tensor, torch.Event | None]:
-    """Start the one copy of a window; see ``Staging.copy``."""
-    return staging.copy((lanes, moments, counts.view(torch.float64)))
+    def _copy(self, lanes: Sequence[torch.Tensor], histograms: int) -> tuple[torch.Tensor, torch.Event | None, Arrived]:
+        """Start the one copy of a window, see ``Staging.copy``; return with it what was logged where no bank is."""
+        arrived = self.plain.copy_to_host()
+        moments, counts = self._elsewhere.joined(histograms)
+        return *self.staging.copy((*lanes, moments, counts.view(torch.float64))), arrived

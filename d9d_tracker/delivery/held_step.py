@@ -1,6 +1,7 @@
 """The step that has not ended, for backends that take a step once: held back until it is whole."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from operator import attrgetter
 
 from d9d_tracker.points import Points
@@ -30,7 +31,7 @@ class HeldStep:
         if self.step is None and unfinished is not None:
             self._hold(record for record in points if record.step == unfinished)
             self.step = unfinished if self._held else None
-        return Points.of(passed).with_hparams(points.hparams), first
+        return replace(Points.of(passed), hparams=points.hparams), first
 
     def _hold(self, records: Iterable[Record]) -> None:
         for record in records:

@@ -44,8 +44,7 @@ class Sides:
     ) -> None:
         """Count populations of one device into slots, by ``Binning.parameters``, in one launch for each dtype."""
         bank, now = self._bank(device, step)
-        state = bank.counts, bank.moments, bank.partials, bank.places, now
-        torch.ops.d9d_tracker.histogram_many_(populations, *state, slots, 1, *binning)
+        bank.count_(populations, slots, bank.places, now, 1, *binning)
 
     def add_counts(self, device: torch.device, step: int, slot: int, values: torch.Tensor) -> None:
         """Add counts that are counts already; see ``count``."""

@@ -151,10 +151,10 @@ class Assembly:
             self.promises.look(part)
         logged = completed(host, self._tail)
         expanded = self._with_earlier(expand(logged, self.rank), window.unfinished)
-        self._nonfinite.look(expanded, parts)
         for one in windows:
             self._late.add(one.late.records, one.late.hparams)
-        merged = self._merge(expanded, window)
+        self._nonfinite.look(expanded, parts)
+        merged = expanded if self.ranks is None else self._merge(self.ranks, expanded, window)
         finished, late = None, []
         if merged is not None:
             merged = self._totals.added_to(merged.since(self._unwritten))
@@ -221,20 +221,17 @@ class Assembly:
             host, self._earlier = replace(merge_expanded(self._earlier, host), index=host.index), None
         return host
 
-    def _merge(self, host: HostWindow, window: Window) -> HostWindow | None:
+    def _merge(self, ranks: Ranks, host: HostWindow, window: Window) -> HostWindow | None:
         """Merge a window with those of the other ranks, and take what they say besides."""
-        if self.ranks is None:
-            self._nonfinite.tell()
-            return host
         note = self._nonfinite.take_note()
         if self.rank > 0:
             note, self._late = _with_late(note, self._late), Late()
         elif note:
             note = _with_late(note, Late())
-        merged = self.ranks.reduce(host, window.unfinished is None, window.is_last, note)
-        self._hear(self.ranks)
+        merged = ranks.reduce(host, window.unfinished is None, window.is_last, note)
+        self._hear(ranks)
         if merged is None:
-            self._report.unread += self.ranks.is_lost
+            self._report.unread += ranks.is_lost
         return merged
 
     def _hear(self, ranks: Ranks) -> None:
@@ -256,7 +253,7 @@ class Assembly:
             # Of a step that the window before has written a part of, it must not be the one to take anything back.
             first = max(first, self._tail.step + 1)
         late = self._late.take_until(host.steps[-1] if host.steps else float("inf"))
-        return Finished(finished.replaced(late.records).with_hparams(late.hparams), first, unfinished), late.records
+        return Finished(finished.replaced(late.records, late.hparams), first, unfinished), late.records
 
     def _tail_of(self, written: HostWindow | None, logged: HostWindow, late: list[Record]) -> Tail:
         """Keep what was written for the step that goes on; of series that are expanded, what this rank has logged."""

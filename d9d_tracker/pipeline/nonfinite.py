@@ -43,12 +43,14 @@ class NonFiniteWatch:
         self._heard: list[NonFinite] = []
 
     def look(self, window: HostWindow, parts: Sequence[HostWindow]) -> None:
-        """Find the series that are not finite in a window, whose histograms are in parts, and were in all before."""
+        """Find what is not finite in a window, whose histograms are in parts, and was so far; tell it if alone."""
         self._own = []
         for found in (self._scalars(window), *map(self._histograms, parts)):
             new = [one for one in found if _key(one.name, one.context) not in self._found]
             self._found |= {_key(one.name, one.context) for one in new}
             self._own += new
+        if not self._ranks:
+            self.tell()
 
     def take_note(self) -> bytes:
         """Return what was found as JSON, to travel to rank 0; empty if there is nothing to tell."""

@@ -45,4 +45,4 @@ class Late:
 
     def points(self) -> Points:
         """Return all of it as points."""
-        return Points.of([]).replaced(self.records).with_hparams(dict(self.hparams))
+        return Points.of([]).replaced(self.records, dict(self.hparams))

@@ -20,13 +20,14 @@ def points(window: HostWindow) -> Points:
         window: The states, complete: merged across ranks and with what was written before for the same step.
     """
     window = summed(window)
-    rows, slots = np.nonzero(has_value(window.lanes, window.scalars))
+    is_there, values = has_value(window.lanes, window.scalars), finalize(window.lanes, window.scalars)
+    rows, slots = np.nonzero(is_there)
     return Points(
         [(series.name, dict(series.context)) for series in window.scalars],
         slots,
         np.array(window.steps, dtype=np.int64)[rows],
         np.array(window.times, dtype=np.float64)[rows],
-        finalize(window.lanes, window.scalars)[rows, slots],
+        values[rows, slots],
         sorted(_histograms(window), key=attrgetter("step")),
     )
 

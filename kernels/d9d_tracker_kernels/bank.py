@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -28,6 +29,16 @@ class HistogramState:
     moments: torch.Tensor
     partials: torch.Tensor
     places: torch.Tensor
+
+    def count_(
+        self, populations: list[torch.Tensor], at: list[int], table: torch.Tensor, step: torch.Tensor, *parameters: Any
+    ) -> None:
+        """Counts populations, on the device, by the operator for one or for many; `parameters` are its last."""
+        state = (self.counts, self.moments, self.partials, table, step)
+        if len(at) == 1:
+            torch.ops.d9d_tracker.histogram_(populations[0], *state, at[0], *parameters)
+        else:
+            torch.ops.d9d_tracker.histogram_many_(populations, *state, at, *parameters)
 
     def reset_(self, rows: int | None = None) -> None:
         """Empties rows in place, with asynchronous fills only.

@@ -18,7 +18,7 @@ from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig, Track
 from d9d_tracker import testing as testing_module
 from d9d_tracker.accumulator import run as run_module
 from d9d_tracker.bank import buffers as buffers_module
-from d9d_tracker.bank.staging import Window
+from d9d_tracker.bank.staging import Staging, Window
 from d9d_tracker.pipeline import pipeline as pipeline_module
 from d9d_tracker.pipeline.assembly import Assembly
 from d9d_tracker.pipeline.pipeline import Pipeline
@@ -442,14 +442,14 @@ def test_leaving_is_bounded_when_the_collector_has_died(backend, config, monkeyp
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_running_out_of_memory_at_a_swap_loses_that_window_and_nothing_else(error, config, monkeypatch, caplog):
     backend, failing = RecordingTracker(), {1}
-    copy = buffers_module.copy_to_host
+    copy = Staging.copy
 
     def fail(*arguments):
         if tracker._run.buffers.clock.windows in failing:
             raise error
         return copy(*arguments)
 
-    monkeypatch.setattr(buffers_module, "copy_to_host", fail)
+    monkeypatch.setattr(Staging, "copy", fail)
     tracker = over(backend, config)
     play(tracker, [call for step in range(12) for call in logging("a", step)])
     assert backend.run.points("a") == {step: float(step) for step in range(12) if step // 4 != 1}

@@ -1,5 +1,7 @@
 """A step that has not ended is held back whole, and passed on once it has."""
 
+from dataclasses import replace
+
 from d9d_tracker.delivery.held_step import HeldStep
 from d9d_tracker.points import Points
 from d9d_tracker.record import Record
@@ -40,5 +42,5 @@ def test_what_holds_nothing_takes_nothing_back():
 
 def test_hyperparameters_do_not_wait_for_a_step():
     held = HeldStep()
-    passed, _ = held.pass_on(points(("a", 1, {}, 1.0)).with_hparams({"lr": 0.1}), 1, unfinished=1)
+    passed, _ = held.pass_on(replace(points(("a", 1, {}, 1.0)), hparams={"lr": 0.1}), 1, unfinished=1)
     assert (len(passed), passed.hparams) == (0, {"lr": 0.1})

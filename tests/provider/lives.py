@@ -4,6 +4,7 @@ Reads a line, the arguments of `train` as a JSON object, and answers with the pr
 with the exit status when the process has ended.
 """
 
+import gc
 import json
 import os
 import signal
@@ -82,6 +83,7 @@ def train_by_halves(folder: Path, config: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    gc.freeze()  # lives do not look through what they were forked with
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()

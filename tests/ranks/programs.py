@@ -73,6 +73,13 @@ def everything(rank: int, folder: Path, steps: int, config: dict) -> dict:
     }
 
 
+def one_sum(rank: int, folder: Path) -> dict:
+    one = tracker(folder)
+    with one.open(NAME) as run:
+        run.scalar("sum", 2.0**rank, reduce="sum")
+    return content(one)
+
+
 def differing(rank: int, folder: Path) -> dict:
     """Series of some ranks only, in another order, in a later window, and not in every step."""
     one = tracker(folder, sync_every=5)

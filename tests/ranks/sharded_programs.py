@@ -37,18 +37,18 @@ def counted(rank: int, folder: Path, compiled: bool) -> dict:
     one = tracker(folder, max_histograms=32)
     with one.open(NAME) as run:
 
-        def log(name: str, values: torch.Tensor) -> None:
-            run.bins(name, values)
+        def log(tensors: dict[str, torch.Tensor]) -> None:
+            for name, values in tensors.items():
+                run.bins(name, values)
 
-        if compiled:
-            torch._dynamo.config.recompile_limit = 64  # once for every name
-            log = torch.compile(log, fullgraph=True, backend="aot_eager")
+        tensors = {}
         for name, placements in PLACEMENTS.items():
             if len(placements) in meshes:
                 mesh = meshes[len(placements)]
-                log(f"whole: {name}", distribute_tensor(WHOLE, mesh, placements))
+                tensors[f"whole: {name}"] = distribute_tensor(WHOLE, mesh, placements)
                 if "1" not in name:
-                    log(f"small: {name}", distribute_tensor(SMALL, mesh, placements))
+                    tensors[f"small: {name}"] = distribute_tensor(SMALL, mesh, placements)
+        (torch.compile(log, fullgraph=True, backend="aot_eager") if compiled else log)(tensors)
     return content(one)
 
 

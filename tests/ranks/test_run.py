@@ -1,19 +1,16 @@
 """One run of several ranks, end to end: the backend gets what one process with all the values would have given it."""
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from jobs import NAME, content, histogram, run_job, tracker
+from jobs import NAME, Job, content, histogram, run_job, tracker
 from programs import (
     differing,
     everything,
     groups,
     no_collectives,
+    one_sum,
     opens_late,
     population,
     refused,
@@ -185,21 +182,6 @@ def test_steps_that_one_rank_skips_shift_its_windows_and_no_value(tmp_path):
     assert outcomes[0].said("windows end at different steps")
 
 
-IPV6 = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch.distributed as dist
-from jobs import NAME, content, tracker
-rank = int(sys.argv[4])
-dist.init_process_group("gloo", init_method=f"tcp://[::1]:{sys.argv[3]}", rank=rank, world_size=2)
-one = tracker(Path(sys.argv[2]))
-with one.open(NAME) as run:
-    run.scalar("sum", 2.0**rank, reduce="sum")
-assert content(one) == ({("sum", (), 0): 3.0} if rank == 0 else {})
-"""
-
-
 def has_ipv6_loopback():
     try:
         with socket.socket(socket.AF_INET6) as probe:
@@ -211,14 +193,7 @@ def has_ipv6_loopback():
 
 @pytest.mark.skipif(not has_ipv6_loopback(), reason="needs an IPv6 loopback interface")
 def test_a_job_that_meets_over_ipv6(tmp_path):
-    port, script = str(has_ipv6_loopback()), tmp_path / "job.py"
-    script.write_text(IPV6)
-    arguments = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path), port]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
-    processes = [subprocess.Popen([*arguments, str(rank)], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(60) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    with Job(one_sum, 2, tmp_path, rendezvous=f"tcp://[::1]:{has_ipv6_loopback()}") as job:
+        outcomes = job.outcomes(60)
+    assert [(outcome.error, outcome.exit_code) for outcome in outcomes] == [(None, 0)] * 2
+    assert [outcome.result for outcome in outcomes] == [{("sum", (), 0): 3.0}, {}]

@@ -4,6 +4,7 @@ Reads a line, the arguments of `training.train` as a JSON object, and answers wi
 answers with the exit status when the process has ended.
 """
 
+import gc
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ torch.set_num_threads(1)  # a child has only the forking thread: a pool made bef
 def main() -> None:
     # Compiling something imports the compiler.
     torch.compile(lambda x: x.sin() + 1)(torch.ones(3))
+    gc.freeze()  # lives do not look through what they were forked with
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
