@@ -318,7 +318,15 @@ def _inputs(module: torch.fx.GraphModule, least: int, known: dict[Any, Any]) -> 
             yield from _inputs(body, least, dict(zip(placeholders, one, strict=False)))
 
 
-def compilations() -> int:
-    """Return how many graphs Dynamo has compiled in this process; the number changes when it compiles."""
+COMPILED = "unique_graphs"
+
+
+def compiled_graphs() -> Callable[[str, int], int]:
+    """Return what tells, given ``COMPILED``, how many graphs Dynamo has compiled, until its counters are cleared."""
     dynamo: Any = sys.modules.get("torch._dynamo.utils")
-    return 0 if dynamo is None else dynamo.counters["stats"].get("unique_graphs", 0)
+    return _compiled if dynamo is None else dynamo.counters["stats"].get
+
+
+def _compiled(counter: str, default: int) -> int:
+    dynamo: Any = sys.modules.get("torch._dynamo.utils")  # which may be imported meanwhile
+    return default if dynamo is None else dynamo.counters["stats"].get(counter, default)

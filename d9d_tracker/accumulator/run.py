@@ -294,8 +294,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         assembly = pipeline.assembly
         self._pipeline, self._rank, self.promises = pipeline, str(assembly.rank), assembly.promises
         self._contexts, self._tags = Contexts(), {}
-        self._ranks = ranks
-        self.forget_panel()
+        self.forget_panel(ranks)
         self.buffers.places.refill(())
         self._stepped, self.stepping_thread = self.buffers.clock.step > 0, None
         self._leave = lambda kind, error, traceback: end(error)

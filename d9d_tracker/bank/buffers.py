@@ -302,7 +302,7 @@ class Buffers:
             host, ready, arrived = self._copy(rows, len(histograms))
             self._make_deferred()
         deadline = time.monotonic() + timeout
-        awaited = [value.is_there for *_, values in readings for value in values if isinstance(value, Elapsed)]
+        awaited = [value.is_there for *_, value in readings if isinstance(value, Elapsed)]
         for is_there in [*([] if ready is None else [ready.query]), *awaited]:
             while not is_there():
                 if time.monotonic() > deadline:

@@ -43,7 +43,7 @@ class HostScalars:
     def merge(self, slots: Iterable[int], values: Sequence[float], reduce: Reduction, weight: float) -> None:
         """Merge one value into each of several slots (-1 is none), of series with one reduction."""
         lane = VALUE_LANE[reduce]
-        for slot, value in zip(slots, values, strict=True):
+        for slot, value in zip(slots, values):  # noqa: B905 - they are as many, and to ask costs more than to merge
             if slot >= 0:
                 merge_number(self._numbers, self._columns, slot, lane, value, weight)
 

@@ -12,14 +12,15 @@ from d9d_tracker.bank.scalars import Number
 from d9d_tracker.bank.target import Target
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.panel.memory import memory
+from d9d_tracker.panel.meter import Meter
 from d9d_tracker.panel.rates import Rates
 from d9d_tracker.panel.step import Steps
 from d9d_tracker.panel.system import Sample, System
 from d9d_tracker.panel.timers import Stopwatch, Timed, block
+from d9d_tracker.tracing import compiled_graphs
 
 from .arguments import check_names, check_number
 from .calls import Calls
-from .meter import Meter
 
 _Item = TypeVar("_Item")
 
@@ -29,7 +30,7 @@ class PanelCalls(Calls):
 
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
         super().__init__(buffers, config)
-        self._ranks = 1
+        self._clock: Stopwatch | None = None
         self._names: dict[str, tuple[str, str]] = {}
         self.forget_panel()
 
@@ -100,7 +101,7 @@ class PanelCalls(Calls):
         if self._is_silent("monitor"):
             return
         self._step_times().logs = self.clock.logs_idle = True
-        self._system = self._system or System(self.buffers.device)
+        self._system, self._is_first = self._system or System(self.buffers.device), True
 
     def rate(self, name: str, n: Number, *, flops: float | None = None, peak: float | None = None) -> None:
         """Count units of work, tokens for example, whose number a second is logged.
@@ -137,44 +138,55 @@ class PanelCalls(Calls):
         buffers = self.buffers
         known = float(n) if type(n) is int and 0 <= n < 2**53 else as_number(n)
         if known is not None:
-            buffers.readings.append((buffers.now[0], (slot,), (known,)))
+            buffers.readings.append((buffers.now[0], slot, known))
             return
         number = check_number(name, (), n, buffers.device)
-        if slot >= 0:
-            buffers.change(buffers.merge, Target([slot], buffers.scalars.places), [number], "sum", None)
+        if slot[0] >= 0:
+            buffers.change(buffers.merge, Target([*slot], buffers.scalars.places), [number], "sum", None)
 
     def _step_times(self) -> Steps:
         if self._steps is None:
             self._steps = Steps(self.clock, self._end_step)
-            self._rates = Rates(self._meter.part, self._ranks)
+            self._rates = Rates(self.clock.meter.part, self._ranks)
         return self._steps
 
     def _end_step(self, seconds: float, compiling: bool) -> None:
+        buffers = self.buffers
         if not compiling:
-            self.buffers.readings.append((self.buffers.now[0], *self._rates.times(seconds)))
-        if self._system is not None and (self._is_first or self.buffers.is_last_step):
-            self._is_first = False
-            found = memory(self.buffers.device)
-            self._meter.log(tuple(found), tuple(found.values()), reduce="last")
-            sample, names = Sample(self._system), self._system.names
-            self._meter.log(names, tuple(map(sample.value, names)), reduce="last")
+            for slot, factor in self._rates.of_time:
+                buffers.readings.append((buffers.now[0], slot, seconds * factor))
+        if not (self._is_first or buffers.is_last_step):
+            return
+        self._is_first = False
+        self.clock.graphs = compiled_graphs()  # Dynamo may have come, or its counters been cleared
+        if self._system is not None:
+            sample = Sample(self._system)
+            found = memory(buffers.device) | {name: sample.value(name) for name in self._system.names}
+            for name, value in found.items():
+                self.clock.meter.log((name,), value, reduce="last")
 
     def _names_of(self, name: str) -> tuple[str, str]:
         check_names([name])
         names = self._names[name] = (f"time/{name}", f"time/{name}/host")
         return names
 
-    def forget_panel(self) -> None:
-        """Have no instruments, for a new run."""
-        self._clock: Stopwatch | None = None
+    def forget_panel(self, ranks: int = 1) -> None:
+        """Have no instruments, for a new run.
+
+        Args:
+            ranks: How many processes share it.
+        """
+        self._ranks = ranks
         self._steps: Steps | None = None
         self._system: System | None = None
         self._is_first = True
+        if self._clock is not None:
+            self._clock.start(ranks > 1, self._contexts.get)
 
     @property
     def clock(self) -> Stopwatch:
-        """What takes the time; ``clock.seconds`` may be replaced by another clock."""
+        """What takes the time; ``clock.seconds`` may be replaced by another clock, for this run."""
         if self._clock is None:
-            self._meter = Meter(self, self._ranks > 1, self._contexts.get, self._is_silent)
-            self._clock = Stopwatch(self._meter)
+            self._clock = Stopwatch(Meter(self, self._is_silent))
+            self._clock.start(self._ranks > 1, self._contexts.get)
         return self._clock

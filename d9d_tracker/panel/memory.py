@@ -6,9 +6,8 @@ from pathlib import Path
 
 import torch
 
+from d9d_tracker.windows.readings import Value
 from d9d_tracker_kernels.device import GPU, gpu
-
-from .timers import Value
 
 _STATISTICS = {
     "memory/allocated": "allocated_bytes.all.current",

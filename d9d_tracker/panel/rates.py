@@ -21,18 +21,18 @@ class Rates:
 
     Attributes:
         slots: Those that units are summed in, by what ``claim`` was called with.
+        of_time: Where the time of a step goes, each a slot, and what the seconds are multiplied by there.
     """
 
     def __init__(self, part: Part, ranks: int):
         self._part, self._ranks = part, ranks
-        self.slots: dict[tuple[str, Items, float | None, float | None], int] = {}
+        self.slots: dict[tuple[str, Items, float | None, float | None], tuple[int]] = {}
         self._seconds: dict[tuple[str, Items], tuple[int, float]] = {}  # by ratio: the slot of the time, and its factor
-        self._of_time: tuple[int, ...] = ()
-        self._factors: tuple[float, ...] | None = None  # where one is not 1
+        self.of_time: tuple[tuple[tuple[int], float], ...] = ()
         self._mfu_of: str | None = None
 
-    def claim(self, name: str, context: Items, flops: float | None, peak: float | None) -> int:
-        """Give units a slot to be summed in, and return it.
+    def claim(self, name: str, context: Items, flops: float | None, peak: float | None) -> tuple[int]:
+        """Give units a slot to be summed in, -1 if none is left, and return it.
 
         Args:
             name: What the units are called.
@@ -55,16 +55,9 @@ class Rates:
         for ratio, factor in factors.items():
             slot = self._part(f"{ratio}/time", context, "max", ((ratio, -1),))
             self._seconds[ratio, context] = slot, factor
-        self._of_time, factors = map(tuple, zip(*self._seconds.values(), strict=True))
-        self._factors = None if set(factors) == {1.0} else factors
+        self.of_time = tuple(((slot,), factor) for slot, factor in self._seconds.values())
         ratios = (f"{name}/s", _MFU) if name == self._mfu_of else (f"{name}/s",)
-        slot = self._part(name, context, "sum", tuple((ratio, 1) for ratio in ratios))
-        if slot >= 0:  # else each value is counted as it is dropped
+        slot = (self._part(name, context, "sum", tuple((ratio, 1) for ratio in ratios)),)
+        if slot != (-1,):  # else each value is counted as it is dropped
             self.slots[name, context, flops, peak] = slot
         return slot
-
-    def times(self, seconds: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Return the slots of a step's time, and what they get of a step that took so long."""
-        if self._factors is None:
-            return self._of_time, (seconds,) * len(self._of_time)
-        return self._of_time, tuple([seconds * factor for factor in self._factors])

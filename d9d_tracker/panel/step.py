@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from .timers import Mark, Stopwatch
 
+_HOST, _DEVICE = ("time/step",), ("time/device",)
+
 
 class Steps:
     """The times of steps.
@@ -27,17 +29,15 @@ class Steps:
         start = self._start
         if start is not None and not is_next:
             return
-        self._start = end = self._clock.mark("time/step")
+        clock = self._clock
+        self._start = end = clock.mark("time/step")
         if start is None or end is None:
             return
-        (began, start_event, known), (ended, end_event, now_known) = start, end
-        host, compiling = ended - began, now_known != known
+        host, compiling = end[0] - start[0], end[1] != start[1]
         if self.logs:
-            if end_event is None:
-                self._clock.meter.log(("time/step",), (host,), compiling)
-            else:
-                device = self._clock.meter.elapsed(start_event, end_event, (start_event,))
-                self._clock.meter.log(("time/step", "time/device"), (host, device), compiling)
-        elif start_event is not None:
-            self._clock.meter.give_back(start_event)
+            clock.meter.log(_HOST, host, compiling)
+            if end[2] is not None:
+                clock.meter.log(_DEVICE, clock.meter.elapsed(start[2], end[2], (start[2],)), compiling)
+        else:
+            clock.forget(start)
         self._ended(host, compiling)

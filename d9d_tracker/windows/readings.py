@@ -14,32 +14,37 @@ from .host_window import HostWindow
 logger = logging.getLogger("d9d_tracker")
 
 Value = float | Callable[[], float | None]
-Reading = tuple[int, tuple[int, ...], tuple[Value, ...]]  # a step, slots, and as many values; a slot of -1 is none
+Reading = tuple[int, tuple[int, ...], Value]  # a step, slots (-1 is none), and what was read, for each of them
 
 _said: set[str] = set()
 
 
 def with_readings(window: HostWindow, readings: Sequence[Reading]) -> HostWindow:
     """Return a window with what was read merged in: sums, means, last or largest values."""
-    known = [
-        (step, slot, number)
-        for step, slots, values in readings
-        for slot, value in zip(slots, values, strict=True)
-        if slot >= 0 and (number := _number(value)) is not None
-    ]
-    if not known:
+    steps: list[int] = []
+    slots: list[int] = []
+    numbers: list[float] = []
+    for step, in_slots, value in readings:
+        number = value if isinstance(value, float) else _number(value)
+        if number is None:
+            continue
+        for slot in in_slots:
+            if slot >= 0:
+                steps.append(step)
+                slots.append(slot)
+                numbers.append(number)
+    if not numbers:
         return window
-    steps, slots, numbers = (np.array(column) for column in zip(*known, strict=True))
-    rows = np.searchsorted(window.steps, steps).clip(max=len(window.steps) - 1)  # one row is at the window's last step
+    columns, lanes = len(window.scalars), window.lanes.copy()
+    rows = np.searchsorted(window.steps, np.array(steps, dtype=np.int64)).clip(max=len(window.steps) - 1)
+    cells = rows * (LANES * columns) + np.array(slots)  # where there is one row, it is at the window's last step
+    values, flat = np.array(numbers), lanes.reshape(-1)
     lanes_of = np.array([VALUE_LANE[series.reduce] for series in window.scalars])[slots]
-    lanes = window.lanes.copy()
-    flat, columns = lanes.reshape(-1), len(window.scalars)
-    cells = rows * (LANES * columns) + slots
     for lane, merge in ((SUM, np.add), (MAX, np.maximum)):
         chosen = lanes_of == lane
-        merge.at(flat, cells[chosen] + lane * columns, numbers[chosen])
+        merge.at(flat, cells[chosen] + lane * columns, values[chosen])
     is_last = lanes_of == LAST
-    flat[cells[is_last] + LAST * columns] = numbers[is_last]
+    flat[cells[is_last] + LAST * columns] = values[is_last]
     for lane in (WEIGHT, COUNT):
         np.add.at(flat, cells + lane * columns, 1.0)
     return replace(window, lanes=lanes)

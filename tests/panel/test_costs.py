@@ -7,8 +7,8 @@ import time
 from d9d_tracker.panel import system
 
 STEPS, WINDOW = 40, 10
-# A call is about 700 instructions of a CPU, so this keeps what there is: it is far from the 15,000 that it should be.
-CALLS = 70
+# A call is about 750 instructions of a CPU.
+CALLS = 56
 
 
 def calls_of(run, panel):

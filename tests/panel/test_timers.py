@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from d9d_tracker import TrackerTypeError, TrackerValueError
-from d9d_tracker.panel import timers
+from d9d_tracker.panel import meter
 
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch):
-    monkeypatch.setattr(timers, "_said", set())
+    monkeypatch.setattr(meter, "_said", set())
 
 
 def test_blocks_of_a_step_add_up_however_they_are_nested_and_repeated(recorded, hand):
@@ -40,6 +40,24 @@ def test_blocks_of_a_step_add_up_however_they_are_nested_and_repeated(recorded, 
     assert tracker.run.points("time/micro") == {0: 1.0, 1: 2.0, 2: 3.0}
     assert tracker.run.points("time/deep") == dict.fromkeys(range(3), 3.0 + 2.0 + 1.0)
     assert tracker.run.points("time/again") == dict.fromkeys(range(3), 4.0)
+
+
+def test_a_function_that_is_timed_logs_to_the_next_run_too(recorded, hand):
+    tracker = recorded(sync_every=2)
+    with tracker.open() as run:
+        timed = run.time("work")(lambda seconds: setattr(hand, "now", hand.now + seconds))
+        block = run.time("block")
+        timed(1)
+    for _ in range(2):
+        tracker.run.records.clear()
+        with tracker.open() as run:
+            run.clock.seconds = hand
+            run.scalar("loss", 7.0)  # has the slot that was the block's
+            timed(2)
+            with block:
+                hand.now += 4
+        found = {name: tracker.run.points(name) for name in ("loss", "time/work", "time/work/host", "time/block")}
+        assert found == {"loss": {0: 7.0}, "time/work": {0: 2.0}, "time/work/host": {0: 2.0}, "time/block": {0: 4.0}}
 
 
 def test_a_block_that_spans_steps_counts_for_the_one_in_which_it_ends_and_one_that_raises_for_none(recorded, hand):
@@ -182,7 +200,8 @@ def test_an_instrument_that_fails_costs_no_window(recorded, caplog):
         for step in range(4):
             run.set_step(step)
             run.scalar("loss", step)
-            run.clock.meter.log(("broken", "there"), (lambda: 1 / 0, 1.0))
+            run.clock.meter.log(("broken",), lambda: 1 / 0)
+            run.clock.meter.log(("there",), 1.0)
     assert tracker.run.points("loss") == tracker.run.points("loss") | {step: float(step) for step in range(4)}
     assert tracker.run.points("there") == dict.fromkeys(range(4), 1.0)
     assert tracker.run.points("broken") == {}

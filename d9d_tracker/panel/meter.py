@@ -1,47 +1,58 @@
 """What the instruments of a run log by: slots of series, and numbers that arrive with the window."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from d9d_tracker.compiled.runs import Run
 from d9d_tracker.devices.event_ring import Elapsed, EventRing
-from d9d_tracker.panel.timers import say_unmeasured
+from d9d_tracker.lazy_torch import assume_constant_result
 from d9d_tracker.series.reductions import Reduction
 from d9d_tracker.series.registry import ContextItems, ScalarSeries
 from d9d_tracker.windows.readings import Value
 from d9d_tracker_kernels.device import gpu
 
+logger = logging.getLogger("d9d_tracker")
+
+_said: set[str] = set()
 _WINDOWS = 3  # one is open, one on its way, one being read
 _BLOCKS = 4  # that a step times, if it is not known better
 _COMPILING = (("compiling", "true"),)
+_Slots = dict[tuple[str, ...], tuple[int, ...]]
 
 
 class Meter:
-    """See ``d9d_tracker.panel.timers.Meter``; for one run.
+    """What an instrument logs by: numbers of the current step, which arrive with its window.
 
     Args:
         run: Whose series they are.
-        has_ranks: Whether other ranks share the run: then each of the series becomes four, as of ``scope="spread"``.
-        context: Returns the persistent context.
         is_silent: Says that nothing is logged, by the name of what was, as the run is closed.
+
+    Attributes:
+        run: The same.
+        is_gpu: Whether there is a device that works beside the host.
     """
 
-    def __init__(
-        self, run: Run, has_ranks: bool, context: Callable[[], ContextItems], is_silent: Callable[[str], bool]
-    ):
-        self.run, self._has_ranks, self._context, self._is_silent = run, has_ranks, context, is_silent
+    def __init__(self, run: Run, is_silent: Callable[[str], bool]):
+        self.run, self._is_silent = run, is_silent
         self._buffers = buffers = run.buffers
-        self._slots: dict[tuple[tuple[str, ...], bool, ContextItems], tuple[int, ...]] = {}
+        self.is_gpu = buffers.is_gpu
         self._ring = EventRing(buffers.device, _WINDOWS * _BLOCKS * buffers.sync_every) if buffers.is_gpu else None
 
-    @property
-    def is_gpu(self) -> bool:
-        """Whether there is a device that works beside the host."""
-        return self._ring is not None
+    def start(self, has_ranks: bool, context: Callable[[], ContextItems]) -> None:
+        """Begin a new run.
+
+        Args:
+            has_ranks: Whether other ranks share it: then each series becomes four, as of ``scope="spread"``.
+            context: Returns the context that holds.
+        """
+        self._has_ranks, self._context = has_ranks, context
+        self._slots: dict[tuple[ContextItems, bool], _Slots] = {}
+        self._now: tuple[ContextItems | None, _Slots] = None, {}  # those of the context that held last
 
     def refuses(self, name: str) -> bool:
-        """Whether nothing can be measured here and now, which is said once."""
+        """Whether nothing can be measured here and now, which is said once: closed, or a graph is captured."""
         if not self.run.is_open:
             return self._is_silent(name)
         if self._ring is None or not gpu.is_current_stream_capturing():
@@ -68,16 +79,23 @@ class Meter:
         """Return the slot of a series of all ranks that goes into ratios: see ``ScalarSeries.sums``."""
         return self._buffers.scalar_series.slot(ScalarSeries(name, context, reduce, sums=ratios))
 
-    def log(
-        self, names: tuple[str, ...], values: tuple[Value, ...], compiling: bool = False, reduce: Reduction = "sum"
-    ) -> None:
-        """Add numbers to the current step, where those of a series combine; ``compiling`` is told by their context."""
-        key = (names, compiling, self._context())
+    def log(self, names: tuple[str, ...], value: Value, compiling: bool = False, reduce: Reduction = "sum") -> None:
+        """Add a number to the current step of each series, where they combine; their context tells ``compiling``."""
+        if not self.run.is_open:
+            self._is_silent(names[0])
+            return
+        context = self._context()
+        of, known = self._now
+        if compiling or of is not context:
+            known = self._slots.setdefault((context, compiling), {})
+            if not compiling:
+                self._now = context, known
+        slots = known.get(names) or self._claim(known, names, context, compiling, reduce)
         buffers = self._buffers
-        buffers.readings.append((buffers.now[0], self._slots.get(key) or self._claim(*key, reduce), values))
+        buffers.readings.append((buffers.now[0], slots, value))
 
     def _claim(
-        self, names: tuple[str, ...], compiling: bool, context: ContextItems, reduce: Reduction
+        self, known: _Slots, names: tuple[str, ...], context: ContextItems, compiling: bool, reduce: Reduction
     ) -> tuple[int, ...]:
         items = tuple(sorted({**dict(context), **dict(_COMPILING if compiling else ())}.items()))
         registry = self._buffers.scalar_series
@@ -90,5 +108,17 @@ class Meter:
             found.append(registry.slot(series))
         slots = tuple(found)
         if -1 not in slots:  # else each value is counted as it is dropped
-            self._slots[names, compiling, context] = slots
+            known[names] = slots
         return slots
+
+
+@assume_constant_result
+def say_unmeasured(where: str) -> None:
+    """Say, once a process, that a block takes no time.
+
+    Args:
+        where: Why, in words.
+    """
+    if where not in _said:
+        _said.add(where)
+        logger.warning("a block %s cannot be timed, and nothing is logged of it: time the call of that code", where)
