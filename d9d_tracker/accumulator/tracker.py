@@ -297,7 +297,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         if is_silenced(self._config):
             return self._make_pipeline({}, None, 1, {})
         deliveries: dict[str, Delivery] = {}
-        taken = {} if self._loaded is None else self._loaded.moving.taken
+        taken = {} if self._loaded is None else self._loaded.in_transit.taken
 
         def open_here() -> dict[str, Any]:
             deliveries.update(open_deliveries(self._tracker, properties, self._config, run, self._loaded))
@@ -329,8 +329,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         left, has_one_row = State(), self._run.buffers.resolution == "window"
         if self._loaded is not None:
             loaded = self._loaded
-            moving = replace(loaded.moving, taken=taken)
-            left = State(loaded.tail, Late(), loaded.expanded, moving, dict(loaded.totals))
+            in_transit = replace(loaded.in_transit, taken=taken)
+            left = State(loaded.tail, Late(), loaded.expanded, in_transit, dict(loaded.totals))
         assembly = Assembly(rank, ranks, nonfinite, report, left, has_one_row)
         return Pipeline(self._run.buffers, deliveries, assembly, nonfinite, report, self._config.flush_timeout)
 
@@ -371,7 +371,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             late,
             backend,
             there.expanded,
-            there.moving,
+            there.in_transit,
             list(there.totals.items()),
         )
 

@@ -22,7 +22,7 @@ from d9d_tracker.tracing import is_backward_traced
 
 from .arguments import check_counts, check_mapping, check_names, check_population
 from .calls import WHAT_A_HANDLE_LOGS, Calls, Scope
-from .fitting import fitting
+from .find_binning import find_binning
 
 
 class HistogramCalls(Calls):
@@ -164,7 +164,7 @@ class HistogramCalls(Calls):
         items = self._items(name, context, scope)
         if not isinstance(histogram, Histogram):
             raise TrackerTypeError(f"{label(name, items)}: pass a Histogram, not {type(histogram).__name__}")
-        chosen = fitting(histogram, self.config.binning) if binning is None else binning
+        chosen = find_binning(histogram, self.config.binning) if binning is None else binning
         if chosen is None:
             raise TrackerValueError(
                 f"{label(name, items)}: bins of unequal widths merge with nothing; have the backend take the histogram "

@@ -12,8 +12,8 @@ from d9d_tracker.points import Points
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
 from d9d_tracker.windows.host_window import HostWindow, Tail, joined
+from d9d_tracker.windows.in_transit import InTransit, Logged
 from d9d_tracker.windows.late import Late
-from d9d_tracker.windows.moving import Logged, Moving
 from d9d_tracker.windows.promises import Promises
 from d9d_tracker.windows.spread import completed, expand, merge_expanded, of_spread
 from d9d_tracker.windows.totals import Counted, Totals
@@ -35,14 +35,14 @@ class State:
         tail: What was written for the last, unfinished step.
         late: What waits for its step to be reached, by other ranks too.
         expanded: What other ranks of an earlier life logged to series of ``scope="spread"``, if anything.
-        moving: What is on its way to rank 0, or held back there.
+        in_transit: What is on its way to rank 0, or held back there.
         totals: The running totals that were delivered.
     """
 
     tail: Tail | None = None
     late: Late = field(default_factory=Late)
     expanded: HostWindow | None = None
-    moving: Moving = field(default_factory=Moving)
+    in_transit: InTransit = field(default_factory=InTransit)
     totals: Counted = field(default_factory=dict)
 
 
@@ -98,8 +98,8 @@ class Assembly:
         self._tail = left.tail
         self._late = Late()
         self._expanded = left.expanded
-        self._earlier = left.moving.merged(left.moving.taken)
-        self._unwritten = left.moving.unwritten
+        self._earlier = left.in_transit.merged(left.in_transit.taken)
+        self._unwritten = left.in_transit.unwritten
         self._recent: tuple[Logged, ...] = ()
         self._totals = Totals(left.totals)
         if ranks is not None:
@@ -189,14 +189,14 @@ class Assembly:
     def state(self, pending: Sequence[Window]) -> State:
         """Return what a state has to hold, with windows that may not be taken yet; not while windows are swapped."""
         index, reached = self._reached
-        windows, late = list(reached.moving.windows), Late(reached.late.records[:], dict(reached.late.hparams))
+        windows, late = list(reached.in_transit.windows), Late(reached.late.records[:], dict(reached.late.hparams))
         tail = reached.tail  # which the first of them completes
         for window in {window.index: window for window in pending}.values():
             if window.index > index and window.packed is not None:
                 windows.append(Logged(self.rank, window.index, completed(window.wait().copy(), tail)))
                 late.add(window.late.records, window.late.hparams)
                 tail = None
-        return replace(reached, late=late, moving=replace(reached.moving, windows=windows))
+        return replace(reached, late=late, in_transit=replace(reached.in_transit, windows=windows))
 
     def _note_state(self) -> None:
         """Note how far the thread has come, at once, for whoever takes a state meanwhile."""
@@ -207,8 +207,8 @@ class Assembly:
         if self._tail is not None:  # more is to come for a step that was written
             unwritten = min(unwritten, self._tail.step)
         kept = functools.reduce(merge_expanded, rows) if rows else None
-        moving = Moving(list(self._recent), kept, dict(taken), unwritten)
-        self._reached = self._newest, State(self._tail, late, self._expanded, moving, self._totals.counted)
+        in_transit = InTransit(list(self._recent), kept, dict(taken), unwritten)
+        self._reached = self._newest, State(self._tail, late, self._expanded, in_transit, self._totals.counted)
 
     def _with_earlier(self, host: HostWindow, unfinished: int | None) -> HostWindow:
         """Add what other ranks of an earlier life logged for a window, and keep it for a step that goes on."""

@@ -22,8 +22,8 @@ from d9d_tracker.points import Points
 from d9d_tracker.series.registry import ContextItems, HistogramSeries, ScalarSeries
 from d9d_tracker.windows.clock import Clock
 from d9d_tracker.windows.host_window import HostWindow, Tail
+from d9d_tracker.windows.in_transit import InTransit
 from d9d_tracker.windows.late import Late
-from d9d_tracker.windows.moving import Moving
 from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, MOMENTS
 
 logger = logging.getLogger("d9d_tracker")
@@ -68,7 +68,7 @@ class _Table(_Steps):
     late: str = ""
     tail_late: str = ""
     expanded: _Steps | None = None
-    moving: str = ""
+    moving: str = ""  # what is in transit
     totals: list[Total] = field(default_factory=list)
 
 
@@ -97,13 +97,13 @@ class Snapshot:
     late: Late
     backend: BackendState
     expanded: HostWindow | None = None
-    moving: Moving = field(default_factory=Moving)
+    in_transit: InTransit = field(default_factory=InTransit)
     totals: list[Total] = field(default_factory=list)
 
     @property
     def rewind_to(self) -> int:
         """The step from which on the backends must hold nothing."""
-        return max(int(min(self.first, self.moving.first)), self.moving.unwritten)
+        return max(int(min(self.first, self.in_transit.first)), self.in_transit.unwritten)
 
     @property
     def holds_values(self) -> bool:
@@ -134,7 +134,7 @@ def save(snapshot: Snapshot) -> dict[str, Any]:
         _to_text(snapshot.late),
         "" if snapshot.tail is None else _to_text(Late(snapshot.tail.late)),
         _steps_of(expanded),
-        snapshot.moving.dump(),
+        snapshot.in_transit.dump(),
         snapshot.totals,
     )
     arrays = _arrays_of(window, "") | _arrays_of(tail, "tail_") | _arrays_of(expanded, "expanded_")
@@ -177,7 +177,7 @@ def read(state: Any) -> Snapshot:
             _from_text(table.late),
             backend,
             None if table.expanded is None else _window(table.expanded, arrays, "expanded_"),
-            Moving.load(table.moving),
+            InTransit.load(table.moving),
             table.totals,
         )
     except (TypeError, ValueError, LookupError, AttributeError, OSError, zlib.error) as error:

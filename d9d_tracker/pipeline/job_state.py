@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from d9d_tracker.windows.host_window import contradictions, empty_window, merge_windows
+from d9d_tracker.windows.in_transit import InTransit
 from d9d_tracker.windows.late import Late
-from d9d_tracker.windows.moving import Moving
 from d9d_tracker.windows.spread import completed, expand, merge_expanded, of_spread
 
 from .checkpoint import Snapshot, read
@@ -79,14 +79,14 @@ def merged(snapshots: list[Snapshot]) -> Snapshot:
             logger.error("%s", one)
     window = functools.reduce(merge_windows, windows)
     expanded = [one.expanded for one in snapshots if one.expanded is not None]
-    held = [one.moving.held for one in snapshots if one.moving.held is not None]
+    held = [one.in_transit.held for one in snapshots if one.in_transit.held is not None]
     return replace(
         first,
         window=window,
         expanded=functools.reduce(merge_expanded, expanded) if expanded else None,
-        moving=replace(
-            first.moving,
-            windows=[one for snapshot in snapshots for one in snapshot.moving.windows],
+        in_transit=replace(
+            first.in_transit,
+            windows=[one for snapshot in snapshots for one in snapshot.in_transit.windows],
             held=functools.reduce(merge_expanded, held) if held else None,
         ),
         late=Late([record for snapshot in reversed(snapshots) for record in snapshot.late.records], first.late.hparams),
@@ -112,5 +112,5 @@ def _emptied(snapshot: Snapshot) -> Snapshot:
     """Return a snapshot at the same point of the run, without values."""
     window = snapshot.window
     nothing = empty_window(0, window.steps, window.times, window.scalars, window.histograms)
-    backend = replace(snapshot.backend, kept={})
-    return replace(snapshot, window=nothing, tail=None, late=Late(), expanded=None, moving=Moving(), backend=backend)
+    there = replace(snapshot, backend=replace(snapshot.backend, kept={}))
+    return replace(there, window=nothing, tail=None, late=Late(), expanded=None, in_transit=InTransit())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .gate import inside
+from .native_calls import native_call
 
 _LEAST_PERIOD_SECONDS = 1.0
 _MOST_LOOKS_PER_SECOND = 500
@@ -60,7 +60,7 @@ class Board:
 @contextmanager
 def _lost() -> Iterator[None]:
     try:
-        with inside():
+        with native_call():
             yield
     except RuntimeError as error:
         raise BoardLostError(str(error).partition("\n")[0]) from error

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from .gate import inside
+from .native_calls import native_call
 
 _CONNECT_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 2e-4
@@ -37,7 +37,7 @@ class Group:
         self._recent: deque[tuple[dist.Work, Any]] = deque(maxlen=4)
         # Nobody can look up from connecting: if a rank dies just now, that must be over before a closing run gives up.
         connect = min(_CONNECT_SECONDS, timeout / 16)
-        with inside():
+        with native_call():
             self._gloo: Any = dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=connect))
         self._gloo.set_timeout(timedelta(seconds=timeout))
 
@@ -85,7 +85,7 @@ class Group:
         self._recent.clear()
 
     def _finish(self, begin: Callable[[], dist.Work], *tensors: Any) -> None:
-        with inside():
+        with native_call():
             work = begin()
         self._recent.append((work, tensors))
         gloo = self._gloo
@@ -99,7 +99,7 @@ class Group:
             for kept in (gloo, work, tensors):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
             raise
-        with inside():
+        with native_call():
             work.wait()
 
 

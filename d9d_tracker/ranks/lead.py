@@ -12,7 +12,7 @@ import numpy as np
 from typing_extensions import override
 
 from d9d_tracker.windows.host_window import HostWindow, empty_window
-from d9d_tracker.windows.moving import from_text
+from d9d_tracker.windows.in_transit import from_text
 from d9d_tracker.windows.spread import merge_expanded
 from d9d_tracker_kernels import LAST_STEP
 

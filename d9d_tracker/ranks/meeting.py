@@ -9,7 +9,7 @@ import torch
 
 from d9d_tracker.series.registry import HistogramSeries, ScalarSeries, label
 from d9d_tracker.windows.host_window import HostWindow, arranged, contradictions, union_of_series
-from d9d_tracker.windows.moving import SERIES, pack, unpack
+from d9d_tracker.windows.in_transit import SERIES, pack, unpack
 from d9d_tracker.windows.spread import merge_expanded
 from d9d_tracker_kernels import CALLS, COUNT
 

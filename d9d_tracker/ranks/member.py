@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing_extensions import override
 
 from d9d_tracker.windows.host_window import HostWindow
-from d9d_tracker.windows.moving import to_text
+from d9d_tracker.windows.in_transit import to_text
 
 from .board import Board, BoardLostError, wait
 from .meeting import END, Meeting

@@ -21,10 +21,12 @@ the variance of values far from zero does not drown in rounding. A pivot far off
 a segment whose pivot lies more than 8 standard deviations from its mean is read a second time, too.
 """
 
-# Kernels are in Triton's language, which only looks like Python: pyright cannot type it.
+# Kernels are in Triton's language, which only looks like Python: pyright can type the tensors of a launch, and no more.
+# What a kernel calls is compiled for whatever it is given; `int` and `float` would mean int32 and float32 to Triton.
 # pyright: reportArgumentType=false, reportInvalidTypeForm=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportAssignmentType=false
 
+import torch
 import triton
 import triton.language as tl
 
@@ -255,14 +257,14 @@ def _count_segment(
     do_not_specialize_on_alignment=["values", "counts", "moments", "partials", "places", "step"],
 )
 def count_one(
-    values,
+    values: torch.Tensor,
     numel: tl.int64,
     tiles: tl.int64,
-    counts,
-    moments,
-    partials,
-    places,
-    step,
+    counts: torch.Tensor,
+    moments: torch.Tensor,
+    partials: torch.Tensor,
+    places: torch.Tensor,
+    step: torch.Tensor,
     place: tl.int64,
     every: tl.int64,
     bins: tl.int32,
@@ -318,13 +320,13 @@ def count_one(
     do_not_specialize_on_alignment=["table", "tensors", "counts", "moments", "partials", "places", "step"],
 )
 def count_many(
-    table,
-    tensors,
-    counts,
-    moments,
-    partials,
-    places,
-    step,
+    table: torch.Tensor,
+    tensors: torch.Tensor,
+    counts: torch.Tensor,
+    moments: torch.Tensor,
+    partials: torch.Tensor,
+    places: torch.Tensor,
+    step: torch.Tensor,
     every: tl.int64,
     bins: tl.int32,
     low: tl.float64,

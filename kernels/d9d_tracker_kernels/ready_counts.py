@@ -42,7 +42,15 @@ def launch(
     do_not_specialize_on_alignment=["values", "counts", "moments", "places", "step"],
 )
 def add_counts(
-    values, numel: tl.int32, counts, moments, places, step, place: tl.int64, every: tl.int64, WIDTH: tl.constexpr
+    values: torch.Tensor,
+    numel: tl.int32,
+    counts: torch.Tensor,
+    moments: torch.Tensor,
+    places: torch.Tensor,
+    step: torch.Tensor,
+    place: tl.int64,
+    every: tl.int64,
+    WIDTH: tl.constexpr,
 ):
     """Adds values[k] to the cell of the integer k. One program: nobody else touches the row meanwhile."""
     now = tl.load(step)

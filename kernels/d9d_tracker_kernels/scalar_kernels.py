@@ -155,7 +155,7 @@ def _read_as(bits, code, value, CODE: tl.constexpr, ELEMENT: tl.constexpr):
 
 
 @triton.jit(do_not_specialize_on_alignment=["current", "table"])
-def merge_values(current, columns, table, targets, lows, highs, LANE: tl.constexpr):
+def merge_values(current: torch.Tensor, columns, table: torch.Tensor, targets, lows, highs, LANE: tl.constexpr):
     """Merges each value into its slot. One program: nobody else touches the state meanwhile."""
     SIZE: tl.constexpr = len(targets) - 1
     target = _unpack(targets, SIZE)
@@ -184,7 +184,9 @@ def merge_values(current, columns, table, targets, lows, highs, LANE: tl.constex
 
 
 @triton.jit(do_not_specialize=["slots", "now"], do_not_specialize_on_alignment=["current", "step"])
-def empty_slots(current, columns, slots: tl.int32, step, now: tl.int64, BLOCK: tl.constexpr):
+def empty_slots(
+    current: torch.Tensor, columns, slots: tl.int32, step: torch.Tensor, now: tl.int64, BLOCK: tl.constexpr
+):
     """Writes the initial state to the first slots, a program for each lane and block, and the step."""
     lane = tl.program_id(0) % LANES
     slot = tl.program_id(0) // LANES * BLOCK + tl.arange(0, BLOCK)

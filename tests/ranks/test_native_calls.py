@@ -7,7 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 from jobs import run_job
 
-from d9d_tracker.ranks import gate
+from d9d_tracker.ranks import native_calls
 from d9d_tracker.ranks.board import Board
 
 
@@ -35,20 +35,20 @@ def test_the_end_waits_for_who_is_inside():
     entered, leaves = threading.Event(), threading.Event()
 
     def visit() -> None:
-        with gate.inside():
+        with native_calls.native_call():
             entered.set()
             leaves.wait()
 
     threading.Thread(target=visit).start()
     entered.wait()
-    end = threading.Thread(target=gate._end)
+    end = threading.Thread(target=native_calls._end)
     end.start()
     try:
         end.join(0.1)  # at once, if it did not wait
         assert end.is_alive()
         leaves.set()
         end.join()
-        assert not gate._inside
+        assert not native_calls._inside
     finally:
         leaves.set()
-        gate._begin()
+        native_calls._begin()

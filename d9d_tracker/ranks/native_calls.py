@@ -14,7 +14,7 @@ _is_ending = False
 
 
 @contextmanager
-def inside() -> Iterator[None]:
+def native_call() -> Iterator[None]:
     """Enclose a call that lets go of the interpreter; once that ends, threads that would begin one wait for good."""
     global _inside
     with _changed:

@@ -28,7 +28,7 @@ class Logged:
 
 
 @dataclass
-class Moving:
+class InTransit:
     """What is on its way.
 
     Attributes:
@@ -63,7 +63,7 @@ class Moving:
 
     def dump(self) -> str:
         """Return it as text; empty if there is nothing."""
-        if self == Moving():
+        if self == InTransit():
             return ""
         windows = [[one.rank, one.index, to_text(one.window)] for one in self.windows]
         held = None if self.held is None else to_text(self.held)
@@ -71,7 +71,7 @@ class Moving:
         return json.dumps({"windows": windows, "held": held, "taken": taken, "unwritten": self.unwritten})
 
     @classmethod
-    def load(cls, text: str) -> "Moving":
+    def load(cls, text: str) -> "InTransit":
         """Return what ``dump`` was called on."""
         if not text:
             return cls()

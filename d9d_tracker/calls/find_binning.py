@@ -10,7 +10,7 @@ from d9d_tracker.config import Binning, ExponentialBinning, IntegerBinning, Line
 from d9d_tracker.record import Histogram
 
 
-def fitting(histogram: Histogram, preferred: Binning) -> Binning | None:
+def find_binning(histogram: Histogram, preferred: Binning) -> Binning | None:
     """Return a binning that has a histogram's bins, if there is one: exponential, of integers, or of equal bins.
 
     Args:
