@@ -297,7 +297,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         if is_silenced(self._config):
             return self._make_pipeline({}, None, 1, {})
         deliveries: dict[str, Delivery] = {}
-        taken = {} if self._loaded is None else self._loaded.in_transit.taken
+        taken = {} if self._loaded is None else self._loaded.left.in_transit.taken
 
         def open_here() -> dict[str, Any]:
             deliveries.update(open_deliveries(self._tracker, properties, self._config, run, self._loaded))
@@ -328,9 +328,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         nonfinite = NonFiniteWatch(rank, ranks is not None, report, self._on_nonfinite)
         left, has_one_row = State(), self._run.buffers.resolution == "window"
         if self._loaded is not None:
-            loaded = self._loaded
-            in_transit = replace(loaded.in_transit, taken=taken)
-            left = State(loaded.tail, Late(), loaded.expanded, in_transit, dict(loaded.totals))
+            left = self._loaded.left
+            left = replace(left, late=Late(), in_transit=replace(left.in_transit, taken=taken))
         assembly = Assembly(rank, ranks, nonfinite, report, left, has_one_row)
         return Pipeline(self._run.buffers, deliveries, assembly, nonfinite, report, self._config.flush_timeout)
 
@@ -361,19 +360,8 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         there = State() if pipeline is None else pipeline.state()
         late.records = [*there.late.records, *late.records]
         backend = BackendState(type(self._tracker).__name__, self._tracker.state_dict(), self._backlog, dict(kept))
-        return Snapshot(
-            buffers.resolution,
-            clock.first,
-            clock.passed,
-            clock.windows,
-            window,
-            there.tail,
-            late,
-            backend,
-            there.expanded,
-            there.in_transit,
-            list(there.totals.items()),
-        )
+        left = replace(there, late=late)
+        return Snapshot(buffers.resolution, clock.first, clock.passed, clock.windows, window, backend, left)
 
     def _find_job(self) -> Job | None:
         if self._pipeline is None and (self._job is None or self._job.is_stale):

@@ -39,7 +39,7 @@ class Elsewhere:
         if self._scalars.host is None:
             for device in dict.fromkeys(values.device for _, values in placed):
                 at, populations = zip(*(one for one in placed if one[1].device == device), strict=True)
-                self._sides.count(device, clock.step, list(at), list(populations), binning)
+                self._sides.count(clock.step, list(at), list(populations), binning)
             return
         for place, values in placed:
             slot = int(table[place])
@@ -50,7 +50,7 @@ class Elsewhere:
     def add_counts(self, clock: Clock, values: torch.Tensor, at: int, table: torch.Tensor) -> None:
         """Add counts that are counts already, see ``Buffers.add_counts``."""
         if self._scalars.host is None:
-            self._sides.add_counts(values.device, clock.step, at, values)
+            self._sides.add_counts(clock.step, at, values)
         elif (slot := int(table[at])) >= 0:
             self.plain.add_counts(values, slot, clock.step)
 

@@ -34,21 +34,14 @@ class Sides:
         self._banks: dict[torch.device, tuple[HistogramState, torch.Tensor]] = {}
         self._used: dict[torch.device, None] = {}
 
-    def count(
-        self,
-        device: torch.device,
-        step: int,
-        slots: list[int],
-        populations: list[torch.Tensor],
-        binning: tuple[Any, ...],
-    ) -> None:
+    def count(self, step: int, slots: list[int], populations: list[torch.Tensor], binning: tuple[Any, ...]) -> None:
         """Count populations of one device into slots, by ``Binning.parameters``, in one launch for each dtype."""
-        bank, now = self._bank(device, step)
+        bank, now = self._bank(populations[0].device, step)
         bank.count_(populations, slots, bank.places, now, 1, *binning)
 
-    def add_counts(self, device: torch.device, step: int, slot: int, values: torch.Tensor) -> None:
+    def add_counts(self, step: int, slot: int, values: torch.Tensor) -> None:
         """Add counts that are counts already; see ``count``."""
-        bank, now = self._bank(device, step)
+        bank, now = self._bank(values.device, step)
         torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, bank.places, now, slot, 1)
 
     def joined(self, moments: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

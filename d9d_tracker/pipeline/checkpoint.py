@@ -26,6 +26,8 @@ from d9d_tracker.windows.in_transit import InTransit
 from d9d_tracker.windows.late import Late
 from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, MOMENTS
 
+from .assembly import State
+
 logger = logging.getLogger("d9d_tracker")
 
 VERSION = 2
@@ -78,7 +80,7 @@ _TABLE = TypeAdapter(_Table)
 
 @dataclass
 class Snapshot:
-    """Everything that a tracker needs to go on; see ``State`` for what has left the device.
+    """Everything that a tracker needs to go on.
 
     Attributes:
         resolution: Whether scalars have one point per ``"step"`` or per ``"window"``.
@@ -86,6 +88,8 @@ class Snapshot:
         passed: How many steps of the window have ended.
         windows: Index of the next window.
         window: The filed rows and, last, the current step; the histograms of the window.
+        backend: What belongs to the backend.
+        left: What has left the device, and what came late.
     """
 
     resolution: Literal["step", "window"]
@@ -93,17 +97,13 @@ class Snapshot:
     passed: int
     windows: int
     window: HostWindow
-    tail: Tail | None
-    late: Late
     backend: BackendState
-    expanded: HostWindow | None = None
-    in_transit: InTransit = field(default_factory=InTransit)
-    totals: list[Total] = field(default_factory=list)
+    left: State = field(default_factory=State)
 
     @property
     def rewind_to(self) -> int:
         """The step from which on the backends must hold nothing."""
-        return max(int(min(self.first, self.in_transit.first)), self.in_transit.unwritten)
+        return max(int(min(self.first, self.left.in_transit.first)), self.left.in_transit.unwritten)
 
     @property
     def holds_values(self) -> bool:
@@ -119,8 +119,8 @@ class Snapshot:
 
 def save(snapshot: Snapshot) -> dict[str, Any]:
     """Return a state: plain values that load with ``torch.load(..., weights_only=True)``."""
-    window, tail = snapshot.window, None if snapshot.tail is None else snapshot.tail.as_window()
-    expanded = snapshot.expanded
+    window, left = snapshot.window, snapshot.left
+    tail = None if left.tail is None else left.tail.as_window()
     table = _Table(
         window.scalars,
         window.histograms,
@@ -131,13 +131,13 @@ def save(snapshot: Snapshot) -> dict[str, Any]:
         snapshot.passed,
         snapshot.windows,
         _steps_of(tail),
-        _to_text(snapshot.late),
-        "" if snapshot.tail is None else _to_text(Late(snapshot.tail.late)),
-        _steps_of(expanded),
-        snapshot.in_transit.dump(),
-        snapshot.totals,
+        _to_text(left.late),
+        "" if left.tail is None else _to_text(Late(left.tail.late)),
+        _steps_of(left.expanded),
+        left.in_transit.dump(),
+        list(left.totals.items()),
     )
-    arrays = _arrays_of(window, "") | _arrays_of(tail, "tail_") | _arrays_of(expanded, "expanded_")
+    arrays = _arrays_of(window, "") | _arrays_of(tail, "tail_") | _arrays_of(left.expanded, "expanded_")
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     return {
@@ -167,19 +167,10 @@ def read(state: Any) -> Snapshot:
         tail = None if table.tail is None else Tail.of(_window(table.tail, arrays, "tail_"), None)
         if tail is not None:
             tail.late = _from_text(table.tail_late).records
-        return Snapshot(
-            table.resolution,
-            table.first,
-            table.passed,
-            table.windows,
-            _window(table, arrays, ""),
-            tail,
-            _from_text(table.late),
-            backend,
-            None if table.expanded is None else _window(table.expanded, arrays, "expanded_"),
-            InTransit.load(table.moving),
-            table.totals,
-        )
+        expanded = None if table.expanded is None else _window(table.expanded, arrays, "expanded_")
+        left = State(tail, _from_text(table.late), expanded, InTransit.load(table.moving), dict(table.totals))
+        window = _window(table, arrays, "")
+        return Snapshot(table.resolution, table.first, table.passed, table.windows, window, backend, left)
     except (TypeError, ValueError, LookupError, AttributeError, OSError, zlib.error) as error:
         raise ValueError(f"the state of the tracker is damaged: {error}") from error
 
@@ -221,7 +212,8 @@ def apply(snapshot: Snapshot, buffers: Buffers) -> None:
     for saved, slot in enumerate(histograms):
         buffers.histograms.counts[slot] = counts[saved]
         buffers.histograms.moments[slot] = moments[saved]
-    buffers.restore(snapshot.clock, Late(snapshot.late.records[:], dict(snapshot.late.hparams)))
+    late = snapshot.left.late
+    buffers.restore(snapshot.clock, Late(late.records[:], dict(late.hparams)))
 
 
 def _to_text(late: Late) -> str:
@@ -229,7 +221,8 @@ def _to_text(late: Late) -> str:
 
 
 def _from_text(text: str) -> Late:
-    return Late.of(Points.load(base64.b64decode(text, validate=True))) if text else Late()
+    points = Points.load(base64.b64decode(text, validate=True)) if text else Points.of([])
+    return Late(list(points), points.hparams)
 
 
 def _steps_of(window: HostWindow | None) -> _Steps | None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from d9d_tracker.windows.host_window import contradictions, empty_window, merge_windows
-from d9d_tracker.windows.in_transit import InTransit
 from d9d_tracker.windows.late import Late
 from d9d_tracker.windows.spread import completed, expand, merge_expanded, of_spread
 
+from .assembly import State
 from .checkpoint import Snapshot, read
 
 logger = logging.getLogger("d9d_tracker")
@@ -78,18 +78,23 @@ def merged(snapshots: list[Snapshot]) -> Snapshot:
         for one in words + contradictions(windows[0].histograms, window.histograms):
             logger.error("%s", one)
     window = functools.reduce(merge_windows, windows)
-    expanded = [one.expanded for one in snapshots if one.expanded is not None]
-    held = [one.in_transit.held for one in snapshots if one.in_transit.held is not None]
+    lefts = [snapshot.left for snapshot in snapshots]
+    expanded = [one.expanded for one in lefts if one.expanded is not None]
+    held = [one.in_transit.held for one in lefts if one.in_transit.held is not None]
+    in_transit = replace(
+        first.left.in_transit,
+        windows=[window for one in lefts for window in one.in_transit.windows],
+        held=functools.reduce(merge_expanded, held) if held else None,
+    )
     return replace(
         first,
         window=window,
-        expanded=functools.reduce(merge_expanded, expanded) if expanded else None,
-        in_transit=replace(
-            first.in_transit,
-            windows=[one for snapshot in snapshots for one in snapshot.in_transit.windows],
-            held=functools.reduce(merge_expanded, held) if held else None,
+        left=replace(
+            first.left,
+            expanded=functools.reduce(merge_expanded, expanded) if expanded else None,
+            in_transit=in_transit,
+            late=Late([record for one in reversed(lefts) for record in one.late.records], first.left.late.hparams),
         ),
-        late=Late([record for snapshot in reversed(snapshots) for record in snapshot.late.records], first.late.hparams),
         first=min(snapshot.first for snapshot in snapshots),
         passed=max(len(window.steps) - 1, *(snapshot.passed for snapshot in snapshots)),
         windows=max(snapshot.windows for snapshot in snapshots),
@@ -98,19 +103,19 @@ def merged(snapshots: list[Snapshot]) -> Snapshot:
 
 def _divided(snapshot: Snapshot, rank: int) -> Snapshot:
     """Expand what a saved rank has logged to series of ``scope="spread"``: its number is not that of who goes on."""
-    window, tail = snapshot.window, snapshot.tail
+    window, left, tail = snapshot.window, snapshot.left, snapshot.left.tail
     expanded = expand(of_spread(completed(window, tail), True), rank)
-    if snapshot.expanded is not None:
-        expanded = merge_expanded(expanded, snapshot.expanded)
+    if left.expanded is not None:
+        expanded = merge_expanded(expanded, left.expanded)
     rest = of_spread(window, False)
     if tail is not None:
         tail = replace(tail, lanes={series: lanes for series, lanes in tail.lanes.items() if not series.spread})
-    return replace(snapshot, window=rest, tail=tail, expanded=expanded if expanded.scalars else None)
+    left = replace(left, tail=tail, expanded=expanded if expanded.scalars else None)
+    return replace(snapshot, window=rest, left=left)
 
 
 def _emptied(snapshot: Snapshot) -> Snapshot:
     """Return a snapshot at the same point of the run, without values."""
-    window = snapshot.window
+    window, totals = snapshot.window, snapshot.left.totals
     nothing = empty_window(0, window.steps, window.times, window.scalars, window.histograms)
-    there = replace(snapshot, backend=replace(snapshot.backend, kept={}))
-    return replace(there, window=nothing, tail=None, late=Late(), expanded=None, in_transit=InTransit())
+    return replace(snapshot, window=nothing, backend=replace(snapshot.backend, kept={}), left=State(totals=totals))

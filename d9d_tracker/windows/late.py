@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from d9d_tracker.points import Points
 from d9d_tracker.record import Record
@@ -23,11 +23,6 @@ class Late:
     records: list[Record] = field(default_factory=list)
     hparams: dict[str, Any] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, points: Points) -> Self:
-        """Return what ``points`` returned."""
-        return cls(list(points), dict(points.hparams))
 
     def __bool__(self) -> bool:
         return bool(self.records or self.hparams)

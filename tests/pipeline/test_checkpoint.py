@@ -2,16 +2,15 @@
 
 import pytest
 
+from d9d_tracker.pipeline.assembly import State
 from d9d_tracker.pipeline.checkpoint import BackendState, Snapshot, read, save
 from d9d_tracker.series.registry import ScalarSeries
 from d9d_tracker.windows.host_window import HostWindow, empty_window
 from d9d_tracker.windows.in_transit import InTransit, Logged
-from d9d_tracker.windows.late import Late
 
 
 def state_of(step: int, in_transit: InTransit) -> Snapshot:
-    backend = BackendState("JsonlTracker", {})
-    return Snapshot("step", step, 0, 4, rows(step), None, Late(), backend, in_transit=in_transit)
+    return Snapshot("step", step, 0, 4, rows(step), BackendState("JsonlTracker", {}), State(in_transit=in_transit))
 
 
 def rows(*steps: int) -> HostWindow:

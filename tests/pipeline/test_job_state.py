@@ -3,6 +3,7 @@
 import pytest
 
 from d9d_tracker.pipeline import checkpoint, job_state
+from d9d_tracker.pipeline.assembly import State
 from d9d_tracker.pipeline.checkpoint import BackendState, Snapshot
 from d9d_tracker.record import Record
 from d9d_tracker.series.registry import ScalarSeries
@@ -16,7 +17,7 @@ def snapshot(resolution, steps, first, passed, windows, late=()):
     window = empty_window(0, list(steps), [0.0] * len(steps), [ScalarSeries("x", (), "sum")], [])
     window.lanes[:, [SUM, COUNT]] = 1.0
     backend = BackendState("JsonlTracker", {"run_id": "run"}, "backlog")
-    return Snapshot(resolution, first, passed, windows, window, None, Late(list(late)), backend)
+    return Snapshot(resolution, first, passed, windows, window, backend, State(late=Late(list(late))))
 
 
 def test_ranks_that_were_uneven_go_on_as_the_one_that_was_furthest():
@@ -46,4 +47,4 @@ def test_where_a_window_has_one_point_it_stays_one_row(steps):
 def test_of_what_came_late_the_lowest_rank_has_the_last_word():
     late = [[Record("x", 1, {}, float(rank))] for rank in range(2)]
     merged = job_state.merged([snapshot("step", [3], 3, 0, 0, one) for one in late])
-    assert [record.value for record in merged.late.points()] == [0.0]
+    assert [record.value for record in merged.left.late.points()] == [0.0]
