@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from . import counts, flush, gpt, histograms, memory, norms, report, scalars, share, slow_backend
+from . import counts, flush, gpt, histograms, memory, norms, panel, report, scalars, share, slow_backend
 from .plan import Plan
 
 _HERE = Path(__file__).parent
@@ -28,6 +28,7 @@ WORKLOADS: dict[str, Callable[[Plan], report.Result]] = {
     "f": memory.run,
     "g": share.run,
     "n": norms.run,
+    "p": panel.run,
     "counts": counts.run,
 }
 

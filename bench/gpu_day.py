@@ -66,7 +66,7 @@ PARTS = (
     Part("histograms", _tests("test_histogram.py", "-k", "adversarial and inline")),
     _bench("counts"),
     Part("bandwidth", ("-m", "bench.histogram_gpu", "--out", "{out}")),
-    *(_bench(key) for key in "abcdefgn"),
+    *(_bench(key) for key in "abcdefgnp"),
     Part("portable-of-others", _tests("test_histogram.py", "-k", "not adversarial and portable")),
     Part("portable", _tests("test_histogram.py", "-k", "adversarial and portable")),
 )

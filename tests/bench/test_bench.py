@@ -49,6 +49,14 @@ def test_every_figure_is_a_median_between_its_quartiles(quick_run):
     assert all(spread["low"] <= spread["median"] <= spread["high"] for spread in spreads)
 
 
+def test_the_panel_is_beside_the_step_without_it(tmp_path):
+    done = _bench("--quick", "--only", "p", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(next(tmp_path.glob("*.json")).read_text())["results"]
+    assert [row["name"] for row in result["rows"]] == ["without it, beside itself", "with it"]
+    assert result["missing"] == {}
+
+
 @pytest.mark.slow
 def test_norms_of_contenders_also_of_one_that_gets_another_name(tmp_path):
     done = _bench("--quick", "--only", "n", "--out", str(tmp_path))
