@@ -5,10 +5,20 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from forks import Forks
+
 from d9d_tracker import AccumulatorConfig, Histogram, JsonlTrackerConfig
 from d9d_tracker.provider.jsonl import read_run
 
-sys.path.insert(0, str(Path(__file__).parent))
+
+@pytest.fixture(scope="module")
+def forks(request):
+    """Processes that are forked from one which has imported the module of this name, without ``test_``."""
+    forks = Forks(request.module.__name__.rpartition(".")[2].removeprefix("test_"))
+    yield forks
+    forks.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig, read
@@ -177,7 +177,7 @@ def config_in(folder):
 
 def be_killed(folder, options, at):
     """Train, and be killed before a batch."""
-    _, _, trainer = trainer_of(config_in(Path(folder)), Path(folder), **options)
+    _, _, trainer = trainer_of(config_in(folder), folder, **options)
     model = Net(on_epoch=True, fails_at=at, error=lambda message: os.kill(os.getpid(), signal.SIGKILL))
     trainer.fit(model, data(), data(2, seed=1))
 
@@ -196,11 +196,11 @@ class Apart(Net):
 
 
 def be_one_of_two(folder, steps, ckpt_path=None):
-    """Train on two ranks, for ``torch.distributed.run``."""
-    folder = Path(folder)
+    """Train on two ranks."""
     rank = os.environ["RANK"]
+    rank_zero_only.rank = int(rank)  # which Lightning reads when it is imported
     logger, witness, trainer = trainer_of(
-        config_in(folder), folder, devices=2, strategy="ddp", max_steps=int(steps), max_epochs=-1,
+        config_in(folder), folder, devices=2, strategy="ddp", max_steps=steps, max_epochs=-1,
         checkpoint={"every_n_train_steps": 3, "save_top_k": -1, "filename": "{step}"},
     )  # fmt: skip
     witness.path = folder / f"witness-{rank}.jsonl"
@@ -208,7 +208,3 @@ def be_one_of_two(folder, steps, ckpt_path=None):
     trainer.validate(Apart(), data(4, seed=1), verbose=False, ckpt_path=ckpt_path, weights_only=False)
     logger.close()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    be_one_of_two(*sys.argv[1:])

@@ -2,11 +2,7 @@
 
 import itertools
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
-import lightning_oracle
 import pytest
 from lightning_oracle import Net, TwoOptimizers, Witness, counted, csv_points, data, stored, trainer_of
 
@@ -165,12 +161,10 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("error", "saving", "every"), ENDS)
-def test_a_life_that_ends_and_another_that_goes_on(config, tmp_path, error, saving, every):
+def test_a_life_that_ends_and_another_that_goes_on(config, tmp_path, forks, error, saving, every):
     options = {"checkpoint": SAVING[saving], "log_every_n_steps": every}
     if error == "SIGKILL":
-        program = f"import lightning_oracle; lightning_oracle.be_killed({str(tmp_path)!r}, {options!r}, at=10)"
-        command = [sys.executable, "-c", program]
-        assert subprocess.run(command, cwd=Path(__file__).parent, timeout=200).returncode == -signal.SIGKILL
+        assert forks.run(tmp_path / "output", "be_killed", tmp_path, options, 10) == -signal.SIGKILL
     else:
         logger, _, trainer = trainer_of(config, tmp_path, **options)
         with pytest.raises((error, SystemExit)):
@@ -188,13 +182,11 @@ def test_a_life_that_ends_and_another_that_goes_on(config, tmp_path, error, savi
     assert own == {step: float(step) for step in range(16)}
 
 
-def test_two_ranks_whose_mean_is_stored_and_which_go_on_without_a_false_word(tmp_path):
+def test_two_ranks_whose_mean_is_stored_and_which_go_on_without_a_false_word(tmp_path, forks):
     def live(steps, *ckpt_path):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command += [lightning_oracle.__file__, str(tmp_path), str(steps), *ckpt_path]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=250)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "the state holds" not in done.stderr
+        output = tmp_path / "output"
+        forks.run_ranks(output, "be_one_of_two", tmp_path, steps, *ckpt_path)
+        assert "the state holds" not in output.read_text()
 
     def means():
         first, second = (Witness(tmp_path / f"witness-{rank}.jsonl").points() for rank in range(2))

@@ -1,9 +1,6 @@
 """What the Trainer logs is what is stored: the same points, names, steps and values as in its ``log_history``."""
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import transformers_oracle
@@ -69,12 +66,10 @@ def test_an_evaluation_alone_has_name_and_hyperparameters(config, tmp_path):
         ("SIGKILL", "the last"),
     ],
 )
-def test_a_life_that_ends_and_another_that_goes_on(config, tmp_path, end, resumes):
+def test_a_life_that_ends_and_another_that_goes_on(config, tmp_path, forks, end, resumes):
     options = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
     if end == "SIGKILL":
-        program = f"import transformers_oracle; transformers_oracle.be_killed({str(tmp_path)!r}, {options!r}, at=10)"
-        command = [sys.executable, "-c", program]
-        assert subprocess.run(command, cwd=Path(__file__).parent, timeout=200).returncode == -9
+        assert forks.run(tmp_path / "output", "be_killed", tmp_path, options, 10) == -9
     else:
         callback = TrackerCallback(config)
         error = {"RuntimeError": RuntimeError, "KeyboardInterrupt": KeyboardInterrupt}[end]
@@ -169,12 +164,9 @@ def test_trials_keep_their_states_apart(config, tmp_path):
     assert len(read(tmp_path / "runs")) == 3
 
 
-def test_two_ranks(tmp_path):
+def test_two_ranks(tmp_path, forks):
     def live(*arguments):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command += [transformers_oracle.__file__, str(tmp_path), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=250)
-        assert done.returncode == 0, done.stderr[-3000:]
+        forks.run_ranks(tmp_path / "output", "be_one_of_two", tmp_path, *arguments)
         (run,) = read(tmp_path / "runs")
         expected = transformers_oracle.read_history(tmp_path)
         # The ranks' own times differ, and their mean is stored.
@@ -185,8 +177,8 @@ def test_two_ranks(tmp_path):
         }
         return counted(run.histograms("values"))
 
-    live("9")
-    assert live("11", "resume") == {1.0: 11 * 3, 2.0: 11 * 3}
+    live(9)
+    assert live(11, True) == {1.0: 11 * 3, 2.0: 11 * 3}
 
 
 @pytest.mark.parametrize("restores", [False, True])

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import sys
-from pathlib import Path
 
 import torch
 from lightning_oracle import config_in
@@ -80,29 +78,25 @@ def stored(run):
 
 def be_killed(folder, options, at):
     """Train, and be killed after a step."""
-    callback = TrackerCallback(config_in(Path(folder)))
+    callback = TrackerCallback(config_in(folder))
     killing = Killing(at, lambda message: os.kill(os.getpid(), signal.SIGKILL))
-    trainer_of(callback, Path(folder, "out"), killing=killing, **options).train()
+    trainer_of(callback, folder / "out", killing=killing, **options).train()
 
 
-def be_one_of_two(folder, steps, resume=""):
-    """Train on two ranks, for ``torch.distributed.run``."""
-    callback = TrackerCallback(config_in(Path(folder)))
+def be_one_of_two(folder, steps, resume=False):
+    """Train on two ranks."""
+    callback = TrackerCallback(config_in(folder))
     options = {"save_strategy": "steps", "save_steps": 6, "eval_strategy": "steps", "eval_steps": 3}
-    trainer = trainer_of(callback, Path(folder, "out"), max_steps=int(steps), **options)
-    trainer.train(resume_from_checkpoint=bool(resume))
+    trainer = trainer_of(callback, folder / "out", max_steps=steps, **options)
+    trainer.train(resume_from_checkpoint=resume)
     trainer.evaluate()
     callback.close()
     if os.environ["RANK"] == "0":
-        Path(folder, "history.json").write_text(json.dumps(history(trainer)))
+        (folder / "history.json").write_text(json.dumps(history(trainer)))
     torch.distributed.destroy_process_group()
 
 
 def read_history(folder):
     """What ``be_one_of_two`` has left."""
-    saved = json.loads(Path(folder, "history.json").read_text())
+    saved = json.loads((folder / "history.json").read_text())
     return {name: {int(step): value for step, value in points.items()} for name, points in saved.items()}
-
-
-if __name__ == "__main__":
-    be_one_of_two(*sys.argv[1:])
