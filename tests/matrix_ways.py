@@ -73,7 +73,10 @@ class Way:
     method: str
     compiles = True
 
-    def begin(self, run: Any, backend: str | None) -> None:
+    def begin(self, run: Any) -> None:
+        """Make what serves all runs of a tracker."""
+
+    def begin_run(self, run: Any, backend: str | None) -> None:
         """Make what belongs to a run; ``backend`` is that of torch.compile, if the way is called in compiled code."""
 
     def log(self, run: Any, k: Any, step: int) -> None:
@@ -120,7 +123,7 @@ class Scalar(Way):
         self._call, self._reduce, self._scope, self._weighted = call, reduce, scope, weighted
         self._series = "_".join(words)
 
-    def begin(self, run: Any, backend: str | None) -> None:
+    def begin(self, run: Any) -> None:
         if self._call == "handle":
             self._handle = run.scalar_series(self._series, reduce=self._reduce, scope=self._scope)
 
@@ -190,7 +193,7 @@ class Population(Way):
         self._call, self._scope = call, scope
         self._series = "_".join(words).replace(" ", "_")
 
-    def begin(self, run: Any, backend: str | None) -> None:
+    def begin(self, run: Any) -> None:
         if self._call == "handle bins":
             self._handle = run.bins_series(self._series, scope=self._scope)
 
@@ -260,7 +263,7 @@ class Watch(Population):
         super().__init__("watch")
         self.compiles = False  # the model is, the optimizer is not
 
-    def begin(self, run: Any, backend: str | None) -> None:
+    def begin_run(self, run: Any, backend: str | None) -> None:
         self._model = nn.Sequential(nn.Linear(1, 1, bias=False))
         nn.init.ones_(self._model[0].weight)
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=0.0)
@@ -348,9 +351,15 @@ class Timer(Way):
     name, method = "time", "`time`"
     _series = "time/block"
 
-    def begin(self, run: Any, backend: str | None) -> None:
+    def begin(self, run: Any) -> None:
         self._nows, self._others = threading.local(), count()
+        self._block = run.time("block")(self._work)
+
+    def begin_run(self, run: Any, backend: str | None) -> None:
         run.clock.seconds = lambda: self._stack()[-1] if self._stack() else float(next(self._others))
+
+    def _work(self, seconds: int) -> None:
+        self._stack()[-1] += seconds
 
     def _stack(self) -> list[float]:
         if not hasattr(self._nows, "stack"):
@@ -361,8 +370,7 @@ class Timer(Way):
         stack = self._stack()
         stack.append(0.0)
         try:
-            with run.time("block"):
-                stack[-1] += int(k)
+            self._block(int(k))
         finally:
             stack.pop()
 

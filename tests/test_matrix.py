@@ -90,7 +90,8 @@ class Life:
     def __init__(self, tracker: Any, run: Any, ways: list[Way], compiled: str | None):
         self.tracker, self.run, self.ways, self.step = tracker, run, ways, 0
         for way in ways:
-            way.begin(run, compiled)
+            way.begin(run)
+            way.begin_run(run, compiled)
         self._inside = None
         if compiled is not None:
             inside = [way for way in ways if way.compiles]
@@ -214,6 +215,19 @@ def _live(folder: Path, setting: str, live: Callable[[Training, Life], None]) ->
 def undisturbed(training: Training) -> None:
     with training.life() as life:
         life.log(range(CALLS))
+
+
+def next_run(training: Training) -> None:
+    """What a run before has made, handles, timed functions and compiled code, logs to the next one of its tracker."""
+    with training.life() as life:
+        life.log(range(5))
+    with life.tracker.open(RunConfig(name="matrix")) as life.run:
+        life.run.scalars({"other": 1.0, "another": 1.0})  # have the slots of others
+        for way in life.ways:
+            way.begin_run(life.run, SETTINGS[training.setting].compiled)
+        life.log(range(CALLS))
+    training.run_id = str(life.tracker.run_id)
+    training.refused += life.tracker.report.refused
 
 
 def flush(training: Training) -> None:
@@ -649,7 +663,7 @@ SETTINGS = {
     "Aim": Setting(_aim, _read_aim, writer="auto"),
 }
 
-_OF_ALL = (undisturbed, flush, killed, flushed_and_killed, stopped)
+_OF_ALL = (undisturbed, next_run, flush, killed, flushed_and_killed, stopped)
 _ROUGH = (second_thread, signal_handler, signal_handler_at_the_end, end_meanwhile)
 _TROUBLES = (down, opens_late, opens_after_the_state, refuses_late)
 MOMENTS = {
@@ -659,14 +673,15 @@ MOMENTS = {
     "own": _TROUBLES,
     "own, writer's process": _TROUBLES,
     "a step once": (*_OF_ALL, down),
-    "W&B": (flush, killed, stopped),
-    "MLflow": (flush, killed, stopped),
-    "Trackio": (flush, killed, stopped),
-    "TensorBoard": (flush, killed, stopped),
-    "Aim": (killed, stopped),
+    "W&B": (next_run, flush, killed, stopped),
+    "MLflow": (next_run, flush, killed, stopped),
+    "Trackio": (next_run, flush, killed, stopped),
+    "TensorBoard": (next_run, flush, killed, stopped),
+    "Aim": (next_run, killed, stopped),
 }
 WORDS = {
     undisturbed: "undisturbed",
+    next_run: "the next run",
     flush: "`flush` in mid-step",
     killed: "saved, killed, resumed",
     flushed_and_killed: "flushed, saved, killed, resumed",
