@@ -9,7 +9,10 @@ import os
 import pytest
 import torch
 from sim.simulation import simulated
-from sim.trainings import as_it_is, captured, graphed, on_side_streams, train
+from sim.trainings import as_it_is, captured, graphed, on_side_streams, points, train
+
+from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig
+from d9d_tracker.testing import RecordingTracker
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "2"))
 WAYS = {
@@ -48,3 +51,32 @@ def test_every_order_gives_the_points_of_the_cpu(way):
         assert {key: value for key, value in found.items() if right.get(key) != value} == {}, f"schedule {seed}"
         assert set(found) == set(right), f"schedule {seed}"
     assert not torch.cuda.is_available(), "it ends"
+
+
+def test_a_graph_of_the_run_before_logs_to_the_next_one(tmp_path):
+    kept = RecordingTracker()
+    config = AccumulatorConfig(device="cuda", backlog_dir=tmp_path, distributed="off", sync_every=4, summary=False)
+    with simulated(3):
+        tracker, graph, value = AccumulatingTracker(kept, config), torch.cuda.CUDAGraph(), torch.full((1,), 2.0).cuda()
+        with tracker.open(RunConfig(name="run")) as run:
+            handle = run.scalar_series("handle")
+
+            def log():
+                run.scalar("name", value)
+                handle.scalar(value)
+                run.bins("bins", value)
+
+            log()
+            with torch.cuda.graph(graph):
+                log()
+        with tracker.open(RunConfig(name="run")) as run:
+            for step in range(6):
+                run.set_step(step)
+                run.scalars({"other": value + 5, "another": value + 7})  # have the slots of name and handle
+                graph.replay()
+    found = points(kept.run.records)
+    values = {"name": 2.0, "handle": 2.0, "other": 7.0, "another": 9.0}
+    assert {key: one for key, one in found.items() if key[0] != "bins"} == {
+        (name, (), step): one for name, one in values.items() for step in range(6)
+    }
+    assert sum(count for count, *_ in (one for key, one in found.items() if key[0] == "bins")) == 6
