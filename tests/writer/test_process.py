@@ -2,10 +2,8 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -289,32 +287,26 @@ def test_a_backend_with_a_secret_in_its_configuration_stays_on_a_thread(tmp_path
     assert any("have the SDK read it from the environment" in message for message in caplog.messages)
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-import torch
-sys.path.insert(0, {tests!r})
-from test_process import RunConfig, log, make
-folder = Path(sys.argv[1])
-tracker = make(folder)
-with tracker.open(RunConfig(name="run")) as run:
-    torch.save(tracker.state_dict(), folder / "state.pt")
-    log(run, ["slow"], range(5))
-    run.set_step(5)
-    time.sleep(60)
-"""
+def live(folder):
+    """A training that is to be killed, in its process."""
+    tracker = make(folder)
+    with tracker.open(RunConfig(name="run")) as run:
+        torch.save(tracker.state_dict(), folder / "state.pt")
+        log(run, ["slow"], range(5))
+        run.set_step(5)
+        time.sleep(60)
 
 
 @pytest.mark.parametrize("goes_on", [None, "process", "thread"])
 def test_what_had_reached_it_is_written_when_the_training_is_killed(tmp_path, goes_on):
-    program = KILLED.format(tests=str(Path(__file__).parent))
-    training = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[2])
+    training = multiprocessing.get_context("forkserver").Process(target=live, args=(tmp_path,))
+    training.start()
     try:
         _wait(lambda: (tmp_path / "slow").exists())
         (writer,) = _children(training.pid)
     finally:
-        training.send_signal(signal.SIGKILL)
-        training.wait()
+        training.kill()
+        training.join()
     assert _is_alive(writer)
     go = threading.Timer(3.0 if goes_on else 0.0, (tmp_path / "go").touch)  # by when the next life waits for it
     go.start()
