@@ -14,7 +14,7 @@ from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.devices.devices import device_of, has_bank
 from d9d_tracker.devices.event_ring import Elapsed
 from d9d_tracker.devices.plain import Arrived
-from d9d_tracker.devices.sides import Streams
+from d9d_tracker.devices.streams import Streams
 from d9d_tracker.record import Record
 from d9d_tracker.series.reductions import VALUE_LANE, Reduction
 from d9d_tracker.series.registry import HistogramSeries, Registry, ScalarSeries

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from d9d_tracker.devices.plain import Parts, PlainBank
-from d9d_tracker.devices.sides import Sides, Streams
+from d9d_tracker.devices.streams import Streams
 from d9d_tracker.windows.clock import Clock
-from d9d_tracker_kernels import HistogramState
+from d9d_tracker_kernels import LAST_STEP, HistogramState, Moment, allocate
+from d9d_tracker_kernels.device import GPU
 
 from .scalars import Number, ScalarBank
 from .target import Target
@@ -17,13 +18,17 @@ from .target import Target
 class Elsewhere:
     """What was logged on other devices than the bank, of eager code.
 
+    Beside a bank on a GPU, histograms of other GPUs and of the host are counted where they are. Beside one on the host,
+    all of a device that has no bank is kept there.
+
     Attributes:
-        plain: What is kept of it where there is no bank, until the window ends; then the bank is on the host.
+        plain: What is kept of it where there is no bank, until the window ends.
     """
 
     def __init__(self, scalars: ScalarBank, histograms: HistogramState, streams: Streams):
-        self._scalars, self._histograms = scalars, histograms
-        self._sides = Sides(len(histograms.counts), streams)
+        self._scalars, self._histograms, self._streams = scalars, histograms, streams
+        self._banks: dict[torch.device, tuple[HistogramState, torch.Tensor]] = {}
+        self._used: dict[torch.device, None] = {}
         self.plain = PlainBank(len(histograms.counts))
 
     def merge(self, clock: Clock, target: Target, values: Sequence[Number], lane: int, weight: Number | None) -> None:
@@ -39,7 +44,8 @@ class Elsewhere:
         if self._scalars.host is None:
             for device in dict.fromkeys(values.device for _, values in placed):
                 at, populations = zip(*(one for one in placed if one[1].device == device), strict=True)
-                self._sides.count(clock.step, list(at), list(populations), binning)
+                bank, now = self._bank(device, clock.step)
+                bank.count_(list(populations), list(at), bank.places, now, 1, *binning)
             return
         for place, values in placed:
             slot = int(table[place])
@@ -50,18 +56,43 @@ class Elsewhere:
     def add_counts(self, clock: Clock, values: torch.Tensor, at: int, table: torch.Tensor) -> None:
         """Add counts that are counts already, see ``Buffers.add_counts``."""
         if self._scalars.host is None:
-            self._sides.add_counts(clock.step, at, values)
+            bank, now = self._bank(values.device, clock.step)
+            torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, bank.places, now, at, 1)
         elif (slot := int(table[at])) >= 0:
             self.plain.add_counts(values, slot, clock.step)
 
     def joined(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the moments and counts of the first histograms, those of the bank among them, without a wait."""
-        return self._sides.joined(self._histograms.moments[:rows], self._histograms.counts[:rows])
+        moments, counts = self._histograms.moments[:rows], self._histograms.counts[:rows]
+        for device in self._used:
+            if device.type == GPU:
+                self._streams.follow(device)
+            bank, _ = self._banks[device]
+            other, own = (_moved(part[:rows], counts.device) for part in (bank.counts, bank.moments))
+            last = torch.maximum(counts[:, LAST_STEP], other[:, LAST_STEP])
+            smallest = torch.minimum(moments[:, Moment.MIN], own[:, Moment.MIN])
+            largest = torch.maximum(moments[:, Moment.MAX], own[:, Moment.MAX])
+            moments, counts = moments + own, counts + other
+            counts[:, LAST_STEP], moments[:, Moment.MIN], moments[:, Moment.MAX] = last, smallest, largest
+        return moments, counts
 
     def reset(self, rows: int | None = None) -> None:
         """Forget what was logged, in the first histograms; in all if None."""
-        self._sides.reset(rows)
+        for device in self._used:
+            self._banks[device][0].reset_(rows)
+        self._used = {}
         self.plain.reset()
+
+    def _bank(self, device: torch.device, step: int) -> tuple[HistogramState, torch.Tensor]:
+        if device.type == GPU:
+            self._streams.follow(device)
+        if device not in self._banks:
+            with torch.inference_mode(False):
+                rows = len(self._histograms.counts)
+                self._banks[device] = allocate(rows, device), torch.zeros(1, dtype=torch.int64, device=device)
+        self._banks[device][1].fill_(step)
+        self._used[device] = None
+        return self._banks[device]
 
     def _make_room(self, clock: Clock) -> None:
         """Merge what was kept if that is much: training has not stepped."""
@@ -71,3 +102,8 @@ class Elsewhere:
             arrived = self.plain.copy_to_host()
             self.plain.reset()
             arrived.merge_into(Parts(rows, histograms.counts.numpy(), histograms.moments.numpy()))
+
+
+def _moved(part: torch.Tensor, device: torch.device) -> torch.Tensor:
+    part = part.pin_memory() if part.device.type == "cpu" else part
+    return part.to(device, non_blocking=True)

@@ -1,6 +1,6 @@
 """What is kept until the window ends, or merged sooner where it is much, is what the bank itself would have merged.
 
-Here with tensors of the host for those of a device without a bank; see tests/devices and tests/sim/test_sides.py.
+Here with tensors of the host for those of a device without a bank; see tests/devices and tests/sim/test_elsewhere.py.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from d9d_tracker.bank.scalars import ScalarBank
 from d9d_tracker.bank.target import Target
 from d9d_tracker.devices import plain
 from d9d_tracker.devices.plain import Parts
-from d9d_tracker.devices.sides import Streams
+from d9d_tracker.devices.streams import Streams
 from d9d_tracker.series.reductions import VALUE_LANE
 from d9d_tracker.windows.clock import Clock
 from d9d_tracker_kernels import CALLS, allocate
