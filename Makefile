@@ -120,8 +120,7 @@ gpu-wheels: # what the tracker needs beside torch, for a machine that reaches no
 DEVICE ?= privateuseone
 test-device: $(VENV)/dev
 	DEVICE=$(DEVICE) PYTHONPATH=.:kernels:tests $(RUN) -m pytest -q -p devices.plugin \
-		tests/devices/on_device tests/accumulator tests/bank \
-		tests/calls/test_counts.py tests/pipeline tests/windows
+		tests/devices/on_device tests/accumulator tests/bank tests/calls tests/pipeline tests/watch tests/windows
 
 SCHEDULES ?= 100
 test-sim: $(VENV)/dev

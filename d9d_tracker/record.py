@@ -208,7 +208,7 @@ class Histogram:
 
     @classmethod
     def from_values(cls, values: "torch.Tensor", binning: Binning | None = None) -> Self:
-        """Bin a population at once, where it lies, and bring the result to the host.
+        """Bin a population at once: on a GPU that has kernels of this library, else on the host.
 
         Args:
             values: The population: any shape, any real dtype, any device.
@@ -219,14 +219,15 @@ class Histogram:
         """
         import torch  # which only a population needs
 
-        from d9d_tracker_kernels import allocate, check_values, histogram_
+        from d9d_tracker_kernels import allocate, check_values
+        from d9d_tracker_kernels.device import has_kernels
 
         binning = binning or ExponentialBinning()
         check_values(values, values.device)
+        values = values.detach() if has_kernels(values.device) else values.detach().cpu()
         state = allocate(1, values.device)
         step = torch.zeros(1, dtype=torch.int64, device=values.device)
-        bank = (state.counts, state.moments, state.partials, state.places)
-        histogram_(values.detach(), *bank, step, 0, 1, *binning.parameters())
+        state.count_([values], [0], state.places, step, 1, *binning.parameters())
         return cls.from_cells(state.counts[0].cpu().numpy(), state.moments[0].cpu().numpy(), binning)
 
 

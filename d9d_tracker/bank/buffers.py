@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from d9d_tracker.config import AccumulatorConfig
-from d9d_tracker.devices.devices import device_of, has_bank
+from d9d_tracker.devices.arrived import Arrived
+from d9d_tracker.devices.devices import device_of
 from d9d_tracker.devices.event_ring import Elapsed
-from d9d_tracker.devices.plain import Arrived
 from d9d_tracker.devices.streams import Streams
 from d9d_tracker.record import Record
 from d9d_tracker.series.reductions import VALUE_LANE, Reduction
@@ -24,7 +24,7 @@ from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker.windows.late import Late
 from d9d_tracker.windows.readings import Reading
 from d9d_tracker_kernels import CALLS, CELLS, HEADER, LANES, MOMENTS, allocate
-from d9d_tracker_kernels.device import GPU
+from d9d_tracker_kernels.device import GPU, has_kernels
 
 from .elsewhere import Elsewhere
 from .places import Places
@@ -63,7 +63,7 @@ class Buffers:
 
     def __init__(self, config: AccumulatorConfig):
         values_on = device_of(config.device)
-        device = values_on if has_bank(values_on) else torch.device("cpu")
+        device = values_on if has_kernels(values_on) else torch.device("cpu")
         self.is_plain = values_on.type != device.type
         self.resolution: Literal["step", "window"] = config.scalar_resolution
         self.sync_every = config.sync_every
@@ -188,6 +188,10 @@ class Buffers:
         self.host = None
         self._elsewhere.merge(self.clock, target, values, lane, weight)
 
+    def merge_vector(self, slots: list[int], *made: Any) -> None:
+        """Merge vectors that are on devices without a bank; see ``PlainBank.merge_vector``."""
+        self._elsewhere.merge_vector(self.clock, slots, *made)
+
     def count(self, target: Target, populations: list[torch.Tensor], every: int, *binning: Any) -> None:
         """Count populations into histograms, by cadence and binning, see ``histogram_at``; may be traced."""
         at, table, _ = target
@@ -239,7 +243,7 @@ class Buffers:
     def _is_silent(self, rows: int, slots: int) -> bool:
         """Whether nothing was logged in the window, as far as that is known without a wait, and nobody waits for it."""
         if slots or self.histogram_series.series:
-            if self.host is None or self.host.has_values(rows, slots) or self.plain.is_used:
+            if self.scalars.host is None or self.scalars.host.has_values(rows, slots) or self.plain.entries:
                 return False
             if self.histograms.counts.numpy()[: len(self.histogram_series.series), CALLS].any():
                 return False
@@ -309,10 +313,8 @@ class Buffers:
                     raise RuntimeError(f"the device has not answered for {timeout:g} s")
                 time.sleep(1e-3)
         steps, times = [*clock.filed[: clock.rows], clock.step], [*clock.times[: clock.rows], clock.began]
-        window = Window(
-            0, steps, times, host, None, None, scalars, histograms, Late(readings=readings), arrived=arrived
-        )
-        copied = window.wait().copy()
+        came = Late(readings=readings)
+        copied = Window(0, steps, times, host, None, None, scalars, histograms, came, arrived=arrived).wait().copy()
         self.staging.give_back(host)
         return clock, copied, late
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from d9d_tracker.devices.plain import Parts, PlainBank
+from d9d_tracker.devices.arrived import Parts
+from d9d_tracker.devices.plain import PlainBank
 from d9d_tracker.devices.streams import Streams
 from d9d_tracker.windows.clock import Clock
 from d9d_tracker_kernels import LAST_STEP, HistogramState, Moment, allocate
@@ -37,6 +38,11 @@ class Elsewhere:
         self.plain.merge(clock.rows, slots, values, lane, 1.0 if weight is None else weight)
         self._make_room(clock)
 
+    def merge_vector(self, clock: Clock, slots: list[int], *made: Any) -> None:
+        """Merge vectors; see ``PlainBank.merge_vector``."""
+        self.plain.merge_vector(clock.rows, slots, *made)
+        self._make_room(clock)
+
     def count(
         self, clock: Clock, placed: list[tuple[int, torch.Tensor]], table: torch.Tensor, binning: tuple[Any, ...]
     ) -> None:
@@ -60,6 +66,7 @@ class Elsewhere:
             torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, bank.places, now, at, 1)
         elif (slot := int(table[at])) >= 0:
             self.plain.add_counts(values, slot, clock.step)
+            self._make_room(clock)
 
     def joined(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the moments and counts of the first histograms, those of the bank among them, without a wait."""

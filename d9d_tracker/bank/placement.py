@@ -8,6 +8,7 @@ import torch
 from typing_extensions import TypeIs
 
 from d9d_tracker.series.reductions import Reduction
+from d9d_tracker_kernels.device import GPU
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -65,16 +66,23 @@ def local_scalar(value: "DTensor", reduce: Reduction) -> torch.Tensor:
     """
     local, norm = value.to_local(), norm_of(value)
     if norm != 1.0:
-        local = local.to(torch.float64).abs() ** norm
+        local = widened(local).abs() ** norm
     for dimension, placement in enumerate(value.placements):
         if placement.is_replicate():
             continue
         kind = getattr(placement, "reduce_op", None) if placement.is_partial() else None
         if kind == "sum" and reduce in ("mean", "sum"):
-            local = local.to(torch.float64) * value.device_mesh.size(dimension)
+            local = widened(local) * value.device_mesh.size(dimension)
         elif not ((kind == "avg" and reduce in ("mean", "sum")) or (kind in ("min", "max") and reduce == kind)):
             raise TypeError
     return local
+
+
+def widened(value: torch.Tensor) -> torch.Tensor:
+    """Return a number as float64, or as the widest that every device has: float32, and int64 of integers."""
+    if value.device.type in ("cpu", GPU) or value.dtype == torch.float64:
+        return value.to(torch.float64)
+    return value.to(torch.float32 if value.is_floating_point() else torch.int64)
 
 
 def norm_of(value: Any) -> float:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from d9d_tracker.devices.arrived import Arrived, Parts
 from d9d_tracker.devices.event_wait import relaxed, wait_for
-from d9d_tracker.devices.plain import Arrived, Parts
 from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
 from d9d_tracker.windows.host_window import HostWindow, empty_window
 from d9d_tracker.windows.late import Late

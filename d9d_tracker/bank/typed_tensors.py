@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from d9d_tracker.series.reductions import Reduction
 
+from .placement import widened
+
 
 def local_types(value: torch.Tensor) -> dict[Any, str]:
     """Return R, I, V or P of each axis of the mesh; nothing for a tensor without types, and in compiled code."""
@@ -27,7 +29,7 @@ def typed_scalar(value: torch.Tensor, reduce: Reduction) -> torch.Tensor:
         if kind == "P":
             if reduce not in ("mean", "sum"):
                 raise TypeError
-            value = value.detach().to(torch.float64) * axis.size()
+            value = widened(value.detach()) * axis.size()
     return value
 
 

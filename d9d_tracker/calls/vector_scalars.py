@@ -83,14 +83,12 @@ class VectorScalars:
                 merge_vector_with_effect(token_of(run.key), places, vectors, every, is_max, finish, scale)
                 return
             slots, is_max = self._find(keys, items).tolist(), self._make(keys[0], items).reduce == "max"
-            given = run.buffers.clock.rows, slots, vectors, is_max, functools.partial(self._finish, *known), scale
-            run.buffers.change(run.buffers.plain.merge_vector, *given)
+            finish = functools.partial(self._finish, *known)
+            run.buffers.change(run.buffers.merge_vector, slots, vectors, is_max, finish, scale)
             return
         is_on = None if every == 1 else bank.step % every == 0
-        wide = [vector.to(device, torch.float64, non_blocking=True) for vector in vectors]
-        values = self._finish(
-            *known, wide, None if scale is None else scale.to(device, torch.float64, non_blocking=True)
-        )
+        wide = [one if one is None else one.to(device, torch.float64, non_blocking=True) for one in (*vectors, scale)]
+        values = self._finish(*known, wide[:-1], wide[-1])
         if run.holds_places():
             places = _places(run.key, self._name, tuple(keys), items)
             if min(places) < 0:  # none was left
@@ -108,11 +106,10 @@ class VectorScalars:
         run.buffers.change(_merge, bank.current, slots, values, is_max, is_on)
 
     def _find(self, keys: Sequence[str], items: ContextItems) -> torch.Tensor:
-        registry, bank = self._run.buffers.scalar_series, self._run.buffers.scalars
-        slots = [registry.slot(self._make(key, items)) for key in keys]
-        nowhere = bank.current.shape[1] - 1
+        registry, current = self._run.buffers.scalar_series, self._run.buffers.scalars.current
+        slots = [registry.slot(self._make(key, items)) % current.shape[1] for key in keys]  # -1 is the last column
         with torch.inference_mode(False):
-            return _index([slot if slot >= 0 else nowhere for slot in slots], bank.current.device)
+            return _index(slots, current.device)
 
 
 def _merge(

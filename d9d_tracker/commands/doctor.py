@@ -16,6 +16,7 @@ from d9d_tracker.check_step import StepReport, check_step
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.devices.devices import bank_of, device_of
 from d9d_tracker.testing import RecordingTracker
+from d9d_tracker_kernels.device import has_kernels
 
 _NOT_INSTALLED = "not installed"
 _VERDICTS = {True: Text("pass", "green"), False: Text("fail", "red"), None: ""}
@@ -55,7 +56,7 @@ def main() -> int:
     passed = True
     if device.type not in ("cuda", "cpu"):
         table.add_row("a compiled step", f"not looked at: what compiled code does on {device.type} was never seen")
-    elif device.type == "cuda" or compiler:
+    elif has_kernels(device) or (compiler and device.type == "cpu"):
         table.add_section()
         for name, found, is_good in _rows(_check(device)):
             passed &= is_good is not False

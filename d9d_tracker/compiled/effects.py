@@ -92,8 +92,7 @@ def _merge_vector(
     buffers = run.buffers
     table, columns = buffers.places.table.numpy(), buffers.scalars.current.shape[1]
     slots = [int(table[place]) % columns if place >= 0 else columns for place in at]  # what has no column is left out
-    given = buffers.clock.rows, slots, values, is_max, finishes[finish], scale
-    buffers.change(buffers.plain.merge_vector, *given)
+    buffers.change(buffers.merge_vector, slots, values, is_max, finishes[finish], scale)
 
 
 for _name, _function in (

@@ -1,11 +1,9 @@
 """Which device values are on, and which bank they get."""
 
-import importlib.util
-
 import torch
 
 from d9d_tracker.errors import TrackerValueError
-from d9d_tracker_kernels.device import GPU
+from d9d_tracker_kernels.device import GPU, has_kernels
 
 
 def device_of(name: str) -> torch.device:
@@ -15,8 +13,7 @@ def device_of(name: str) -> torch.device:
         TrackerValueError: If this machine, or this build of torch, has none of that name.
     """
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        name = "cpu" if found is None else found.type
+        name = (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
     device = torch.device(name)
     if device.type == "cpu":
         return torch.device("cpu")
@@ -36,23 +33,17 @@ def _found(device: torch.device) -> tuple[int, int]:
         module = torch.get_device_module(device)
         if not module.is_available():
             return 0, 0
-        return module.device_count(), getattr(
-            module, "current_device", int
-        )()  # torch.mps has one device and no name for it
+        current = getattr(module, "current_device", int)  # torch.mps has one device and no name for it
+        return module.device_count(), current()
     except (AttributeError, RuntimeError):  # it is no device of a machine, as "meta" is none
         return 0, 0
-
-
-def has_bank(device: torch.device) -> bool:
-    """Tell whether there are kernels for what ``device_of`` returned."""
-    return device.type == GPU and importlib.util.find_spec("triton") is not None
 
 
 def bank_of(device: torch.device) -> str:
     """Return, in words, which bank values of a device get, and why."""
     if device.type == "cpu":
         return "on the host: torch finds no accelerator"
-    if has_bank(device):
+    if has_kernels(device):
         return f"on {device}, by kernels of Triton: training never waits"
     why = "triton is not installed" if device.type == GPU else f"there are no kernels for {device.type}"
     return f"plain, on the host, for values on {device}, because {why}: one wait a window"

@@ -25,9 +25,10 @@ class Hooks:
         self._said: set[str] = set()
 
     def attempt(self, what: str, log: Callable[..., None], *arguments: Any) -> None:
-        """Log from a hook; say once what could not be."""
+        """Log from a hook, if they log at all; say once what could not be."""
         try:
-            log(*arguments)
+            if self.is_live:
+                log(*arguments)
         except Exception as error:
             self.say_once(what, str(error))
 

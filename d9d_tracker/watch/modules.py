@@ -56,9 +56,7 @@ def at(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
     """Return what is at a place in a model; None if nothing is."""
     found: nn.Module | None = module
     for key in path:
-        if found is None:
-            return None
-        found = found._modules.get(key)
+        found = None if found is None else found._modules.get(key)
     return found
 
 

@@ -124,14 +124,12 @@ class Watch(Hooks):
 
     def _begun(self, optimizer: Optimizer) -> None:
         """Remember what the step will change. With a closure, the gradients are not there yet."""
-        if self.is_live:
-            self.attempt("an update", self._remember, optimizer)
+        self.attempt("an update", self._remember, optimizer)
 
     def _before(self, optimizer: Optimizer, every: int) -> None:
         """Count what an optimizer is about to use: its gradients are there."""
-        if self.is_live:
-            self._stepped = True
-            self.attempt("an optimizer's step", self._count, optimizer, every, None)
+        self._stepped = True
+        self.attempt("an optimizer's step", self._count, optimizer, every, None)
 
     def _after(self, optimizer: Optimizer, every: int) -> None:
         """Count what the step has changed."""
@@ -141,8 +139,7 @@ class Watch(Hooks):
 
     def _skipped(self, optimizer: Optimizer) -> None:
         """Count what a gradient scaler has kept from an optimizer."""
-        if self.is_live:
-            self.attempt("a skipped step", self._count, optimizer, 1, _SKIPPED)
+        self.attempt("a skipped step", self._count, optimizer, 1, _SKIPPED)
 
     def behind(self, series: str) -> object:
         """Return the tensor or the layer that a series is of, for norms all of the model; None if it is gone."""

@@ -1,5 +1,6 @@
 """What differs between devices, and what all that speaks to a GPU asks it for: another kind of GPU begins here."""
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -10,6 +11,11 @@ gpu: Any = torch.cuda  # its streams, events and captures
 # Programs that run at once on a multiprocessor: one computes while the other waits for memory.
 PROGRAMS_PER_MULTIPROCESSOR = 2
 IS_AMD = torch.version.hip is not None
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether there are kernels for a device."""
+    return device.type == GPU and importlib.util.find_spec("triton") is not None
 
 
 def most_programs(device: torch.device) -> int:

@@ -12,7 +12,7 @@ from d9d_tracker.bank.elsewhere import Elsewhere
 from d9d_tracker.bank.scalars import ScalarBank
 from d9d_tracker.bank.target import Target
 from d9d_tracker.devices import plain
-from d9d_tracker.devices.plain import Parts
+from d9d_tracker.devices.arrived import Parts
 from d9d_tracker.devices.streams import Streams
 from d9d_tracker.series.reductions import VALUE_LANE
 from d9d_tracker.windows.clock import Clock
@@ -44,11 +44,11 @@ def test_scalars_are_those_of_the_bank(bank):
     expected = scalars.current.clone()
     scalars.reset()
     elsewhere.merge(NOW, target, values, VALUE_LANE["mean"], torch.tensor(0.5))
-    assert elsewhere.plain.is_used
+    assert elsewhere.plain.entries
     assert not torch.equal(scalars.current, expected)
     arrive(bank)
     assert torch.equal(scalars.current[:, :4], expected[:, :4])
-    assert not elsewhere.plain.is_used
+    assert not elsewhere.plain.entries
 
 
 @pytest.mark.parametrize(

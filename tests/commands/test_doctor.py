@@ -1,9 +1,14 @@
 """The doctor knows what may be installed, and shows what `check_step` finds."""
 
+import importlib.util
 import tomllib
 from pathlib import Path
 
+import pytest
+import torch
+
 from d9d_tracker.__main__ import main
+from d9d_tracker.commands import doctor
 from d9d_tracker.commands.doctor import EXTRAS
 
 
@@ -27,3 +32,17 @@ def test_the_doctor_prints_its_table_and_passes(capsys, tmp_path, monkeypatch):
     assert "pass" in printed
     assert "fail" not in printed
     assert "pip install 'd9d_tracker[pandas]'" in printed, "brackets are no markup"
+
+
+@pytest.mark.parametrize(
+    ("device", "why"), [("mps", "there are no kernels for mps"), ("cuda", "triton is not installed")]
+)
+def test_a_machine_without_kernels_is_told_which_bank_it_gets_and_why(device, why, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(doctor, "device_of", lambda name: torch.device(device, 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert f"plain, on the host, for values on {device}:0, because {why}: one wait a window" in printed
+    assert "graph breaks" not in printed

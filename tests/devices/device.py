@@ -3,6 +3,7 @@
 Its memory is the host's. It has no float64, refuses what the tracker may not use there, and counts the host's waits.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -32,6 +33,8 @@ class Module:
     is_available = is_initialized = staticmethod(lambda: True)
     device_count = staticmethod(lambda: 2)
     current_device = staticmethod(lambda: 0)
+    current_stream = staticmethod(lambda device=None: None)
+    device = stream = staticmethod(lambda one: contextlib.nullcontext())
     synchronize = staticmethod(lambda device=None: None)
     _is_in_bad_fork = staticmethod(lambda: False)
     manual_seed_all = staticmethod(lambda seed: None)
@@ -40,15 +43,19 @@ class Module:
     get_amp_supported_dtype = staticmethod(lambda: [torch.float16, torch.bfloat16])
 
 
-@_LISTENER
-def _listen(name: bytes) -> int:
-    """Tell whether an operator may run: whatever a training asks for, and of the tracker what is on its list."""
+def is_of_the_tracker() -> bool:
+    """Tell whether the tracker asks torch for what is about to be done, and not a training."""
     frame = sys._getframe(0)
     while frame is not None and frame.f_code.co_filename.startswith(_BETWEEN):
         frame = frame.f_back
     file = "" if frame is None else frame.f_code.co_filename
-    is_trackers = any(package in file for package in _PACKAGES) and not any(other in file for other in _CALLERS)
-    return not is_trackers or name.decode() in OPERATORS
+    return any(package in file for package in _PACKAGES) and not any(other in file for other in _CALLERS)
+
+
+@_LISTENER
+def _listen(name: bytes) -> int:
+    """Tell whether an operator may run: whatever a training asks for, and of the tracker what is on its list."""
+    return name.decode() in OPERATORS or not is_of_the_tracker()
 
 
 @functools.cache

@@ -4,8 +4,6 @@ That is the simulated one, or what the variable DEVICE names.
 """
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,35 +14,34 @@ from d9d_tracker.bank import buffers
 
 from . import device
 
-# Why what is left out, by parts of the names of tests.
-_OF_ANOTHER_BANK = (
-    "test_captures.py",
-    "test_devices.py",
-    "test_host_scalars.py",
-    "test_staging.py",
-    "under_its_lock",
-    "windows_wait_this_way",
-    "a_series_that_came_after_the_state",
-    "distributed_checkpoint",
-    "test_skipped_steps.py",
-    "stored_and_copied",
-)
-_WITHOUT_KERNELS = (
-    "sparse",
-    "packed_sequence",
-    "complex",
-    "conjugated",
-    "export",
-    "scaler",
-    "amp",
-    "skipped",
-    "several_outputs",
-)
-_LEFT_OUT = {
-    **dict.fromkeys(_OF_ANOTHER_BANK, "looks at the bank of the host or of CUDA itself, or hands it its memory"),
-    **dict.fromkeys(_WITHOUT_KERNELS, "torch has no kernels of this device for it"),
+# Why what is left out: files of tests, or single tests of them.
+LEFT_OUT = {
+    "looks at the bank of the host or of CUDA itself": (
+        "bank/test_captures.py",
+        "bank/test_staging.py",
+        "bank/test_buffers.py::test_eager_code_changes_the_bank_under_its_lock",
+        "bank/test_host_scalars.py::test_what_a_call_asks_of_torch_is_to_read_the_value",
+        "accumulator/test_state.py::test_a_series_that_came_after_the_state_is_empty_in_the_rows_before_it",
+    ),
+    "is of processes of their own, which train on the host; test_suite.py has ranks on the device": (
+        "watch/test_norms_of_ranks.py",
+    ),
+    "torch makes the lengths of sequences on the default device, and wants them on the host": (
+        "watch/test_values.py::test_a_packed_sequence_is_its_values",
+    ),
+}
+# And on the simulated device alone.
+LEFT_OUT_HERE = {
+    "has no sparse tensors": (
+        "watch/test_norms.py::test_of_sparse_and_absent_gradients_and_of_empty_parameters",
+        "watch/test_watch.py::test_watch_counts_the_values_of_sparse_gradients_and_the_parts_of_complex_numbers",
+    ),
+    "torch does not fall back to the host for an LSTM": (
+        "watch/test_watch.py::test_of_several_outputs_the_first_has_the_name_of_the_module",
+    ),
 }
 NAME = os.environ.get("DEVICE", device.NAME)
+_WIDE = {torch.float64, torch.complex128}
 
 
 def pytest_configure() -> None:
@@ -56,28 +53,30 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for words, reason in _LEFT_OUT.items():
-            if words in item.nodeid:
+        test = item.nodeid.split("[")[0].removeprefix("tests/")
+        for reason, tests in (LEFT_OUT | (LEFT_OUT_HERE if device.NAME == NAME else {})).items():
+            if test.startswith(tests):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@torch.compiler.assume_constant_result
-def _is_of_a_test() -> bool:
-    """Tell whether a test computes by it what it expects."""
-    return str(Path(__file__).parents[1]) in sys._getframe(2).f_code.co_filename
-
-
 class Mode(TorchFunctionMode):
-    """Tensors are made on the device: of float32 where a test says float64, and on the host for its generators."""
+    """Tensors are made on the device, and on the host for generators, which are the host's.
+
+    Of what is not the tracker's, float64 is float32 where it is made, and what is made float64 goes to the host.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if (func is torch.Tensor.double or any(one is torch.float64 for one in args)) and _is_of_a_test():
-            args = (args[0].cpu(), *args[1:])
+        is_wide = func is torch.Tensor.double or not _WIDE.isdisjoint(
+            one for one in (*args, *kwargs.values()) if isinstance(one, torch.dtype)
+        )
+        is_wide = is_wide and not (torch.compiler.is_compiling() or device.is_of_the_tracker())
         if func in _device_constructors() and kwargs.get("device") is None:
-            if kwargs.get("dtype") == torch.float64:
+            if is_wide:
                 kwargs["dtype"] = torch.float32
             return func(*args, **{**kwargs, "device": "cpu" if kwargs.get("generator") else NAME}).to(NAME)
+        if is_wide and isinstance(args[0], torch.Tensor):
+            args = (args[0].cpu(), *args[1:])
         return func(*args, **kwargs)
 
 

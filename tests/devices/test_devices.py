@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from d9d_tracker import AccumulatorConfig, TrackerValueError
-from d9d_tracker.devices.devices import bank_of, device_of, has_bank
+from d9d_tracker.devices.devices import bank_of, device_of
+from d9d_tracker_kernels.device import has_kernels
 
 
 def accelerator(kind, count=1, current=0):
@@ -54,5 +55,5 @@ def test_the_bank_is_told_with_its_reason(monkeypatch):
         torch.device("mps", 0)
     )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not has_bank(torch.device("cuda", 0))
+    assert not has_kernels(torch.device("cuda", 0))
     assert "because triton is not installed: one wait a window" in bank_of(torch.device("cuda", 0))

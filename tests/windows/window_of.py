@@ -43,7 +43,7 @@ def window_of(
             slot = buffers.histogram_series.slot(HistogramSeries(name, (), binning))
             bank = buffers.histograms
             histogram_(
-                torch.tensor(values), bank.counts, bank.moments, bank.partials, bank.places,
+                torch.tensor(values, device="cpu"), bank.counts, bank.moments, bank.partials, bank.places,
                 buffers.device_step, slot, 1,
                 *binning.parameters(),
             )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from devices import device, plugin
 from torch import nn
 
-from d9d_tracker import ExponentialBinning, IntegerBinning, LinearBinning, TrackerValueError
+from d9d_tracker import ExponentialBinning, Histogram, IntegerBinning, LinearBinning, RunConfig, TrackerValueError
 from d9d_tracker.bank import buffers
 from d9d_tracker.devices import plain
 
@@ -67,6 +67,7 @@ def same(found, expected, rel=0.0):
 
 def every_way(run, name):
     tensor = lambda *numbers, **more: torch.tensor(numbers, device=name, **more)  # noqa: E731 as short as its name
+    finished = Histogram.from_values(torch.tensor(SPECIAL, device="cpu"))
     handle, bins_handle = run.scalar_series("handle", reduce="last"), run.bins_series("bins handle", every=2)
     for step in range(10):
         run.set_step(step)
@@ -84,6 +85,12 @@ def every_way(run, name):
         run.bins("third", tensor(*range(40)), every=3)
         run.bins_many({"a": tensor(1.0, 2.0), "b": tensor(3, -4), "none": torch.empty(0, device=name)})
         run.counts("counts", tensor(1, 0, step)[::2])
+        if step % 2:
+            run.histogram("mixed", finished)
+        else:
+            run.bins("mixed", tensor(1.0, step))
+            run.bins("mixed large", torch.ones(2000, device=name))
+            run.counts("mixed counts", tensor(1, step))
         if step == 5:
             run.flush()
 
@@ -152,6 +159,15 @@ def test_the_host_waits_once_a_window(recorded):
     assert counted == [(int(step % 4 == 0), 0) for step in range(1, 13)]
 
 
+def test_a_population_is_binned_at_once(recorded):
+    values = torch.arange(-4.0, 3000.0)
+    expected = exact(Histogram.from_values(values.cpu()))
+    assert exact(Histogram.from_values(values)) == expected
+    with (one := recorded()).backend.open(RunConfig(name="bare")) as run:
+        run.bins("values", values)
+    assert exact(one.run.records[0].value) == expected
+
+
 def test_values_are_copied_and_not_kept(recorded):
     value = torch.ones(3)
     with (tracker := recorded()).open() as run:
@@ -175,9 +191,34 @@ def test_what_is_logged_without_steps_is_merged_before_it_is_too_much(on, monkey
                 run.scalar("last", torch.tensor(float(number), device=name), reduce="last")
                 run.bins("values", torch.arange(number + 1.0, device=name))
                 run.bins("large", torch.arange(number + 2000.0, device=name))
-        assert len(run.buffers.plain._entries) < 200
+        assert len(run.buffers.plain.entries) < 200
 
     same(*both(on, log))
+
+
+def log_counts(run, weight):
+    run.counts("counts", torch.arange(3, device=weight.device))
+
+
+def log_norms(run, weight):
+    torch.optim.SGD([weight], lr=0.1).step()
+
+
+@pytest.mark.parametrize("way", [log_counts, log_norms], ids=lambda way: way.__name__)
+def test_each_way_is_merged_before_it_is_too_much(on, monkeypatch, way):
+    monkeypatch.setattr(plain, "_MOST_ENTRIES", 20)
+
+    def log(run, name):
+        model = nn.Linear(3, 2, bias=False).to(name)
+        model.weight.grad = torch.ones_like(model.weight)
+        run.watch(model, gradients=False, norms=True)
+        with torch.no_grad():
+            model.weight.fill_(1.0)
+        for _ in range(50):
+            way(run, model.weight)
+            assert len(run.buffers.plain.entries) <= 20
+
+    same(*both(on, log), rel=1e-6)
 
 
 def as_it_is(function):
@@ -235,16 +276,16 @@ def test_compiled_code(on):
     close(found, expected)
 
 
-@pytest.mark.parametrize("p", [2.0, 3.0, float("inf")])
-def test_norms_of_a_compiled_optimizer(on, p):
+@pytest.mark.parametrize(("p", "every"), [(2.0, 1), (3.0, 1), (float("inf"), 2)])
+def test_norms_of_a_compiled_optimizer(on, p, every):
     """Squares are made in float64, also in compiled code; and a step that is left out is a step of the run."""
 
     def compiled(step):
+        torch._dynamo.reset()  # or all that other tests compiled is gone through
         return torch.compile(lambda: step(), backend="aot_eager")
 
-    for every in (1, 2):
-        norms = functools.partial(train, p=p, every=every)
-        close(on(plugin.NAME, functools.partial(norms, of_step=compiled)), on("cpu", norms))
+    norms = functools.partial(train, p=p, every=every)
+    close(on(plugin.NAME, functools.partial(norms, of_step=compiled)), on("cpu", norms))
 
 
 def test_a_number_in_compiled_code_goes_the_same_way(on):
