@@ -6,14 +6,11 @@ Its memory is the host's. It has no float64, refuses what the tracker may not us
 import contextlib
 import ctypes
 import functools
-import hashlib
-import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
+from libraries import built
 
 import d9d_tracker
 
@@ -61,17 +58,7 @@ def _listen(name: bytes) -> int:
 @functools.cache
 def install() -> ctypes.CDLL:
     """Build and load it, once a machine and once a process."""
-    source = Path(__file__).with_name("device.cpp")
-    key = hashlib.sha256(source.read_bytes() + torch.__version__.encode() + sys.version.encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"d9d_tracker-device-{os.getuid()}-{key}.so"
-    if not path.exists():
-        torchs = Path(torch.__file__).parent
-        made = path.with_suffix(f".{os.getpid()}")
-        command = [os.environ.get("CXX", "c++"), "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(made)]
-        command += [f"-I{torchs}/include", f"-L{torchs}/lib", "-lc10", "-ltorch_cpu"]
-        subprocess.run(command, check=True)
-        made.rename(path)
-    library = ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(built(Path(__file__).with_name("device.cpp"), "device.so")))
     library.device_install()
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, Module)

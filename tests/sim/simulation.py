@@ -3,9 +3,6 @@
 import contextlib
 import ctypes
 import functools
-import os
-import subprocess
-import tempfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from libraries import built
 
 from d9d_tracker.devices import event_wait
 from d9d_tracker_kernels import launch
@@ -31,27 +29,11 @@ def library() -> ctypes.CDLL:
     """Build and load the library that stands for the driver's, and for torch's device guard."""
     import triton
 
-    folder = Path(tempfile.mkdtemp())
-    torchs, tritons = Path(torch.__file__).parent, Path(triton.__file__).parent
-    path = folder / "libcuda.so.1"
-    command = [
-        os.environ.get("CXX", "c++"),
-        "-std=c++20",
-        "-shared",
-        "-fPIC",
-        str(Path(__file__).with_name("driver.cpp")),
-    ]
-    command += [
-        "-o",
-        str(path),
-        "-Wl,-soname,libcuda.so.1",
-        f"-I{torchs}/include",
-        f"-L{torchs}/lib",
-        "-lc10",
-        "-ltorch_cpu",
-    ]
-    subprocess.run([*command, f"-I{tritons}/backends/nvidia/include"], check=True)
-    path.with_suffix("").symlink_to(path.name)  # as a linker looks for it
+    tritons = Path(triton.__file__).parent
+    flags = "-Wl,-soname,libcuda.so.1", f"-I{tritons}/backends/nvidia/include"
+    path = built(Path(__file__).with_name("driver.cpp"), "libcuda.so.1", *flags)
+    with contextlib.suppress(FileExistsError):
+        path.with_suffix("").symlink_to(path.name)  # as a linker looks for it
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
