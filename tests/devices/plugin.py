@@ -16,8 +16,9 @@ from . import device
 
 # Why what is left out: files of tests, or single tests of them.
 LEFT_OUT = {
-    "looks at the bank of the host or of CUDA itself": (
+    "looks at the bank of the host or of CUDA itself, or hands it its memory": (
         "bank/test_captures.py",
+        "bank/test_elsewhere.py",
         "bank/test_staging.py",
         "bank/test_buffers.py::test_eager_code_changes_the_bank_under_its_lock",
         "bank/test_host_scalars.py::test_what_a_call_asks_of_torch_is_to_read_the_value",

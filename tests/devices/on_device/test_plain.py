@@ -204,19 +204,34 @@ def log_norms(run, weight):
     torch.optim.SGD([weight], lr=0.1).step()
 
 
+def watched_weight(run, name):
+    model = nn.Linear(3, 2, bias=False).to(name)
+    model.weight.grad = torch.ones_like(model.weight)
+    run.watch(model, gradients=False, norms=True)
+    with torch.no_grad():
+        return model.weight.fill_(1.0)
+
+
 @pytest.mark.parametrize("way", [log_counts, log_norms], ids=lambda way: way.__name__)
 def test_each_way_is_merged_before_it_is_too_much(on, monkeypatch, way):
     monkeypatch.setattr(plain, "_MOST_ENTRIES", 20)
 
     def log(run, name):
-        model = nn.Linear(3, 2, bias=False).to(name)
-        model.weight.grad = torch.ones_like(model.weight)
-        run.watch(model, gradients=False, norms=True)
-        with torch.no_grad():
-            model.weight.fill_(1.0)
+        weight = watched_weight(run, name)
         for _ in range(50):
-            way(run, model.weight)
+            way(run, weight)
             assert len(run.buffers.plain.entries) <= 20
+
+    same(*both(on, log), rel=1e-6)
+
+
+@pytest.mark.parametrize("way", [log_counts, log_norms], ids=lambda way: way.__name__)
+def test_what_a_handler_logs_while_a_window_ends_is_in_the_next(on, way):
+    def log(run, name):
+        weight, begin = watched_weight(run, name), run.buffers._begin
+        run.buffers._begin = lambda *arguments: (way(run, weight), begin(*arguments))
+        for step in range(1, 5):
+            run.set_step(step)
 
     same(*both(on, log), rel=1e-6)
 
