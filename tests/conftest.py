@@ -34,12 +34,13 @@ def pytest_report_header():
 # A worker takes whole files, in this order: the longest first, or one is still at work when the others are done.
 _LONGEST = (
     "tests/test_matrix.py",
-    "kernels/test_interpreted.py",
-    "writer/test_process.py",
-    "provider/test_replay.py",
     "provider/test_contract.py",
-    "integrations/test_lightning_oracle.py",
-    "ranks/test_failure.py",
+    "ranks/test_checkpoint.py",
+    "sim/test_gpu_suite.py",
+    "provider/test_replay.py",
+    "devices/test_suite.py",
+    "sim/test_faults.py",
+    "kernels/test_interpreted.py",
 )
 
 

@@ -100,12 +100,10 @@ class Pipeline:
         timeout = min(_SETTLE_SECONDS, self._timeout) if failed else self._timeout
         if self._wait_until_read(timeout):
             return True
-        ranks = "" if self.assembly.ranks is None else " or from other ranks"
-        hint = (
-            ""
-            if self.assembly.ranks is None
-            else ". Call set_step and flush alike on every rank: a window waits for theirs"
-        )
+        ranks = hint = ""
+        if self.assembly.ranks is not None:
+            ranks = " or from other ranks"
+            hint = ". Call set_step and flush alike on every rank: a window waits for theirs"
         logger.error("after %g s, still not read from the device%s: %s%s", timeout, ranks, self._words(), hint)
         return False
 
