@@ -1,17 +1,15 @@
 """The plain bank gives what the host's gives, and the host waits for the device once a window."""
 
-import contextlib
 import functools
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from devices import device, plugin
+from devices.on_device.compared import both, close, exact, same
 from torch import nn
 
 from d9d_tracker import ExponentialBinning, Histogram, IntegerBinning, LinearBinning, RunConfig, TrackerValueError
-from d9d_tracker.bank import buffers
 from d9d_tracker.devices import plain
 
 BINNINGS = [
@@ -24,45 +22,6 @@ BINNINGS = [
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 DTYPES += [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.0, 1e-40, -1e-40, 3e38, -3e38, float("nan"), float("inf"), -float("inf"), 0.5, 11.9]
-
-
-@pytest.fixture
-def on(recorded):
-    """Returns the records of what a function logs, on the device or the host."""
-
-    def records(name, log, **config):
-        with contextlib.ExitStack() as stack:
-            if name == "cpu":
-                stack.enter_context(mock.patch.object(buffers, "device_of", return_value=torch.device("cpu")))
-            tracker = recorded(**{"sync_every": 4, "max_histograms": 64, "max_scalars": 64, **config})
-            with tracker.open() as run:
-                log(run, name)
-            return {(one.name, tuple(one.context.items()), one.step): one.value for one in tracker.run.records}
-
-    return records
-
-
-def both(on, log, **config):
-    found, expected = on(plugin.NAME, log, **config), on("cpu", log, **config)
-    assert found.keys() == expected.keys()
-    return found, expected
-
-
-def exact(one):
-    cells = one.edges.tolist(), one.counts.tolist(), one.zeros, one.nan, one.posinf, one.neginf
-    return *cells, one.min, one.max
-
-
-def same(found, expected, rel=0.0):
-    for key, value in expected.items():
-        if isinstance(value, float):
-            assert found[key] == pytest.approx(value, rel=rel, nan_ok=True), key
-            continue
-        one = found[key]
-        assert exact(one) == exact(value), key
-        size = max(abs(value.min), abs(value.max), 1e-300)
-        assert one.sum == pytest.approx(value.sum, rel=1e-6, abs=1e-6 * size * value.count), key
-        assert one.sum_squares == pytest.approx(value.sum_squares, rel=1e-5, abs=1e-12 * size * size), key
 
 
 def every_way(run, name):
@@ -262,16 +221,6 @@ def train(run, name, wrap=as_it_is, of_step=as_it_is, **watched):
         optimizer.zero_grad()
         loss_of(torch.arange(40.0, device="cpu").view(10, 4).to(name) / 40 + step).backward()
         take_step()
-
-
-def close(found, expected):
-    for key, value in expected.items():
-        one = found[key]
-        if isinstance(value, float):
-            assert one == pytest.approx(value, rel=1e-5), key
-        else:
-            assert one.count == value.count, key
-            assert (one.min, one.max) == pytest.approx((value.min, value.max), rel=1e-5), key
 
 
 @pytest.mark.parametrize("p", [2.0, 1.0, 3.0, float("inf")])
