@@ -15,8 +15,9 @@ from d9d_tracker.provider.jsonl import read_run
 
 @pytest.fixture(scope="module")
 def forks(request):
-    """Processes that are forked from one which has imported the module of this name, without ``test_``."""
-    forks = Forks(request.module.__name__.rpartition(".")[2].removeprefix("test_"))
+    """Processes that are forked from one which has imported the framework's oracle."""
+    name = request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    forks = Forks(f"{name.removesuffix('_oracle')}_oracle")
     yield forks
     forks.close()
 

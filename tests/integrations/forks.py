@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig
+
 _START = multiprocessing.get_context("forkserver")
 _SECONDS = 200.0
 
@@ -89,3 +91,9 @@ def _live(function: Any, arguments: Any, output: str, environment: dict[str, str
         sys.stdout.flush()
         sys.stderr.flush()
         ctypes.pythonapi.Py_Exit(code)  # as any process ends, with its interpreter
+
+
+def config_in(folder):
+    """Configuration of a backend in a folder, for another process."""
+    accumulator = AccumulatorConfig(device="cpu", sync_every=4, backlog_dir=folder / "backlog", distributed_timeout=60)
+    return JsonlTrackerConfig(path=folder / "runs", accumulator=accumulator)

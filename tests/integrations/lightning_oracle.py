@@ -10,13 +10,14 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from forks import config_in
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
-from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig, read
+from d9d_tracker import read
 from d9d_tracker.integrations.lightning import TrackerCallback, TrackerLogger
 
 
@@ -167,12 +168,6 @@ def counted(histograms):
     for one in histograms.values:
         found.update(dict(zip(one.edges.tolist(), one.counts.tolist(), strict=False)))
     return {value: count for value, count in found.items() if count}
-
-
-def config_in(folder):
-    """Configuration of a backend in a folder, for another process."""
-    accumulator = AccumulatorConfig(device="cpu", sync_every=4, backlog_dir=folder / "backlog", distributed_timeout=60)
-    return JsonlTrackerConfig(path=folder / "runs", accumulator=accumulator)
 
 
 def be_killed(folder, options, at):

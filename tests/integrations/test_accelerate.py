@@ -1,9 +1,5 @@
 """Accelerate trains, saves, stops and goes on: one run, exact values, on one process and on several."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from accelerate import Accelerator
@@ -77,43 +73,9 @@ def test_a_run_that_is_open_is_used_and_left_open(config, stored, tmp_path):
     assert points == {("loss",): {3: 1.0}, ("after",): {3: 2.0}}
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-from accelerate import Accelerator
-from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig, RunConfig, tracker_from_config
-from d9d_tracker.integrations.accelerate import AccelerateTracker
-folder, how = Path(sys.argv[1]), sys.argv[2]
-accumulator = AccumulatorConfig(device="cpu", sync_every=4, backlog_dir=folder / "backlog", distributed_timeout=60)
-config = JsonlTrackerConfig(path=folder / "runs", accumulator=accumulator)
-if how == "config":
-    tracked = AccelerateTracker(config)
-    accelerator = Accelerator(log_with=tracked, cpu=True)
-    accelerator.init_trackers("project")
-    for step in range(6):
-        accelerator.log({"loss": float(accelerator.process_index + step)}, step=step)
-    accelerator.end_training()
-else:
-    accelerator = Accelerator(cpu=True)
-    with tracker_from_config(config).open(RunConfig(name="all")) as run:
-        accelerator.log_with = [AccelerateTracker(run)]
-        accelerator.init_trackers("project")
-        for step in range(6):
-            run.set_step(step)
-            run.scalar("rank", float(accelerator.process_index))
-            accelerator.log({"loss": float(step)}, step=step)
-    accelerator.end_training()
-"""
-
-
 @pytest.mark.parametrize("how", ["config", "open"])
-def test_on_two_processes_the_main_one_logs_and_none_is_waited_for(stored, tmp_path, how):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run([*command, str(tmp_path), how], capture_output=True, text=True, timeout=150, cwd=root)
-    assert done.returncode == 0, done.stderr
+def test_on_two_processes_the_main_one_logs_and_none_is_waited_for(stored, tmp_path, forks, how):
+    forks.run_ranks(tmp_path / "output", "be_one_of_two", tmp_path, how)
     _, points = stored()
     assert points["loss",] == {step: float(step) for step in range(6)}
     if how == "open":

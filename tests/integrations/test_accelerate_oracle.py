@@ -1,18 +1,14 @@
 """What ``accelerator.log`` is given is what is stored: the same points as in a tracker that keeps a list of them."""
 
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.tracking import GeneralTracker
-from lightning_oracle import config_in, stored
+from accelerate_oracle import Witness, train
+from lightning_oracle import stored
 
 from d9d_tracker.integrations.accelerate import AccelerateTracker
 
@@ -24,27 +20,6 @@ def fresh():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
-
-
-class Witness(GeneralTracker):
-    """Keeps a list of what is logged; without a step, W&B's way: one more at every call."""
-
-    name = "witness"
-    requires_logging_directory = False
-
-    def __init__(self):
-        super().__init__(_blank=True)
-        self.points, self.next_step = {}, 0
-
-    @property
-    def tracker(self):
-        return self
-
-    def log(self, values, step=None, **kwargs):
-        step = self.next_step if step is None else step
-        self.next_step = max(self.next_step, step + 1)
-        for name, value in values.items():
-            self.points.setdefault(name, {})[step] = float(value.item() if hasattr(value, "item") else value)
 
 
 TRAININGS = {
@@ -118,33 +93,10 @@ def test_a_hyperparameter_or_name_that_cannot_be_logged_stops_no_training(config
     assert caplog.text.count("'sum' is not stored") == 1
 
 
-def train(folder, steps, at=None, resume=False, is_killed=False):
-    """Log a loss, saving every fourth step; the end comes before a step."""
-    tracked, witness = AccelerateTracker(config_in(folder)), Witness()
-    accelerator = Accelerator(log_with=[tracked, witness], cpu=True)
-    accelerator.init_trackers("project")
-    accelerator.register_for_checkpointing(tracked)
-    if resume:
-        accelerator.load_state(str(folder / "checkpoint"))
-    for step in range(8 if resume else 0, steps):
-        if step == at and is_killed:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if step == at:
-            raise RuntimeError("as planned")
-        accelerator.log({"loss": step / 3 + resume}, step=step)
-        if step % 4 == 3:
-            accelerator.log({"eval": step / 7}, step=step)
-            accelerator.save_state(str(folder / "checkpoint"))
-    accelerator.end_training()
-    return witness.points
-
-
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_a_life_that_ends_and_another_that_goes_on(tmp_path, is_killed):
+def test_a_life_that_ends_and_another_that_goes_on(tmp_path, forks, is_killed):
     if is_killed:
-        program = f"import test_accelerate_oracle as t; t.train(t.Path({str(tmp_path)!r}), 12, at=10, is_killed=True)"
-        done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, timeout=200)
-        assert done.returncode == -signal.SIGKILL
+        assert forks.run(tmp_path / "output", "train", tmp_path, 12, 10, False, True) == -signal.SIGKILL
     else:
         with pytest.raises(RuntimeError, match="as planned"):
             train(tmp_path, 12, at=10)

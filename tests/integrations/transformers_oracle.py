@@ -5,7 +5,7 @@ import os
 import signal
 
 import torch
-from lightning_oracle import config_in
+from forks import config_in
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from d9d_tracker.integrations.transformers import TrackerCallback
