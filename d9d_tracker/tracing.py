@@ -96,11 +96,7 @@ def is_producing_a_program() -> bool:
 
     Not by ``torch.compiler.is_exporting()``, which Dynamo takes for true in torch 2.11, whatever it traces for.
     """
-    return torch.compiler._is_exporting_flag or torch._C._get_tracing_state() is not None or _is_faked()
-
-
-def _is_faked() -> bool:
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    return torch.compiler._is_exporting_flag or torch._C._get_tracing_state() is not None or is_under_fake_mode()
 
 
 @assume_constant_result
@@ -150,11 +146,13 @@ def is_in_backward() -> bool:
 
 
 def is_recomputed() -> bool:
-    """Tell whether eager checkpointing runs the caller's forward again, in a backward.
+    """Tell whether eager checkpointing runs the caller's forward again, in a backward: it was logged before.
 
     A gradient hook runs in the backward too, but is no recomputation: between it and an enclosing checkpoint there is
     always a call of the autograd engine.
     """
+    if not is_in_backward():
+        return False
     for code in _callers():
         if code.co_filename == _CHECKPOINT_FILE and code.co_name in _RECOMPUTING:
             return True
@@ -181,6 +179,7 @@ def _callers() -> Iterator[CodeType]:
         frame = frame.f_back
 
 
+@assume_constant_result
 def is_transformed() -> bool:
     """Tell whether the caller runs inside a transform of torch.func, such as ``grad``."""
     return _functorch.peek_interpreter_stack() is not None
@@ -262,6 +261,28 @@ def check_when_traced(check: Callable[[torch.fx.GraphModule], None]) -> None:
     output = _output()
     if check not in output.register_finalizer_fns:
         output.add_graph_finalizer(check)
+
+
+@assume_constant_result
+def forget_own_guards() -> None:
+    """While tracing: no guards on what code of this package reads of modules and classes, which never change."""
+    check_when_traced(_forget_own_guards)
+
+
+def _forget_own_guards(_: torch.fx.GraphModule) -> None:
+    from torch._dynamo.source import GlobalSource, TypeSource
+
+    output, known = _output(), _output().side_effects
+    names = [name for name, module in output.import_sources.items() if _is_ours(module)]
+    names += [name for name in output.global_scope if name.startswith(f"_{id(torch)}_")]  # for the type of a tensor
+    objects = [one for one in known.keepalive if _is_ours(type(one).__module__) and one in known]
+    types = [TypeSource(known[one].source) for one in objects if known[one].source]
+    for source in (*map(GlobalSource, names), *types):
+        output.guards.remove_guards_with_source(source)
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in ("d9d_tracker", "d9d_tracker_kernels")
 
 
 def _output() -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from d9d_tracker.lazy_torch import assume_constant_result
 from d9d_tracker.series.reductions import VALUE_LANE, Reduction
 from d9d_tracker.tracing import is_transformed, mark_static
 from d9d_tracker_kernels import COUNT, INITIAL, LANES, LAST, NEGATED_MIN, SUM, WEIGHT, merge_scalars_
@@ -61,7 +60,7 @@ class ScalarBank:
         """
         at, places, _ = target
         is_traced = torch.compiler.is_compiling()
-        if is_traced and not _is_transformed():
+        if is_traced and not is_transformed():
             self._write_traced(places, at, values, reduce, weight)
         else:
             if is_traced:  # inside torch.func, which lets nothing but an opaque op write to the buffers
@@ -230,11 +229,6 @@ def _spread(place: Any, first: int, last: int, at: list[int], values: list[Any])
     for one, other in within[1:]:
         spread = torch.where(place == one, other, spread)
     return spread
-
-
-@assume_constant_result
-def _is_transformed() -> bool:
-    return is_transformed()
 
 
 def _weighted(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

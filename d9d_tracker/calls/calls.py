@@ -7,13 +7,13 @@ import torch
 from d9d_tracker.bank.buffers import Buffers
 from d9d_tracker.bank.target import Target
 from d9d_tracker.base import BaseTrackerRun
-from d9d_tracker.compiled.recompute import check_place, check_traced_place, is_recomputing, is_refused_place
+from d9d_tracker.compiled.recompute import check_place, check_traced_place, is_refused_place
 from d9d_tracker.compiled.runs import RunKey
 from d9d_tracker.compiled.slots import say_closed
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.context import ContextItems, Contexts, as_context, as_items
 from d9d_tracker.errors import TrackerValueError, fail
-from d9d_tracker.tracing import is_in_backward, is_producing_a_program
+from d9d_tracker.tracing import forget_own_guards, is_in_backward, is_producing_a_program, is_recomputed
 from d9d_tracker.windows.promises import Promises
 from d9d_tracker_kernels.device import gpu
 
@@ -63,6 +63,8 @@ class Calls(BaseTrackerRun):
         """Whether nothing is to be logged: the run is closed, or a program is made that others will run."""
         if is_producing_a_program():
             return True
+        if torch.compiler.is_compiling():
+            forget_own_guards()
         if not self.is_open:
             say_closed(self.key, what)
         return not self.is_open
@@ -72,7 +74,7 @@ class Calls(BaseTrackerRun):
             check_traced_place(name)
             return False
         check_place(name)
-        return is_recomputing()
+        return is_recomputed()
 
     def _is_refused(self, handle: Any) -> bool:
         """Whether what a handle logs is logged again. Under trace, its name is read only to refuse it."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from d9d_tracker.bank.buffers import Buffers
 from d9d_tracker.bank.target import Target
 from d9d_tracker.tracing import register_effect
 
@@ -38,16 +39,13 @@ finishes: list[Callable[..., torch.Tensor]] = []  # what makes numbers of the ve
 
 
 def _merge_scalars(
-    token: str,
+    buffers: Buffers,
     places: torch.Tensor | None,
     at: list[int],
     values: list[torch.Tensor],
     lane: int,
     weight: torch.Tensor | None,
 ) -> None:
-    if (run := runs.get(token)) is None:  # its tracker is gone, and a backward is late
-        return
-    buffers = run.buffers
     table = buffers.places.table if places is None else places
     if buffers.has_bank((*values, weight)) and (buffers.is_gpu or buffers.host is not None):
         torch.ops.d9d_tracker.merge_scalars_(buffers.scalars.current, table, at, values, [], lane, weight, 1.0)
@@ -56,11 +54,8 @@ def _merge_scalars(
 
 
 def _histogram(
-    token: str, places: torch.Tensor | None, values: list[torch.Tensor], at: list[int], *parameters: Any
+    buffers: Buffers, places: torch.Tensor | None, values: list[torch.Tensor], at: list[int], *parameters: Any
 ) -> None:
-    if (run := runs.get(token)) is None:
-        return
-    buffers = run.buffers
     target = Target(at, buffers.places.table if places is None else places)
     if buffers.has_bank(values):
         buffers.count(target, values, *parameters)
@@ -68,10 +63,7 @@ def _histogram(
         buffers.change(buffers.count, target, values, *parameters)
 
 
-def _add_counts(token: str, values: torch.Tensor, at: int, every: int) -> None:
-    if (run := runs.get(token)) is None:
-        return
-    buffers = run.buffers
+def _add_counts(buffers: Buffers, values: torch.Tensor, at: int, every: int) -> None:
     if buffers.has_bank([values]):
         buffers.add_counts(values, at, every, buffers.places.table)
     else:
@@ -79,7 +71,7 @@ def _add_counts(token: str, values: torch.Tensor, at: int, every: int) -> None:
 
 
 def _merge_vector(
-    token: str,
+    buffers: Buffers,
     at: list[int],
     values: list[torch.Tensor],
     every: int,
@@ -87,12 +79,19 @@ def _merge_vector(
     finish: int,
     scale: torch.Tensor | None,
 ) -> None:
-    if (run := runs.get(token)) is None or run.buffers.clock.step % every:
+    if buffers.clock.step % every:
         return
-    buffers = run.buffers
     table, columns = buffers.places.table.numpy(), buffers.scalars.current.shape[1]
     slots = [int(table[place]) % columns if place >= 0 else columns for place in at]  # what has no column is left out
     buffers.change(buffers.merge_vector, slots, values, is_max, finishes[finish], scale)
+
+
+def _of_run(function: Callable[..., None]) -> Callable[..., None]:
+    def call(token: str, *arguments: Any) -> None:
+        if (run := runs.get(token)) is not None:  # else its tracker is gone, and a backward is late
+            function(run.buffers, *arguments)
+
+    return call
 
 
 for _name, _function in (
@@ -101,7 +100,7 @@ for _name, _function in (
     ("add_counts_with_effect", _add_counts),
     ("merge_vector_with_effect", _merge_vector),
 ):
-    _library.impl(_name, _function, "CompositeExplicitAutograd")
+    _library.impl(_name, _of_run(_function), "CompositeExplicitAutograd")
     _library.impl(_name, lambda *_: None, "Meta")
     register_effect(f"d9d_tracker::{_name}")
 

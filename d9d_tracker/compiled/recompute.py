@@ -2,15 +2,7 @@
 
 from d9d_tracker.errors import TrackerValueError
 from d9d_tracker.lazy_torch import assume_constant_result
-from d9d_tracker.tracing import body_around, is_checkpointed, is_in_backward, is_recomputed, is_vmapped
-
-
-def is_recomputing() -> bool:
-    """Tell whether the caller runs inside a forward that eager activation checkpointing runs again.
-
-    What was logged by the first run must not be logged once more.
-    """
-    return is_in_backward() and is_recomputed()
+from d9d_tracker.tracing import body_around, is_checkpointed, is_vmapped
 
 
 def check_place(name: str) -> None:

@@ -140,19 +140,7 @@ def histogram_series(
 
 @assume_constant_result
 def counts_at(key: Key, held: bool, name: str, items: ContextItems, bins: int, every: int | None) -> tuple[int, int]:
-    """Return the slot of a series of counts, or its place, and its cadence.
-
-    Args:
-        key: Key of the run.
-        held: See ``scalar_at``.
-        name: Name of the series.
-        items: See ``scalar_at``.
-        bins: How many counts there are.
-        every: Its cadence in steps, or None for the one of the configuration.
-
-    Raises:
-        TrackerValueError: See ``histogram_at``; or if there are no counts, or more than fit.
-    """
+    """Return the slot of a series of `bins` counts, or its place, and its cadence; see ``histogram_at``."""
     return histogram_at(key, held, name, items, integer_binning(name, items, bins), every)[:2]
 
 

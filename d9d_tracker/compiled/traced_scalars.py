@@ -17,7 +17,7 @@ from d9d_tracker.bank.scalars import as_float64, write
 from d9d_tracker.lazy_torch import assume_constant_result
 from d9d_tracker.series.reductions import VALUE_LANE, Reduction
 from d9d_tracker.series.registry import ContextItems
-from d9d_tracker.tracing import begin_inputs, check_when_traced, end_inputs, is_ordinary_code
+from d9d_tracker.tracing import begin_inputs, check_when_traced, end_inputs, forget_own_guards, is_ordinary_code
 from d9d_tracker_kernels import LAST, merge_scalars_
 from d9d_tracker_kernels.device import DISPATCH_KEY
 
@@ -44,7 +44,7 @@ _note_scalars = torch.ops.d9d_tracker.note_scalars_.default
 
 @assume_constant_result
 def _begin(
-    key: Key, names: tuple[str, ...], items: ContextItems, reduce: Reduction
+    key: Key, names: Sequence[str], items: ContextItems, reduce: Reduction
 ) -> tuple[tuple[int, ...], int, bool] | None:
     """Begin to look at numbers; return their places, their lane and whether to detach, if nothing is out of the way."""
     begin_inputs()
@@ -52,6 +52,7 @@ def _begin(
         return None
     at = tuple(scalar_at(key, True, name, items, reduce) for name in names)
     check_when_traced(_join)
+    forget_own_guards()
     return None if min(at) < 0 else (at, VALUE_LANE[reduce], torch.is_grad_enabled())
 
 
@@ -68,17 +69,13 @@ def note(run: Any, names: Sequence[str], values: Sequence[Any], items: ContextIt
     if run.traced is None:
         return False
     current, places, constants = run.traced
+    device = current.device
     for name in names:
         if type(name) is not str or not name:
             return False
-    found = _begin(run.key, tuple(names), items, reduce)
+    found = _begin(run.key, names, items, reduce)
     for value in values:
-        if (
-            type(value) is not torch.Tensor
-            or value.numel() != 1
-            or value.is_complex()
-            or value.device != current.device
-        ):
+        if type(value) is not torch.Tensor or value.numel() != 1 or value.is_complex() or value.device != device:
             found = None
     end_inputs()
     if found is None:

@@ -12,10 +12,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from d9d_tracker.base import BinsHandle
-from d9d_tracker.compiled.recompute import is_recomputing
 from d9d_tracker.config import Binning
 from d9d_tracker.errors import TrackerTypeError
-from d9d_tracker.tracing import body_around, forget_compiled_code, is_producing_a_program
+from d9d_tracker.tracing import body_around, forget_compiled_code, is_producing_a_program, is_recomputed
 
 from .hooks import Hooks
 from .modules import at, layers, structure
@@ -181,7 +180,7 @@ class _ForwardHook(_Hook):
                 self._outputs.count(handle, output, None)
         elif watch.run.holds_places():
             watch.attempt(handle.name, self._outputs.count, handle, output, None)
-        elif not is_recomputing():
+        elif not is_recomputed():
             self._forwards += 1
             if (self._forwards - 1) % watch.every == 0:
                 self._count(watch, module, output)

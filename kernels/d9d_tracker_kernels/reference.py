@@ -1,9 +1,9 @@
 """Histograms in plain torch: the CPU path, and the oracle that the GPU kernels are held against.
 
 Counts are exact integers and statistics are float64. Values are visited in chunks of `CHUNK` elements, so memory stays
-bounded whatever the tensor's size, and a chunk stays in the processor's last cache between the passes over it. Smaller
-chunks would fit into the nearer caches, but each pass ends by bringing torch's threads together, which costs more where
-the cores are far apart.
+bounded whatever the tensor's size, and a chunk stays in the processor's last cache between the passes over it. Those of
+one thread stay in a nearer one; with several, each pass ends by bringing them together, which costs more than it saves
+where the cores are far apart.
 
 Under `torch.set_flush_denormal(True)`, which is the processor's, denormals count as zeros in the statistics.
 
@@ -36,6 +36,7 @@ from d9d_tracker_kernels.binning import (
 )
 
 CHUNK = 1 << 19
+_CHUNK_OF_ONE_THREAD = 1 << 16
 _GRAIN = 1 << 15  # with fewer elements for each, torch does not share an operation among its threads
 
 
@@ -203,15 +204,16 @@ def _chunks(values: torch.Tensor) -> Iterator[torch.Tensor]:
     """Flat pieces of at most CHUNK elements. Only pieces of a tensor with gaps are copied, one at a time."""
     if values.numel() == 0:
         return
+    most = CHUNK if torch.get_num_threads() > 1 else min(CHUNK, _CHUNK_OF_ONE_THREAD)
     flat = in_storage_order(values)
     if flat is not None:
-        yield from flat.split(CHUNK)
-    elif values.numel() <= CHUNK:
+        yield from flat.split(most)
+    elif values.numel() <= most:
         yield values.reshape(-1)
     else:
         longest = max(range(values.dim()), key=values.size)
         slice_numel = values.numel() // values.size(longest)
-        for part in values.split(max(1, CHUNK // slice_numel), dim=longest):
+        for part in values.split(max(1, most // slice_numel), dim=longest):
             yield from _chunks(part)
 
 
@@ -246,7 +248,7 @@ def _by_thread(numel: int) -> tuple[int, int]:
 
 
 def _count(cell: torch.Tensor) -> torch.Tensor:
-    """int64 [CELLS]: how often each cell occurs in an int64 tensor. `torch.bincount` alone would use one thread."""
+    """int64 [CELLS]: how often each cell occurs in an integer tensor. `torch.bincount` alone would use one thread."""
     rows, length = _by_thread(cell.numel())
     shared, rest = cell.tensor_split([rows * length])
     counted = torch.bincount(rest, minlength=CELLS)
@@ -277,8 +279,13 @@ def _low_bits(shifted: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 def _exponential_cell(chunk: torch.Tensor, exact: torch.Tensor, k: int) -> torch.Tensor:
     """Sign, exponent and K mantissa bits of the float32 pattern, for finite values."""
     if chunk.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        pattern = chunk.to(torch.float32).view(torch.uint32)
-        return _scratch.cell(chunk.numel()).copy_(pattern).bitwise_right_shift_(23 - k)
+        numel, values = chunk.numel(), chunk.to(torch.float32)
+        cell = _scratch.cell(numel)
+        if _by_thread(numel)[0]:
+            return cell.copy_(values.view(torch.uint32)).bitwise_right_shift_(23 - k)
+        # `torch.bincount` alone will count, for which half the memory does.
+        narrow = torch.bitwise_right_shift(values.view(torch.int32), 23 - k, out=cell.view(torch.int32)[:numel])
+        return narrow.bitwise_and_((1 << (9 + k)) - 1)
     # From the float64 pattern, truncated: a conversion to float32 would round values across edges.
     pattern = exact.view(torch.int64)
     normal = ((pattern & (2**63 - 1)) >> (52 - k)) - (896 << k)

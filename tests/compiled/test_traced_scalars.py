@@ -1,10 +1,12 @@
 """Numbers that compiled code logs one by one are written together, and arrive as in eager code."""
 
 import math
+import re
 from collections import Counter
 
 import pytest
 import torch
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo.symbolic_convert import InliningInstructionTranslator
 
 
@@ -124,3 +126,50 @@ def test_a_call_is_two_frames_for_dynamo(recorded, monkeypatch):
             calls.append(None)
     first = calls.index(None)
     assert (first, len(calls) - first - 2) == (2 * 2, 2 * 12)
+
+
+def with_weights(run, values):
+    for index, value in enumerate(values):
+        run.scalar(f"value/{index}", value, weight=2.0)
+
+
+def with_histograms(run, values):
+    for index, value in enumerate(values):
+        run.bins(f"value/{index}", value)
+
+
+def with_handles(run, values):
+    for handle, value in zip(run.handles, values, strict=True):
+        handle.scalar(value)
+
+
+def nothing(run, values):
+    return [run.is_open and value + index for index, value in enumerate(values)]
+
+
+def guards(recorded, log, number=2):
+    """What compiled code checks at each call: of what kind, and how often; and the whole of it as text."""
+    torch._dynamo.reset()
+    with recorded().open() as run:
+        run.handles = [run.scalar_series(f"handle/{index}") for index in range(number)]
+        torch.compile(log, backend="eager", fullgraph=True)(run, [torch.ones(()) for _ in range(number)])
+        (entry,) = _debug_get_cache_entry_list(log.__code__)
+    text = str(entry.guard_manager)
+    return Counter(re.findall(r"\+- ([A-Z_]{5,}): ", text)), text
+
+
+@pytest.mark.parametrize("log", [one_by_one, by_mapping, with_weights, with_histograms, with_handles])
+def test_no_guard_is_on_what_never_changes(recorded, log):
+    _, text = guards(recorded, log)
+    assert "d9d_tracker_dot_" not in text  # our modules
+    assert "__mro__" not in text  # our classes, defaults of their methods among it
+
+
+@pytest.mark.parametrize("log", [one_by_one, by_mapping])
+def test_what_a_call_guards_on_is_counted(recorded, log):
+    (without, _), (one, _), (many, _) = guards(recorded, nothing, 1), guards(recorded, log, 1), guards(recorded, log, 3)
+    marks = "DIMENSION_DYNAMIC_MARKING_GUARD"
+    more = one - without
+    assert more["LAMBDA_GUARD"] == 0  # those are in Python: each is as long as ten of the others
+    assert sum(more.values()) - more[marks] <= 17
+    assert set(many - one) <= {"TENSOR_MATCH", marks}  # of the values

@@ -91,6 +91,30 @@ def test_what_a_check_raises_ends_the_compilation():
         run(lambda inputs: inputs * 2 + register(), torch.ones(2))
 
 
+class Scaled:
+    def scale(self, inputs, factor=2):
+        return inputs * factor * FACTOR
+
+
+FACTOR = 3
+
+
+def test_forget_own_guards(monkeypatch, graphs):
+    """What others than this package read is guarded as ever; what it reads itself: see test_traced_scalars.py."""
+
+    def function(inputs, scaled):
+        tracing.forget_own_guards()
+        return scaled.scale(inputs)
+
+    scaled = Scaled()
+    assert run(function, torch.ones(()), scaled) == 6
+    monkeypatch.setitem(globals(), "FACTOR", 5)
+    assert run(function, torch.ones(()), scaled) == 10
+    monkeypatch.setattr(Scaled.scale, "__defaults__", (4,))
+    assert run(function, torch.ones(()), scaled) == 20
+    assert graphs() == 3
+
+
 def test_for_real():
     buffer = torch.zeros(1)
 
@@ -158,7 +182,7 @@ def test_is_backward_traced(found):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_recomputation(found, reentrant):
     def function(inputs):
-        found.append((tracing.is_checkpointed(), tracing.is_in_backward() and tracing.is_recomputed()))
+        found.append((tracing.is_checkpointed(), tracing.is_recomputed()))
         return inputs * inputs
 
     checkpoint(function, torch.ones(2, requires_grad=True), use_reentrant=reentrant).sum().backward()

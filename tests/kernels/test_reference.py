@@ -237,6 +237,14 @@ def test_threads_share_the_work_and_lose_nothing(threads, numel):
     )
 
 
+def test_one_thread_counts_narrow_cells_of_chunks_that_stay_near(threads):
+    values = torch.randn(2 * reference.CHUNK, generator=torch.Generator().manual_seed(4))
+    chunk = next(reference._chunks(values))
+    cell = reference._exponential_cell(chunk, chunk.double(), 2)
+    assert (cell.dtype, chunk.numel()) == ((torch.int32, 1 << 16) if threads == 1 else (torch.int64, 1 << 19))
+    assert torch.equal(cell.long(), chunk.view(torch.uint32).long() >> 21)
+
+
 def test_calls_accumulate_and_an_empty_one_counts_as_a_call():
     state = allocate(2, "cpu")
     for step, values in ((3, torch.tensor([1.0, -2.0])), (4, torch.tensor([])), (5, torch.tensor([0.0]))):
