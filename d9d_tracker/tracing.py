@@ -10,7 +10,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import CodeType, FrameType
 from typing import Any
 
@@ -270,15 +270,16 @@ def forget_own_guards() -> None:
 
 
 def _forget_own_guards(_: torch.fx.GraphModule) -> None:
-    from torch._dynamo.source import GlobalSource, TypeSource
+    with suppress(AttributeError, ImportError):  # of another torch: then guards stay, which cost time alone
+        from torch._dynamo.source import GlobalSource, TypeSource
 
-    output, known = _output(), _output().side_effects
-    names = [name for name, module in output.import_sources.items() if _is_ours(module)]
-    names += [name for name in output.global_scope if name.startswith(f"_{id(torch)}_")]  # for the type of a tensor
-    objects = [one for one in known.keepalive if _is_ours(type(one).__module__) and one in known]
-    types = [TypeSource(known[one].source) for one in objects if known[one].source]
-    for source in (*map(GlobalSource, names), *types):
-        output.guards.remove_guards_with_source(source)
+        output, known = _output(), _output().side_effects
+        names = [name for name, module in output.import_sources.items() if _is_ours(module)]
+        names += [name for name in output.global_scope if name.startswith(f"_{id(torch)}_")]  # for the type of a tensor
+        objects = [one for one in known.keepalive if _is_ours(type(one).__module__) and one in known]
+        types = [TypeSource(known[one].source) for one in objects if known[one].source]
+        for source in (*map(GlobalSource, names), *types):
+            output.guards.remove_guards_with_source(source)
 
 
 def _is_ours(module: str) -> bool:
