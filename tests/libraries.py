@@ -25,4 +25,5 @@ def built(source: Path, name: str, *flags: str) -> Path:
             made.rename(folder)
         except OSError:  # another process was quicker
             shutil.rmtree(made)
+    assert folder.stat().st_uid == os.getuid(), f"{folder} is somebody else's"
     return folder / name

@@ -90,7 +90,7 @@ def test_every_part_can_be_asked_for_is_short_and_the_riskiest_is_first():
         if "pytest" in part.arguments:
             assert all((gpu_day.ROOT / name).exists() for name in part.arguments if name.startswith("tests/"))
     asked = {part.arguments[4] for part in PARTS if part.name.startswith("bench-")}
-    assert asked == set("abcdefgn") | {"counts"}
+    assert asked == set("abcdefgnp") | {"counts"}
 
 
 @pytest.fixture

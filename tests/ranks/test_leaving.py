@@ -11,7 +11,7 @@ SIZE = 3
 
 @pytest.mark.parametrize("who", [0, 1, 2])
 def test_the_others_go_on_without_and_its_last_values_arrive(tmp_path, who):
-    outcomes = run_job(leaves, SIZE, tmp_path, who, 7, {"flush_timeout": 0.5})
+    outcomes = run_job(leaves, SIZE, tmp_path, who, 7, {"flush_timeout": 2.0})
     found = outcomes[0].result["found"]
     left = sorted({0, 1, 2} - {who})
     for step in range(30):
