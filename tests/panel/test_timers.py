@@ -45,7 +45,7 @@ def test_blocks_of_a_step_add_up_however_they_are_nested_and_repeated(recorded, 
 def test_a_function_that_is_timed_logs_to_the_next_run_too(recorded, hand):
     tracker = recorded(sync_every=2)
     with tracker.open() as run:
-        timed = run.time("work")(lambda seconds: setattr(hand, "now", hand.now + seconds))
+        timed = run.time("task")(lambda seconds: setattr(hand, "now", hand.now + seconds))
         block = run.time("block")
         timed(1)
     for _ in range(2):
@@ -56,8 +56,8 @@ def test_a_function_that_is_timed_logs_to_the_next_run_too(recorded, hand):
             timed(2)
             with block:
                 hand.now += 4
-        found = {name: tracker.run.points(name) for name in ("loss", "time/work", "time/work/host", "time/block")}
-        assert found == {"loss": {0: 7.0}, "time/work": {0: 2.0}, "time/work/host": {0: 2.0}, "time/block": {0: 4.0}}
+        found = {name: tracker.run.points(name) for name in ("loss", "time/task", "time/task/host", "time/block")}
+        assert found == {"loss": {0: 7.0}, "time/task": {0: 2.0}, "time/task/host": {0: 2.0}, "time/block": {0: 4.0}}
 
 
 def test_a_block_that_spans_steps_counts_for_the_one_in_which_it_ends_and_one_that_raises_for_none(recorded, hand):
@@ -141,7 +141,7 @@ def test_what_is_timed_follows_the_context_and_threads_do_not_mix(recorded, hand
     tracker = recorded(sync_every=4)
     with tracker.open() as run:
         run.clock.seconds = hand
-        timed = run.time("work")(lambda seconds: setattr(hand, "now", hand.now + seconds))
+        timed = run.time("task")(lambda seconds: setattr(hand, "now", hand.now + seconds))
         with run.context(stage="eval"):
             timed(2)
         timed(1)
@@ -149,7 +149,7 @@ def test_what_is_timed_follows_the_context_and_threads_do_not_mix(recorded, hand
         thread.start()
         thread.join()
     found = {
-        tuple(record.context.items()): record.value for record in tracker.run.records if record.name == "time/work"
+        tuple(record.context.items()): record.value for record in tracker.run.records if record.name == "time/task"
     }
     assert found == {(("stage", "eval"),): 2.0, (): 5.0}
 
@@ -163,16 +163,16 @@ def test_a_step_cut_by_a_flush_or_a_state_is_whole(recorded, hand):
             for cut in (False, step in (1, 5)):
                 if cut:
                     run.flush()
-                with run.time("work"):
+                with run.time("task"):
                     hand.now += 1
         state = before.tracker.state_dict()
-    assert before.run.points("time/work") == dict.fromkeys(range(6), 2.0)
+    assert before.run.points("time/task") == dict.fromkeys(range(6), 2.0)
     after.tracker.load_state_dict(state)
     with after.open() as run:
         run.clock.seconds = hand
-        with run.time("work"):
+        with run.time("task"):
             hand.now += 1
-    assert after.run.points("time/work") == {5: 3.0}
+    assert after.run.points("time/task") == {5: 3.0}
 
 
 def test_names_are_checked_closed_runs_take_nothing_and_slots_may_run_out(recorded, hand, caplog):
