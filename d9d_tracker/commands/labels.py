@@ -12,6 +12,7 @@ from d9d_tracker.reading import StoredRun
 
 _LONGEST, _LONGEST_LABEL = 200, 40  # characters
 _NEAR = 8
+_NUMBERED = re.compile(r"(\D*)(\d*)", re.ASCII)
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -31,6 +32,11 @@ def in_words(values: dict[str, Any], most: int = _LONGEST) -> str:
         if len(words) > 1 and sum(map(len, words)) + 2 * len(words) > most:
             return f"{', '.join(words[:-1])}, +{len(values) - len(words) + 1} more"
     return ", ".join(words)
+
+
+def in_order(name: str) -> list[tuple[str, int]]:
+    """Return what names are sorted by, layer 2 before layer 10."""
+    return [(words, int(digits or 0)) for words, digits in _NUMBERED.findall(name)]
 
 
 def labels_of(runs: Sequence[StoredRun]) -> list[str]:

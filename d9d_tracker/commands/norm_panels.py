@@ -51,7 +51,7 @@ def surface(family: str, series: Sequence[Scalars], axes: "Axes") -> None:
         table = np.where(table > 0, table, np.nan)
     colors = _MAPS[family.rpartition("/")[2]]
     mesh = axes.pcolormesh(edges, np.arange(len(series) + 1), table, cmap=colors, norm=LogNorm(*view))
-    axes.figure.colorbar(mesh, ax=axes).ax.tick_params(labelsize=7)
+    axes.figure.colorbar(mesh, ax=axes).ax.tick_params(which="both", labelsize=7)
     every = -(-len(names) // _MOST_NAMES)
     axes.set_yticks(np.arange(0, len(names), every) + 0.5, names[::every], fontsize=6, parse_math=False)
     axes.invert_yaxis()

@@ -41,6 +41,8 @@ _INSIDE = 4, 26  # labels, and characters of the longest, for which a legend fit
 _TOLD_APART = 8  # contexts of a run; of more that differ in a number, such as the rank, quantiles are drawn
 _MOST_LOOKS = len(COLORS) * len(LINES)
 _MOST_HEAT_MAPS = 8
+_UNITS = {"time": "s", "memory": "B"}  # of the instrument panel; not of what counts or names a rank
+_WITHOUT_UNIT = ("/retries", "/max_rank")
 
 
 @dataclass
@@ -117,7 +119,10 @@ def _within(series: Scalars | Histograms, steps: tuple[int, int] | None) -> Scal
 
 
 def _names(loaded: list[list[Scalars | Histograms]], kind: type) -> list[str]:
-    return list(dict.fromkeys(one.name for own in loaded for one in own if isinstance(one, kind)))
+    """Return the names as first logged, but the norms of a family beside each other, behind that of the whole."""
+    families = {one.name: family_of(one.name) or one.name for own in loaded for one in own if isinstance(one, kind)}
+    places = {family: place for place, family in enumerate(dict.fromkeys(families.values()))}
+    return sorted(families, key=lambda name: (places[families[name]], name != families[name]))
 
 
 def _of(
@@ -148,6 +153,8 @@ def _curves(
     log: bool,
     views: dict[str, tuple[float, float] | None],
 ) -> Panel:
+    from matplotlib.ticker import EngFormatter
+
     curves, family = [(looks[label], series) for label, series in found], family_of(name)
 
     def draw(axes: "Axes") -> None:
@@ -155,6 +162,8 @@ def _curves(
         if family is not None and (view := views[family]) is not None:  # one for all of the family
             axes.set_yscale("log", nonpositive="mask")
             axes.set_ylim(*view)
+        if (unit := _UNITS.get(name.partition("/")[0])) and not name.endswith(_WITHOUT_UNIT):
+            axes.yaxis.set_major_formatter(EngFormatter(unit))
 
     return Panel(name, draw, [label for label, _ in found])
 
@@ -256,7 +265,7 @@ def _finish(axes: "Axes", title: str) -> None:
     axes.set_title("\n".join(lines), fontsize=9, loc="left", parse_math=False)
     axes.set_xlabel(axes.get_xlabel() or "step", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    axes.tick_params(labelsize=7)
+    axes.tick_params(which="both", labelsize=7)
     axes.grid(visible=True, color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

@@ -18,7 +18,7 @@ from d9d_tracker.hparams import flat_hparams
 from d9d_tracker.provider.console import ASCII_BLOCKS, BLOCKS, bars, sparkline
 from d9d_tracker.reading import Histograms, Scalars, StoredRun, read
 
-from .labels import differing, in_words, unmatched
+from .labels import differing, in_order, in_words, unmatched
 from .pace import PATTERNS, pace
 
 _WIDE_TERMINAL, _NARROW_TERMINAL = 100, 60
@@ -137,7 +137,7 @@ def _table_of_series(loaded: list[Scalars | Histograms], console: Console, rows:
     blocks = ASCII_BLOCKS if console.options.ascii_only else BLOCKS
     characters = _WIDE if is_wide else _NARROW if console.width >= _NARROW_TERMINAL else 1
     changed = sorted(loaded, key=lambda series: int(series.steps[-1]), reverse=True)[:rows]
-    for series in sorted(changed, key=lambda series: (isinstance(series, Histograms), series.name)):
+    for series in sorted(changed, key=lambda series: (isinstance(series, Histograms), in_order(series.name))):
         name = Text(series.name)
         if series.context:
             name.append(f" {in_words(series.context)}", style="dim")

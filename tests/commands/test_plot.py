@@ -72,6 +72,16 @@ def test_a_run_is_curves_bands_and_heat_maps(stored, drawn, image, tmp_path):
     assert median[0].tolist() == [-2, median[1, 1]]  # where the first window begins
 
 
+def test_what_the_panel_logs_has_its_units(stored, drawn, tmp_path):
+    names = ("time/step", "memory/host", "memory/retries", "time/step/max_rank", "timely")
+    records = [Record(name, step, {}, 0.001 * (step + 1)) for name in names for step in range(3)]
+    assert main(["plot", str(stored(records)), "--out", str(tmp_path / "plot.png")]) == 0
+    said = {name: axes.yaxis.get_major_formatter()(0.002) for name, axes in panels(drawn[0]).items()}
+    assert said.pop("time/step") == "2 ms"
+    assert said.pop("memory/host") == "2 mB"
+    assert not any("m" in words for words in said.values())
+
+
 def test_runs_are_side_by_side_with_what_differs(stored, drawn, tmp_path):
     for lr in (0.1, 0.2):
         records = [Record("loss", step, {}, lr) for step in range(3)] + [Record("weights", 2, {}, histogram())]

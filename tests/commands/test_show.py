@@ -47,6 +47,14 @@ def test_several_runs_are_a_table_of_runs_with_what_differs(stored, console):
     assert differing(read(path.parent)) == [{"lr": 0.1}, {"lr": 0.2}]
 
 
+def test_layer_2_stands_before_layer_10(stored, console):
+    names = ["layers.2.weight", "layers.10.bias", "layers.10", "a1"]
+    out = console()
+    show(stored([Record(name, 0, {}, 1.0) for name in reversed(names)]), [], False, out)
+    words = out.file.getvalue().split()
+    assert [word for word in words if word in names] == ["a1", "layers.2.weight", "layers.10", "layers.10.bias"]
+
+
 def test_what_is_not_finite_is_said_with_its_first_step(stored, console):
     records = [Record("loss", step, {}, math.nan if step >= 4 else 1.0) for step in range(6)]
     out = console()
