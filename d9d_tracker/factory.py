@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
 
-from d9d_tracker.pipeline.nonfinite import Callback
-
-from .accumulator import AccumulatingTracker
 from .base import BaseTracker
 from .config import TrackerConfig
 from .provider.aim import AimConfig
@@ -24,6 +21,9 @@ from .provider.null import NullTracker, NullTrackerConfig
 from .provider.tensorboard import TensorBoardConfig
 from .provider.trackio import TrackioConfig
 from .provider.wandb import WandbConfig
+
+if TYPE_CHECKING:
+    from .pipeline.nonfinite import Callback
 
 
 def _third_party_config(data: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -95,7 +95,7 @@ def register_backend(config: type[TrackerConfig], tracker: type[BaseTracker[Any]
 
 
 def tracker_from_config(
-    config: TrackerConfig, group: Callable[[], Any] | None = None, on_nonfinite: Callback | None = None
+    config: TrackerConfig, group: Callable[[], Any] | None = None, on_nonfinite: "Callback | None" = None
 ) -> BaseTracker[Any]:
     """Create the tracker that a configuration describes.
 
@@ -126,6 +126,8 @@ def tracker_from_config(
     tracker.config = config
     if config.accumulator is None:
         return tracker
+    from .accumulator import AccumulatingTracker  # torch, which a writer's process that registers its backend spares
+
     return AccumulatingTracker(tracker, config.accumulator, group, on_nonfinite)
 
 

@@ -69,8 +69,8 @@ def test_accumulation_is_on_by_default() -> None:
     assert type(tracker_from_config(NullTrackerConfig())) is AccumulatingTracker
 
 
-def test_an_sdk_is_imported_only_when_chosen() -> None:
-    script = "import sys, d9d_tracker.factory; sys.exit('aim' in sys.modules)"
+def test_torch_and_an_sdk_are_imported_only_when_chosen() -> None:
+    script = "import sys, d9d_tracker.factory; sys.exit(bool({'aim', 'torch'} & set(sys.modules)))"
     environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 

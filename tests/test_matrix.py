@@ -48,18 +48,8 @@ from d9d_tracker import (
     tracker_from_config,
 )
 
-from .matrix_ways import (
-    OVERWRITTEN,
-    Hparams,
-    OwnConfig,
-    Population,
-    Stored,
-    Watch,
-    Way,
-    all_ways,
-    lower_edges,
-    series_of,
-)
+from .matrix_backend import OwnConfig, lower_edges
+from .matrix_ways import OVERWRITTEN, Hparams, Population, Stored, Watch, Way, all_ways, series_of
 
 CALLS = 16
 HALF = 8  # the first call of step 4, in the middle of a window
