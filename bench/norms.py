@@ -13,23 +13,27 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from .contenders import Contender, Nothing, Ours, Start, configure, others, start
 from .contenders.base import Kind
 from .instructions import prepare
-from .models import Gpt
+from .interleave import synchronize
+from .models import Batch, Gpt
 from .pairs import take_turns
 from .plan import Plan, count_parameters, subject
 from .report import Result, Row
 from .training import Training, forward_of
 
-_EVERY = 50
+_EVERY = 8
 _COUNTED = 2
+_READS = 15
 
 
 class Norms(Ours):
@@ -68,21 +72,29 @@ class ByHand(Contender):
 
 
 def run(plan: Plan) -> Result:
-    """Measure what the norms of all parameters and gradients add to a step."""
+    """Measure what the norms of all parameters and gradients add to steps of few and of many tokens."""
     model, size, length = _model(plan.device, plan.quick)
+    tensors = len(list(model.parameters()))
     result = Result(
         "n",
         f"Norms of the gradients and parameters of a GPT of {count_parameters(model) / 1e6:.0f}M parameters, "
-        f"{len(list(model.parameters()))} tensors, at every step",
+        f"{tensors} tensors, at every step",
         {"vs untracked": ".3f", "added ms a step": ",.2f", "vs untracked, all written": ".3f"},
+        remarks=["wandb.watch has no norms: it logs a histogram of every gradient."],
     )
+    for sequences in (size, 4 * size):
+        _beside_each_other(plan, model, model.batch(plan.device, sequences, length), f"{sequences * length:,}", result)
+    return result
+
+
+def _beside_each_other(plan: Plan, model: Gpt, batch: Batch, tokens: str, result: Result) -> None:
     wanted: dict[str, Start] = {Nothing.name: Nothing, ByHand.name: ByHand}
     wanted |= {name: make for name, make in others(plan.folder, plan.device).items() if name == "wandb.log (offline)"}
     for backend in ("null", "jsonl"):
-        wanted[f"d9d_tracker → {backend}"] = lambda backend=backend: _ours(plan.folder, plan.device, backend)
+        folder = plan.folder / f"{tokens} tokens"
+        wanted[f"d9d_tracker → {backend}"] = lambda backend=backend, folder=folder: _ours(folder, plan.device, backend)
     every = 4 if plan.quick else _EVERY
     with start(wanted) as (contenders, missing):
-        batch = model.batch(plan.device, size, length)
         trainings = []
         for contender in (*contenders, Nothing()):
             own = copy.deepcopy(model)  # because watching leaves hooks on it
@@ -96,6 +108,7 @@ def run(plan: Plan) -> Result:
             windows=1,
             device=plan.device,
         )
+        group = f"{tokens} tokens a step"
         for contender, name in zip(contenders, names, strict=True):
             pairs = found[name]
             cells = {
@@ -103,10 +116,26 @@ def run(plan: Plan) -> Result:
                 "added ms a step": pairs.added().scaled(1e3),
                 "vs untracked, all written": pairs.ratio(settled=True),
             }
-            result.rows.append(Row(contender.name, contender.kind, dict(cells), contender.note))
-    result.missing = missing
-    result.remarks = ["wandb.watch has no norms: it logs a histogram of every gradient."]
-    return result
+            result.rows.append(Row(contender.name, contender.kind, dict(cells), contender.note, group))
+    result.missing |= missing
+    share = _seconds_of_a_read(model, plan.device) / np.median(found[Nothing.name].neighbour)
+    result.remarks.append(
+        f"With {tokens} tokens, to do nothing but read all gradients and parameters once (a sum of each) takes "
+        f"{share:.3f} of the untracked step."
+    )
+
+
+def _seconds_of_a_read(model: nn.Module, device: str) -> float:
+    tensors = [copy for one in model.parameters() for copy in (one.detach(), torch.randn_like(one))]
+    times = []
+    for _ in range(_READS):
+        synchronize(device)
+        began = time.perf_counter()
+        for tensor in tensors:
+            tensor.sum()
+        synchronize(device)
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
 
 
 def _model(device: str, quick: bool) -> tuple[Gpt, int, int]:
