@@ -63,6 +63,7 @@ def pytest_collection_finish():
     # With every framework imported, a full collection of garbage takes a third of a second; and nothing of it is.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # most of what tracing makes lives on: to look for less was a tenth of its time
 
 
 class Recorded:

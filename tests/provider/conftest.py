@@ -6,7 +6,6 @@ import math
 import os
 import sqlite3
 import subprocess
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.util import get_core_path
 
 from d9d_tracker.base import BaseTracker
 from d9d_tracker.config import TrackerConfig
@@ -213,8 +213,9 @@ class TensorBoardStorage(Storage):
 
 @functools.lru_cache
 def _inspected(path: Path, *version: int) -> str:
-    """A list of records as JSON. A start of W&B's reader takes most of a second, and a test reads a run many times."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    """A list of records as JSON, by what ``wandb leet inspect`` starts, once for each state of a file."""
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", str(path)]
+    command.append(str(path.parent.parent))
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return f"[{','.join(lines)}]"
 

@@ -18,8 +18,10 @@ torch.set_num_threads(1)  # a child has only the forking thread: a pool made bef
 
 
 def main() -> None:
-    # Compiling something imports the compiler.
-    torch.compile(lambda x: x.sin() + 1)(torch.ones(3))
+    # Compiling something, with its gradients, imports the compiler and has it make its tables.
+    layer = torch.nn.Linear(3, 3)
+    torch.compile(lambda x: layer(x).relu().square().mean())(torch.ones(2, 3)).backward()
+    torch.compiler.reset()
     gc.freeze()  # lives do not look through what they were forked with
     for line in sys.stdin:
         order = json.loads(line)

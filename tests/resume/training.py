@@ -59,7 +59,8 @@ def train(folder: Path, config: dict[str, Any], faults: list[str], end: tuple[in
 
         save(first)
 
-        @torch.compile(fullgraph=True)
+        # With one backend by Inductor: what is compiled is the same for all, and a life compiles it anew.
+        @torch.compile(fullgraph=True, backend="inductor" if config["provider"] == "jsonl" else "eager")
         def forward(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             hidden = model[1](model[0](x))
             loss = (model[2](hidden) - y).square().mean()
