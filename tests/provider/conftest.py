@@ -449,7 +449,8 @@ def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def mlflow_storage(mlflow_store: str) -> MLflowStorage:
+def mlflow_storage(mlflow_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MLflowStorage:
+    monkeypatch.chdir(tmp_path)  # where a store's artifacts lie is settled by whoever is the first to ask for it
     return MLflowStorage(mlflow_store)
 
 

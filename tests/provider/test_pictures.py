@@ -20,8 +20,7 @@ MARKDOWN = "| question | answer |\n| --- | --- |\n| 1 + 1 | 2 |\n| 2 + 2 | 4 |"
 
 
 @pytest.fixture
-def pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    monkeypatch.chdir(tmp_path)  # MLflow's artifacts lie where it is called
+def pictures(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
     import pictures
 
