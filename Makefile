@@ -40,8 +40,9 @@ $(VENV)/dev: pyproject.toml constraints.txt
 demo: $(VENV)/demo
 	$(RUN) -m d9d_tracker demo
 
+test: export PYTHONDONTWRITEBYTECODE = # a hundred processes import the same files
 test: $(VENV)/dev
-	@# A process for each core; the tests of a file stay together.
+	@# The tests of a file stay together.
 	$(RUN) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder \
 		-m "not gpu and not slow" --ignore tests/resume --ignore tests/ui
 	@# Apart from the others: Aim leaves file watchers behind, of which a system has few.

@@ -31,21 +31,34 @@ def pytest_report_header():
     return None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Have one more than there are cores, because some tests wait: for processes, for ranks, for what is given up."""
+    return (os.cpu_count() or 1) + 1
+
+
 # A worker takes whole files, in this order: the longest first, or one is still at work when the others are done.
 _LONGEST = (
     "tests/test_matrix.py",
-    "provider/test_contract.py",
     "ranks/test_checkpoint.py",
-    "sim/test_gpu_suite.py",
+    "ranks/test_failure.py",
+    "provider/test_contract.py",
     "provider/test_replay.py",
-    "devices/test_suite.py",
-    "sim/test_faults.py",
+    "compiled/test_checkpointing.py",
     "kernels/test_interpreted.py",
+    "devices/test_suite.py",
+    "tests/test_lifetime.py",
+    "ranks/test_sharded.py",
+    "sim/test_trainings.py",
+    "sim/test_gpu_suite.py",
+    "kernels/test_reference.py",
+    "bench/test_bench.py",
 )
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: not item.path.as_posix().endswith(_LONGEST))
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get("/".join(item.path.parts[-2:]), len(order)))
     for item in items if not HAS_AIM else ():
         if re.search(r"[\[_-]aim[\]_-]|_aim$", item.name):
             item.add_marker(pytest.mark.skip(reason="Aim is not installed: run it on Python 3.11 or 3.12"))

@@ -17,6 +17,8 @@ from d9d_tracker import (
 )
 from d9d_tracker.provider.jsonl import read_run
 
+from . import scripts
+
 SCRIPT = """
 import sys
 from contextlib import ExitStack
@@ -51,7 +53,7 @@ ENDINGS = {
 def test_a_script_that_ends_with_its_run_open_exits_with_everything_written(opening, ending, tmp_path):
     code, status = ENDINGS[ending]
     script = SCRIPT.format(opening=OPENINGS[opening], ending=code)
-    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    ended = scripts.run(script, tmp_path, str(tmp_path))
     assert ended.returncode == status, ended.stderr
     (path,) = tmp_path.glob("*.jsonl")
     assert [(record.step, record.value) for record in read_run(path)[1]] == [(step, float(step)) for step in range(5)]

@@ -37,12 +37,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = probe.getsockname()[1]
     store = f"sqlite:///{folder / 'mlflow.db'}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a dozen processes that import MLflow
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "--backend-store-uri", store, "--default-artifact-root", str(folder)],
             stdout=log,
             stderr=log,
-            env={**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
+            env={**os.environ, "PATH": path, **jobs},
             start_new_session=True,
         )
     deadline = time.monotonic() + 120
