@@ -11,6 +11,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any
 
@@ -18,9 +20,10 @@ import torch
 import torch.utils._pytree
 import torch.utils.checkpoint
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch._guards import CompileContext, TracingContext
+from torch._guards import ChainedSource, CompileContext, TracingContext
 from torch._higher_order_ops.effects import _register_effectful_op
 from torch._library.effects import EffectType
+from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .lazy_torch import assume_constant_result
@@ -38,6 +41,7 @@ _BODIES = {
     "scan": "scan",
     "while_loop": "while_loop",
 }
+_FIXED = ("buffers", "target", "traced")  # attributes of runs and handles, for life
 _PACKAGE = os.path.dirname(__file__)
 _TRACING_A_BACKWARD = frozenset({"_method_register_hook", "trace_backward_graph"})
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
@@ -264,22 +268,53 @@ def check_when_traced(check: Callable[[torch.fx.GraphModule], None]) -> None:
 
 
 @assume_constant_result
-def forget_own_guards() -> None:
-    """While tracing: no guards on what code of this package reads of modules and classes, which never change."""
+def forget_own_guards(kind: str) -> None:
+    """While tracing: no guards on what code of this package reads of modules, classes and runs, and never changes.
+
+    Args:
+        kind: What runs have in common whose code is the same: guarded, in place of what ``_FIXED`` names.
+    """
     check_when_traced(_forget_own_guards)
 
 
 def _forget_own_guards(_: torch.fx.GraphModule) -> None:
     with suppress(AttributeError, ImportError):  # of another torch: then guards stay, which cost time alone
+        from torch._dynamo.guards import GuardBuilder
         from torch._dynamo.source import GlobalSource, TypeSource
 
         output, known = _output(), _output().side_effects
-        names = [name for name, module in output.import_sources.items() if _is_ours(module)]
-        names += [name for name in output.global_scope if name.startswith(f"_{id(torch)}_")]  # for the type of a tensor
-        objects = [one for one in known.keepalive if _is_ours(type(one).__module__) and one in known]
-        types = [TypeSource(known[one].source) for one in objects if known[one].source]
-        for source in (*map(GlobalSource, names), *types):
-            output.guards.remove_guards_with_source(source)
+        names = {name for name, module in output.import_sources.items() if _is_ours(module)}
+        names |= {name for name in output.global_scope if name.startswith(f"_{id(torch)}_")}  # for the type of a tensor
+        found = [one for one in known.keepalive if _is_ours(type(one).__module__) and one in known]
+        objects = {known[one].source for one in found}
+        # A guard on the banks of several runs tells that they are not the same.
+        fixed = _FIXED if sum(hasattr(one, "buffers") for one in found) == 1 else ()
+
+        def is_fixed(source: Any) -> bool:
+            if isinstance(source, GlobalSource):
+                return source.global_name in names
+            if not isinstance(source, ChainedSource):
+                return False
+            is_part = isinstance(source, TypeSource) or getattr(source, "member", None) in fixed
+            return (is_part and source.base in objects) or is_fixed(source.base)
+
+        kept = []
+        for guard in output.guards:
+            source, how = guard.originating_source, getattr(guard.create_fn, "func", None)
+            if is_fixed(source) or (source in objects and how is GuardBuilder.NOT_PRESENT_IN_GENERIC_DICT):
+                continue
+            if how is GuardBuilder.DUPLICATE_INPUT and (other := guard.create_fn.keywords["source_b"]) in objects:
+                guard = replace(guard, create_fn=partial(_guard_that_same, source_b=other))
+            kept.append(guard)
+        output.tracing_context.guards_context.dynamo_guards = type(output.guards)(OrderedSet(kept))
+
+
+def _guard_that_same(builder: Any, guard: Any, source_b: Any) -> None:
+    """As ``GuardBuilder.DUPLICATE_INPUT``, but not in Python."""
+    from torch._C._dynamo.guards import install_object_aliasing_guard
+
+    managers = builder.get_guard_manager(guard), builder.get_guard_manager_from_source(source_b)
+    install_object_aliasing_guard(*managers, [f"{guard.name} is {source_b.name}"], guard.user_stack)
 
 
 def _is_ours(module: str) -> bool:

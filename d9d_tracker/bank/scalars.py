@@ -44,9 +44,8 @@ class ScalarBank:
         self.host = HostScalars(self.current, self.window, self.step) if device.type == "cpu" else None
         self._lane = torch.arange(LANES, device=device)[:, None].contiguous()
         self._slot = torch.arange(slots, device=device).repeat(LANES, 1)  # one shape with the bank, to be one kernel
-        self._zero = torch.zeros((), dtype=torch.float64, device=device)
         self.constants = () if device.type == "cpu" else (self._slot, self._lane, self._added)
-        for tensor in (self.current, self._lane, self._slot, self._added, self._zero):
+        for tensor in (self.current, self._lane, self._slot, self._added):
             mark_static(tensor)
 
     def write(self, target: Target, values: list[Number], reduce: Reduction, weight: Number | None) -> None:
@@ -87,7 +86,7 @@ class ScalarBank:
         return at, made, VALUE_LANE[reduce], None if weight is None else self._as_it_is(weight)
 
     def _as_it_is(self, value: Number) -> torch.Tensor:
-        if isinstance(value, torch.Tensor) and value.device != self._zero.device:  # one that may have no float64
+        if isinstance(value, torch.Tensor) and value.device != self.current.device:  # one that may have no float64
             return value.detach() if torch.is_grad_enabled() else value
         return self._traced(value)
 
@@ -101,7 +100,7 @@ class ScalarBank:
     def _traced(self, value: Number) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
             return as_float64(value, value.dim(), torch.is_grad_enabled())
-        return self._zero + value
+        return self.current.new_zeros(()) + value  # one from outside would be guarded by its value, in Python
 
     def file(self, row: int, slots: int) -> None:
         """Put the state of the used slots away as a row of the window; ``begin`` then starts the next step."""

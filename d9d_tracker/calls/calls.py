@@ -33,6 +33,7 @@ class Calls(BaseTrackerRun):
         is_open: Whether it takes values.
         traced: The state of the scalars, the table of the places, and constants, for code that is traced.
         key: What code that is traced has in place of the run.
+        kind: What another run has in common that such code may be run for.
         stepping_thread: Identity of the thread that called ``set_step`` last in this run, if any did.
         buffers: The device state.
         config: How to accumulate.
@@ -49,7 +50,8 @@ class Calls(BaseTrackerRun):
         self._tags: dict[str, str] = {}  # of `context` blocks in compiled and captured code
         self._rank = "0"
         self.key = (RunKey(self),)
-        # At few places, because each is a guard.
+        sizes = config.max_scalars, config.max_histograms
+        self.kind = repr((buffers.device, buffers.is_plain, sizes, config.binning, config.bins_every))
         parts = (buffers.scalars.current, buffers.places.table, buffers.scalars.constants)
         self.traced = parts if buffers.scalars.host is not None and not buffers.is_plain else None
 
@@ -64,7 +66,7 @@ class Calls(BaseTrackerRun):
         if is_producing_a_program():
             return True
         if torch.compiler.is_compiling():
-            forget_own_guards()
+            forget_own_guards(self.kind)
         if not self.is_open:
             say_closed(self.key, what)
         return not self.is_open

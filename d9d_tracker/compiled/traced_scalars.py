@@ -44,7 +44,7 @@ _note_scalars = torch.ops.d9d_tracker.note_scalars_.default
 
 @assume_constant_result
 def _begin(
-    key: Key, names: Sequence[str], items: ContextItems, reduce: Reduction
+    key: Key, kind: str, names: Sequence[str], items: ContextItems, reduce: Reduction
 ) -> tuple[tuple[int, ...], int, bool] | None:
     """Begin to look at numbers; return their places, their lane and whether to detach, if nothing is out of the way."""
     begin_inputs()
@@ -52,7 +52,7 @@ def _begin(
         return None
     at = tuple(scalar_at(key, True, name, items, reduce) for name in names)
     check_when_traced(_join)
-    forget_own_guards()
+    forget_own_guards(kind)
     return None if min(at) < 0 else (at, VALUE_LANE[reduce], torch.is_grad_enabled())
 
 
@@ -73,7 +73,7 @@ def note(run: Any, names: Sequence[str], values: Sequence[Any], items: ContextIt
     for name in names:
         if type(name) is not str or not name:
             return False
-    found = _begin(run.key, names, items, reduce)
+    found = _begin(run.key, run.kind, names, items, reduce)
     for value in values:
         if type(value) is not torch.Tensor or value.numel() != 1 or value.is_complex() or value.device != device:
             found = None

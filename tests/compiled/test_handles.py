@@ -140,6 +140,35 @@ def test_a_handle_outlives_its_run(recorded, graphs, caplog):
     assert graphs() == while_closed
 
 
+def test_code_for_handles_of_one_run_takes_those_of_others_apart(recorded, caplog):
+    def log(handles, values):
+        for handle, value in zip(handles, values, strict=True):
+            handle(value)
+
+    compiled = torch.compile(log, backend="aot_eager", fullgraph=True)
+    values = [torch.tensor(float(number)) for number in (1, 2, 3)]
+    one, other = recorded(), recorded()
+    with other.open() as second:
+        second.scalar("takes the first slot", 0.0)
+        with one.open() as first:
+            ones, others = (
+                [*(run.scalar_series(name, reduce="sum").scalar for name in "ab"), run.bins_series("c").bins]
+                for run in (first, second)
+            )
+            for mixed in (ones, [ones[0], others[1], ones[2]], others, [others[0], others[1], ones[2]]):
+                compiled(mixed, values)
+        assert "while no run was open" not in caplog.text
+        compiled([others[0], ones[1], others[2]], values)
+        assert "while no run was open" in caplog.text
+
+    def found(tracker):
+        counts = [record.value.count for record in tracker.run.records if record.name == "c"]
+        return tracker.run.points("a"), tracker.run.points("b"), counts
+
+    assert found(one) == ({0: 2.0}, {0: 2.0}, [3])
+    assert found(other) == ({0: 3.0}, {0: 6.0}, [2])
+
+
 def test_a_copy_of_a_module_logs_to_the_same_series(recorded):
     tracker = recorded()
     with tracker.open() as run:

@@ -103,7 +103,7 @@ def test_forget_own_guards(monkeypatch, graphs):
     """What others than this package read is guarded as ever; what it reads itself: see test_traced_scalars.py."""
 
     def function(inputs, scaled):
-        tracing.forget_own_guards()
+        tracing.forget_own_guards("kind")
         return scaled.scale(inputs)
 
     scaled = Scaled()

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from d9d_tracker import LinearBinning
+
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "compiled.md"
 TRIALS = 12
 
@@ -126,6 +128,32 @@ def test_a_series_may_be_another_one_in_the_next_trial(recorded, caplog):
                 model(torch.full((2, 4), 1.0))
         assert tracker.run.points("sum") == {0: expected}
     assert "is dropped" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bins_every": 2}, {"binning": LinearBinning(low=0, high=9, bins=3)}, {"max_scalars": 7}, {"max_histograms": 3}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_trial_with_other_settings_gets_code_that_fits_them(recorded, logged, settings):
+    def log(handle, run, inputs):
+        handle.scalar(inputs.mean())
+        run.scalar("sum", inputs.sum())
+        run.bins("inputs", inputs)
+
+    compiled = torch.compile(log, backend="aot_eager", fullgraph=True)
+    for chosen in ({}, settings, {}):
+        found = []
+        for function in (compiled, log):
+            tracker = recorded(**chosen)
+            with tracker.open() as run:
+                for step in range(3):
+                    run.set_step(step)
+                    function(run.scalar_series("mean"), run, torch.full((2, 4), float(step)))
+            found.append(logged(tracker.run))
+            edges = [record.value.edges.tolist() for record in tracker.run.records if record.name == "inputs"]
+            found[-1]["edges"] = edges
+        assert found[0] == found[1]
 
 
 def test_what_earlier_trials_logged_takes_no_slot_until_their_code_runs(recorded):
