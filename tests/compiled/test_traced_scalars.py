@@ -112,6 +112,7 @@ def test_calls_one_by_one_are_one_write(recorded):
     assert not any("note_scalars" in target for target in one)
 
 
+@pytest.mark.usefixtures("counted_by_dynamo")
 def test_a_call_is_two_frames_for_dynamo(recorded, monkeypatch):
     calls, inline = [], InliningInstructionTranslator.inline_call.__func__
 
@@ -183,6 +184,7 @@ def test_no_guard_is_on_what_never_changes(recorded, log):
     assert not re.search(r"\.(buffers|target|traced)\b", text)  # what a run or a handle holds for life
 
 
+@pytest.mark.usefixtures("counted_by_dynamo")
 @pytest.mark.parametrize("log", WAYS)
 def test_what_a_call_guards_on_is_counted(recorded, log):
     values = ("TENSOR_MATCH", "DIMENSION_DYNAMIC_MARKING_GUARD")

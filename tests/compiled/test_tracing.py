@@ -99,6 +99,7 @@ class Scaled:
 FACTOR = 3
 
 
+@pytest.mark.usefixtures("counted_by_dynamo")
 def test_forget_own_guards(monkeypatch, graphs):
     """What others than this package read is guarded as ever; what it reads itself: see test_traced_scalars.py."""
 
