@@ -18,7 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What the processes of some tests are forked from; there is one such server for a process of pytest.
 multiprocessing.get_context("forkserver").set_forkserver_preload(
-    ["d9d_tracker.testing", "torch.distributed.tensor", "torch.distributed.checkpoint"]
+    ["d9d_tracker.testing", "torch.distributed.tensor", "torch.distributed.checkpoint", "tests.ranks.preloaded"]
 )
 
 HAS_AIM = importlib.util.find_spec("aim") is not None

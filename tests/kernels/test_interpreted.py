@@ -20,10 +20,9 @@ TESTS = ("interpreted_histogram.py", "interpreted_scalars.py")
     Version(version("triton")) < Version("3.8"),
     reason="tl.minimum and tl.maximum return NaN here, which those of no GPU do: install Triton 3.8 or newer",
 )
-@pytest.mark.parametrize("tests", TESTS)
-def test_the_kernels_under_the_interpreter(tests):
-    path = str(Path(__file__).with_name(tests))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
+def test_the_kernels_under_the_interpreter():
+    paths = [str(Path(__file__).with_name(name)) for name in TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

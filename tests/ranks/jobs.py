@@ -1,5 +1,6 @@
 """Starts small jobs of several processes on this host, and stops every one of them."""
 
+import atexit
 import ctypes
 import gc
 import logging
@@ -7,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -137,8 +139,14 @@ def _run(program, rank, size, folder, rendezvous, result, arguments) -> None:
         temporary.rename(result)
         if dist.is_initialized():
             dist.destroy_process_group()
-        # As any process ends, with its interpreter: multiprocessing's own leave it out, and what may abort there.
-        ctypes.pythonapi.Py_Exit(int(outcome.error is not None))
+        status = int(outcome.error is not None)
+        if rank < 2:
+            # As any process ends, with its interpreter: multiprocessing's own leave it out, and what may abort there.
+            ctypes.pythonapi.Py_Exit(status)
+        # The others are of rank 1's kind: what is due at an exit is done, and nothing taken apart, which takes long.
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        os._exit(status)
 
 
 def tracker(folder: Path, group: Any = None, on_nonfinite: Any = None, **config: Any) -> AccumulatingTracker:

@@ -10,10 +10,9 @@ from devices import device, plugin
 
 from d9d_tracker import read
 
-pytest.importorskip("sklearn")
-
 
 def test_the_plain_loop(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
     examples = Path(__file__).parents[3] / "examples"
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(examples))  # as for a script that is run there
