@@ -16,16 +16,22 @@ def as_items(tags: Mapping[str, str]) -> ContextItems:
 
 
 class Contexts:
-    """The context of a run, and those of ``with`` blocks, each of which holds in its own task and thread alone."""
+    """The context of a run, and those of ``with`` blocks, each of which holds in its own task and thread alone.
+
+    Attributes:
+        persistent: That of the run.
+        of_block: Returns that of the block where it is asked for; None outside of any.
+    """
 
     def __init__(self) -> None:
-        self._persistent: ContextItems = ()
+        self.persistent: ContextItems = ()
         self._block: ContextVar[ContextItems | None] = ContextVar("d9d_tracker", default=None)
+        self.of_block = self._block.get
 
     def get(self) -> ContextItems:
         """Return the context that holds where it is asked for."""
-        block = self._block.get()
-        return self._persistent if block is None else block
+        block = self.of_block()
+        return self.persistent if block is None else block
 
     @property
     def is_block(self) -> bool:
@@ -35,7 +41,7 @@ class Contexts:
     def set(self, context: ContextItems) -> None:
         """Replace the context of the block, or outside of any that of the run."""
         if self._block.get() is None:
-            self._persistent = context
+            self.persistent = context
         else:
             self._block.set(context)
 

@@ -25,7 +25,7 @@ ALLOWED = {
     "delivery": {"bare_run", "points", "record", "sink", "delivery"},
     "writer": {"backend", "bare_run", "base", "hparams", "points", "provider", "sink", "writer"},
     "provider": {"backend", "bare_run", "base", "config", "hparams", "lazy_torch", "points", "record", "provider"},
-    "panel": {"compiled", "devices", "errors", "lazy_torch", "series", "tracing", "windows", "panel"},
+    "panel": {"compiled", "context", "devices", "errors", "lazy_torch", "series", "tracing", "windows", "panel"},
     "series": {"config", "context", "errors", "series"},
     "windows": {"points", "record", "series", "windows"},
     "devices": {"devices", "errors"},

@@ -4,15 +4,16 @@ import contextlib
 import inspect
 import logging
 import operator
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 from typing_extensions import override
 
 from d9d_tracker.bank.buffers import Buffers
@@ -55,7 +56,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
         super().__init__(buffers, config)
         self._pipeline: Pipeline | None = None
-        self._stepped = False
+        self._goes_on = False
         self.watches: list[Watch] = []
 
     def set_step(self, step: int) -> None:
@@ -73,20 +74,20 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         """
         # Few frames and few lines: between two steps of training, each of them is fetched from far.
         buffers, pipeline = self.buffers, self._pipeline
-        if torch.compiler.is_compiling() or buffers.is_gpu:
+        if is_compiling() or buffers.is_gpu:
             self._refuse_inside_graphs("set_step")
         if not self.is_open or pipeline is None:
             pipeline = self._open_pipeline("set_step")
-        step = step if type(step) is int else _as_index("set_step", step)
-        if not 0 <= step < 2**63:
-            raise TrackerValueError(f"set_step({step}): a step is between 0 and 2**63 - 1; count steps from the start")
-        self._stepped, self.stepping_thread = True, threading.get_ident()
+        if type(step) is not int:
+            step = _as_index("set_step", step)
         current = buffers.now[0]
-        if step < current:
+        if not current <= step < 2**63:
+            _check_step("set_step", step)
             raise TrackerValueError(
                 f"set_step({step}): the run is at step {current} and steps never go back; to repeat steps, "
                 "resume from a checkpoint of that step or open another run"
             )
+        self.stepping_thread = get_ident()
         if self._steps is not None:
             self._steps.pass_to(step > current)
         if step > current and buffers.advance(step):
@@ -203,8 +204,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         """
         self._refuse_inside_graphs("log_at")
         step = step if type(step) is int else _as_index("log_at", step)
-        if not 0 <= step < 2**63:
-            raise TrackerValueError(f"log_at({step}): a step is between 0 and 2**63 - 1; count steps from the start")
+        _check_step("log_at", step)
         check_mapping("log_at", values)
         check_names(list(values))
         if self._is_silent("log_at"):
@@ -296,7 +296,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         self._contexts, self._tags = Contexts(), {}
         self.forget_panel(ranks)
         self.buffers.places.refill(())
-        self._stepped, self.stepping_thread = self.buffers.clock.step > 0, None
+        self._goes_on, self.stepping_thread = self.buffers.clock.step > 0, None
         self._leave = lambda kind, error, traceback: end(error)
         self.key[0].opened()
         self.is_open = True
@@ -320,13 +320,13 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         Args:
             has_merged: Whether some point is made of several values.
         """
-        if has_merged and not self._stepped:
+        if has_merged and self.stepping_thread is None and not self._goes_on:
             logger.warning("set_step was never called, so all of the run is at step 0; call it at every step")
 
     def _tell_context(self) -> None:
         """Have compiled code log under the context that holds here, if this is the thread that it runs in."""
         context, places = self._contexts.get(), self.buffers.places
-        if self.is_open and context != places.context and self.stepping_thread in (None, threading.get_ident()):
+        if self.is_open and context != places.context and self.stepping_thread in (None, get_ident()):
             self.buffers.follow()
             places.refill(context)
 
@@ -341,6 +341,12 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
 
 for _kind in (AccumulatingRun, AccumulatingScalarHandle, AccumulatingBinsHandle):
     run_as_it_is(*(method for name, method in inspect.getmembers(_kind, inspect.isfunction) if name[0] != "_"))
+
+
+def _check_step(method: str, step: int) -> None:
+    """Refuse a step that is negative, or does not fit into int64."""
+    if not 0 <= step < 2**63:
+        raise TrackerValueError(f"{method}({step}): a step is between 0 and 2**63 - 1; count steps from the start")
 
 
 def _as_index(method: str, step: Any) -> int:

@@ -146,6 +146,10 @@ class Window:
     error: Exception | None = None
     arrived: Arrived | None = None
 
+    def read(self) -> HostWindow:
+        """Wait for all of it, what instruments have read included. Not for the training thread."""
+        return with_readings(self.wait(), self.late.readings)
+
     def wait(self) -> HostWindow:
         """Wait for the copy and unpack it, as views of the host buffer. Not for the training thread."""
         if self.packed is None:
@@ -157,7 +161,7 @@ class Window:
         if self.arrived is not None and self.arrived.entries:
             host = host.copy()  # a state may read the window, too
             self.arrived.merge_into(Parts(list(host.lanes), host.counts, host.moments))
-        return with_readings(host, self.late.readings)
+        return host
 
     def without_values(self) -> HostWindow:
         """Return the window of the same steps in which nothing was logged."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-import torch
+from torch.compiler import is_compiling
 
 from d9d_tracker.bank.buffers import Buffers
 from d9d_tracker.bank.host_scalars import as_number
@@ -12,11 +12,11 @@ from d9d_tracker.bank.scalars import Number
 from d9d_tracker.bank.target import Target
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.panel.memory import memory
-from d9d_tracker.panel.meter import Meter
+from d9d_tracker.panel.meter import Gauge, Meter
 from d9d_tracker.panel.rates import Rates
 from d9d_tracker.panel.step import Steps
 from d9d_tracker.panel.system import Sample, System
-from d9d_tracker.panel.timers import Stopwatch, Timed, block
+from d9d_tracker.panel.timers import Block, Stopwatch, Timed, untimed
 from d9d_tracker.tracing import compiled_graphs
 
 from .arguments import check_names, check_number
@@ -31,7 +31,7 @@ class PanelCalls(Calls):
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
         super().__init__(buffers, config)
         self._clock: Stopwatch | None = None
-        self._names: dict[str, tuple[str, str]] = {}
+        self._gauges: dict[str, Gauge] = {}
         self.forget_panel()
 
     def time(self, name: str) -> AbstractContextManager[Any]:
@@ -56,8 +56,10 @@ class PanelCalls(Calls):
             TrackerTypeError: If the name is no text.
             TrackerValueError: If the name is empty.
         """
-        names = self._names.get(name) if type(name) is str else None
-        return block(self._clock or self.clock, names or self._names_of(name))
+        gauge = self._gauges.get(name) if type(name) is str else None
+        if gauge is None:
+            gauge = self._gauge_of(name)
+        return untimed() if is_compiling() else Block(self._clock or self.clock, gauge)
 
     def timed(self, items: Iterable[_Item], name: str = "data") -> Timed[_Item]:
         """Time what a loop waits for, as in ``for batch in run.timed(loader):``.
@@ -74,7 +76,7 @@ class PanelCalls(Calls):
             TrackerTypeError: If the name is no text.
             TrackerValueError: If the name is empty.
         """
-        return Timed(self.clock, self._names_of(name), items)
+        return Timed(self.clock, self._gauge_of(name), items)
 
     def monitor(self) -> None:
         """Log, from now on, how long steps take, and at the end of each window what memory and machine are like.
@@ -100,8 +102,9 @@ class PanelCalls(Calls):
         self._refuse_inside_graphs("monitor")
         if self._is_silent("monitor"):
             return
-        self._step_times().logs = self.clock.logs_idle = True
-        self._system, self._is_first = self._system or System(self.buffers.device), True
+        steps = self._step_times()
+        steps.logs = steps.is_first = self.clock.logs_idle = True
+        self._system = self._system or System(self.buffers.device)
 
     def rate(self, name: str, n: Number, *, flops: float | None = None, peak: float | None = None) -> None:
         """Count units of work, tokens for example, whose number a second is logged.
@@ -123,7 +126,8 @@ class PanelCalls(Calls):
                 element, the name is that of another series, one of ``flops`` and ``peak`` is missing or not above 0, or
                 another rate has given ``flops``.
         """
-        if torch.compiler.is_compiling() or self.buffers.is_gpu:
+        buffers = self.buffers
+        if is_compiling() or buffers.is_gpu:
             self._refuse_inside_graphs("rate")
         if not self.is_open:
             self._is_silent(name)
@@ -135,40 +139,32 @@ class PanelCalls(Calls):
         if slot is None:
             check_names([name])
             slot = self._rates.claim(*key)
-        buffers = self.buffers
-        known = float(n) if type(n) is int and 0 <= n < 2**53 else as_number(n)
+        known = n if type(n) is int and 0 <= n < 2**53 else as_number(n)
         if known is not None:
             buffers.readings.append((buffers.now[0], slot, known))
             return
         number = check_number(name, (), n, buffers.device)
-        if slot[0] >= 0:
-            buffers.change(buffers.merge, Target([*slot], buffers.scalars.places), [number], "sum", None)
+        if slot:
+            buffers.change(buffers.merge, Target([slot - 1], buffers.scalars.places), [number], "sum", None)
 
     def _step_times(self) -> Steps:
         if self._steps is None:
-            self._steps = Steps(self.clock, self._end_step)
             self._rates = Rates(self.clock.meter.part, self._ranks)
+            self._steps = Steps(self.clock, self._rates, self._look_around)
         return self._steps
 
-    def _end_step(self, seconds: float, compiling: bool) -> None:
-        buffers = self.buffers
-        if not compiling:
-            for slot, factor in self._rates.of_time:
-                buffers.readings.append((buffers.now[0], slot, seconds * factor))
-        if not (self._is_first or buffers.is_last_step):
-            return
-        self._is_first = False
+    def _look_around(self) -> None:
         self.clock.graphs = compiled_graphs()  # Dynamo may have come, or its counters been cleared
         if self._system is not None:
-            sample = Sample(self._system)
-            found = memory(buffers.device) | {name: sample.value(name) for name in self._system.names}
+            sample, meter = Sample(self._system), self.clock.meter
+            found = memory(self.buffers.device) | {name: sample.value(name) for name in self._system.names}
             for name, value in found.items():
-                self.clock.meter.log((name,), value, reduce="last")
+                meter.log(meter.gauge(name), value, reduce="last")
 
-    def _names_of(self, name: str) -> tuple[str, str]:
+    def _gauge_of(self, name: str) -> Gauge:
         check_names([name])
-        names = self._names[name] = (f"time/{name}", f"time/{name}/host")
-        return names
+        gauge = self._gauges[name] = self.clock.meter.gauge(f"time/{name}", f"time/{name}/host")
+        return gauge
 
     def forget_panel(self, ranks: int = 1) -> None:
         """Have no instruments, for a new run.
@@ -179,14 +175,13 @@ class PanelCalls(Calls):
         self._ranks = ranks
         self._steps: Steps | None = None
         self._system: System | None = None
-        self._is_first = True
         if self._clock is not None:
-            self._clock.start(ranks > 1, self._contexts.get)
+            self._clock.start(ranks > 1, self._contexts)
 
     @property
     def clock(self) -> Stopwatch:
         """What takes the time; ``clock.seconds`` may be replaced by another clock, for this run."""
         if self._clock is None:
             self._clock = Stopwatch(Meter(self, self._is_silent))
-            self._clock.start(self._ranks > 1, self._contexts.get)
+            self._clock.start(self._ranks > 1, self._contexts)
         return self._clock

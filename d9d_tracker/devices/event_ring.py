@@ -49,7 +49,7 @@ class EventRing:
 
 
 class Elapsed:
-    """The seconds of the device between two events; calling it waits for the second one. Not for the training thread.
+    """The seconds of the device between two events. ``float`` waits for the second one; not for the training thread.
 
     Args:
         ring: Where the events are from.
@@ -67,7 +67,7 @@ class Elapsed:
         """Tell whether it is known, without a wait."""
         return self._seconds is not None or self._end.query()
 
-    def __call__(self) -> float:
+    def __float__(self) -> float:
         """Return the seconds."""
         with self._lock:
             seconds = self._seconds

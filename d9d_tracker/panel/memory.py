@@ -3,10 +3,11 @@
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import SupportsFloat
 
 import torch
 
-from d9d_tracker.windows.readings import Value
+from d9d_tracker.windows.readings import Later
 from d9d_tracker_kernels.device import GPU, gpu
 
 _STATISTICS = {
@@ -18,7 +19,7 @@ _STATISTICS = {
 }
 
 
-def memory(device: torch.device) -> dict[str, Value]:
+def memory(device: torch.device) -> dict[str, SupportsFloat]:
     """Return bytes in use by the name of their series, and begin the peaks anew. Waits for nothing.
 
     Args:
@@ -27,7 +28,7 @@ def memory(device: torch.device) -> dict[str, Value]:
             cache because the GPU was full. ``memory/host``, which is asked for later, is what the process has in the
             host's memory.
     """
-    found: dict[str, Value] = {"memory/host": _of_process}
+    found: dict[str, SupportsFloat] = {"memory/host": Later(_of_process)}
     if device.type == GPU:
         statistics = gpu.memory_stats(device)
         found |= {name: float(statistics[key]) for name, key in _STATISTICS.items() if key in statistics}

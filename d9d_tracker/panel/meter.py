@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, SupportsFloat
 
 from d9d_tracker.compiled.runs import Run
+from d9d_tracker.context import Contexts
 from d9d_tracker.devices.event_ring import Elapsed, EventRing
 from d9d_tracker.lazy_torch import assume_constant_result
 from d9d_tracker.series.reductions import Reduction
 from d9d_tracker.series.registry import ContextItems, ScalarSeries
-from d9d_tracker.windows.readings import Value
+from d9d_tracker.windows.readings import packed
 from d9d_tracker_kernels.device import gpu
 
 logger = logging.getLogger("d9d_tracker")
@@ -19,7 +20,30 @@ _said: set[str] = set()
 _WINDOWS = 3  # one is open, one on its way, one being read
 _BLOCKS = 4  # that a step times, if it is not known better
 _COMPILING = (("compiling", "true"),)
-_Slots = dict[tuple[str, ...], tuple[int, ...]]
+
+
+class Gauge:
+    """What a number is read for: one series, or two.
+
+    Args:
+        names: What they are called.
+
+    Attributes:
+        names: The same.
+        known: Their slots, see ``packed``, by the context and by whether code was compiled.
+        now: The context that held last, and the slots there.
+    """
+
+    __slots__ = ("known", "names", "now")
+
+    def __init__(self, *names: str):
+        self.names = names
+        self.forget()
+
+    def forget(self) -> None:
+        """Know no slots, for a new run."""
+        self.known: dict[tuple[ContextItems, bool], int] = {}
+        self.now: tuple[ContextItems | None, int] = None, 0
 
 
 class Meter:
@@ -39,17 +63,22 @@ class Meter:
         self._buffers = buffers = run.buffers
         self.is_gpu = buffers.is_gpu
         self._ring = EventRing(buffers.device, _WINDOWS * _BLOCKS * buffers.sync_every) if buffers.is_gpu else None
+        self._gauges: dict[tuple[str, ...], Gauge] = {}
 
-    def start(self, has_ranks: bool, context: Callable[[], ContextItems]) -> None:
+    def start(self, has_ranks: bool, contexts: Contexts) -> None:
         """Begin a new run.
 
         Args:
             has_ranks: Whether other ranks share it: then each series becomes four, as of ``scope="spread"``.
-            context: Returns the context that holds.
+            contexts: Those of the run.
         """
-        self._has_ranks, self._context = has_ranks, context
-        self._slots: dict[tuple[ContextItems, bool], _Slots] = {}
-        self._now: tuple[ContextItems | None, _Slots] = None, {}  # those of the context that held last
+        self._has_ranks, self._contexts = has_ranks, contexts
+        for gauge in list(self._gauges.values()):  # which blocks of the run before hold
+            gauge.forget()
+
+    def gauge(self, *names: str) -> Gauge:
+        """Return what numbers of one series, or two, are logged by."""
+        return self._gauges.get(names) or self._gauges.setdefault(names, Gauge(*names))
 
     def refuses(self, name: str) -> bool:
         """Whether nothing can be measured here and now, which is said once: closed, or a graph is captured."""
@@ -79,36 +108,40 @@ class Meter:
         """Return the slot of a series of all ranks that goes into ratios: see ``ScalarSeries.sums``."""
         return self._buffers.scalar_series.slot(ScalarSeries(name, context, reduce, sums=ratios))
 
-    def log(self, names: tuple[str, ...], value: Value, compiling: bool = False, reduce: Reduction = "sum") -> None:
+    def log(self, gauge: Gauge, value: SupportsFloat, compiling: bool = False, reduce: Reduction = "sum") -> None:
         """Add a number to the current step of each series, where they combine; their context tells ``compiling``."""
         if not self.run.is_open:
-            self._is_silent(names[0])
+            self._is_silent(gauge.names[0])
             return
-        context = self._context()
-        of, known = self._now
+        contexts = self._contexts
+        context = contexts.of_block()
+        if context is None:
+            context = contexts.persistent
+        of, slots = gauge.now
         if compiling or of is not context:
-            known = self._slots.setdefault((context, compiling), {})
-            if not compiling:
-                self._now = context, known
-        slots = known.get(names) or self._claim(known, names, context, compiling, reduce)
+            slots = self._slots(gauge, context, compiling, reduce)
         buffers = self._buffers
         buffers.readings.append((buffers.now[0], slots, value))
 
-    def _claim(
-        self, known: _Slots, names: tuple[str, ...], context: ContextItems, compiling: bool, reduce: Reduction
-    ) -> tuple[int, ...]:
+    def _slots(self, gauge: Gauge, context: ContextItems, compiling: bool, reduce: Reduction) -> int:
+        slots = gauge.known.get((context, compiling)) or self._claim(gauge, context, compiling, reduce)
+        if not compiling and (context, compiling) in gauge.known:
+            gauge.now = context, slots
+        return slots
+
+    def _claim(self, gauge: Gauge, context: ContextItems, compiling: bool, reduce: Reduction) -> int:
         items = tuple(sorted({**dict(context), **dict(_COMPILING if compiling else ())}.items()))
         registry = self._buffers.scalar_series
         found: list[int] = []
-        for name in names:
+        for name in gauge.names:
             series = ScalarSeries(name, items, reduce, spread=self._has_ranks)
             other = replace(series, spread=not series.spread)
             if other in registry.series:  # of a state that another number of ranks has saved
                 registry.series[registry.series.index(other)] = series
             found.append(registry.slot(series))
-        slots = tuple(found)
-        if -1 not in slots:  # else each value is counted as it is dropped
-            known[names] = slots
+        slots = packed(*found)
+        if -1 not in found:  # else each value is counted as it is dropped
+            gauge.known[context, compiling] = slots
         return slots
 
 

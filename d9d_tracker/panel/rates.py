@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.windows.readings import packed
 
 Items = tuple[tuple[str, str], ...]
 # Returns the slot of a series that goes into ratios: name, context, reduction, and each ratio with 1, or with -1 where
@@ -20,19 +21,19 @@ class Rates:
         ranks: How many ranks share the run.
 
     Attributes:
-        slots: Those that units are summed in, by what ``claim`` was called with.
-        of_time: Where the time of a step goes, each a slot, and what the seconds are multiplied by there.
+        slots: Those that units are summed in (see ``packed``), by what ``claim`` was called with.
+        of_time: Where the time of a step goes, each such a slot, and what the seconds are multiplied by there.
     """
 
     def __init__(self, part: Part, ranks: int):
         self._part, self._ranks = part, ranks
-        self.slots: dict[tuple[str, Items, float | None, float | None], tuple[int]] = {}
+        self.slots: dict[tuple[str, Items, float | None, float | None], int] = {}
         self._seconds: dict[tuple[str, Items], tuple[int, float]] = {}  # by ratio: the slot of the time, and its factor
-        self.of_time: tuple[tuple[tuple[int], float], ...] = ()
+        self.of_time: tuple[tuple[int, float], ...] = ()
         self._mfu_of: str | None = None
 
-    def claim(self, name: str, context: Items, flops: float | None, peak: float | None) -> tuple[int]:
-        """Give units a slot to be summed in, -1 if none is left, and return it.
+    def claim(self, name: str, context: Items, flops: float | None, peak: float | None) -> int:
+        """Give units a slot to be summed in, and return it, packed: 0 if none is left.
 
         Args:
             name: What the units are called.
@@ -55,9 +56,9 @@ class Rates:
         for ratio, factor in factors.items():
             slot = self._part(f"{ratio}/time", context, "max", ((ratio, -1),))
             self._seconds[ratio, context] = slot, factor
-        self.of_time = tuple(((slot,), factor) for slot, factor in self._seconds.values())
+        self.of_time = tuple((packed(slot), factor) for slot, factor in self._seconds.values())
         ratios = (f"{name}/s", _MFU) if name == self._mfu_of else (f"{name}/s",)
-        slot = (self._part(name, context, "sum", tuple((ratio, 1) for ratio in ratios)),)
-        if slot != (-1,):  # else each value is counted as it is dropped
+        slot = packed(self._part(name, context, "sum", tuple((ratio, 1) for ratio in ratios)))
+        if slot:  # else each value is counted as it is dropped
             self.slots[name, context, flops, peak] = slot
         return slot

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
+from .rates import Rates
 from .timers import Mark, Stopwatch
-
-_HOST, _DEVICE = ("time/step",), ("time/device",)
 
 
 class Steps:
@@ -12,13 +11,19 @@ class Steps:
 
     Args:
         clock: Takes the time.
-        ended: Called when a step has ended, with its seconds on the host and whether code was compiled in it.
+        rates: Divide by it.
+        window_ends: Called at the end of a window's last step, and of the first one that is timed.
+
+    Attributes:
+        logs: Whether the times are series themselves.
+        is_first: Whether no step has been timed.
     """
 
-    def __init__(self, clock: Stopwatch, ended: Callable[[float, bool], None]):
-        self._clock, self._ended = clock, ended
+    def __init__(self, clock: Stopwatch, rates: Rates, window_ends: Callable[[], None]):
+        self._clock, self._rates, self._window_ends = clock, rates, window_ends
+        self._host, self._device = clock.meter.gauge("time/step"), clock.meter.gauge("time/device")
         self._start: Mark | None = None
-        self.logs = False
+        self.logs, self.is_first = False, True
 
     def pass_to(self, is_next: bool) -> None:
         """Mark a call of ``set_step``.
@@ -33,11 +38,18 @@ class Steps:
         self._start = end = clock.mark("time/step")
         if start is None or end is None:
             return
-        host, compiling = end[0] - start[0], end[1] != start[1]
+        host, compiling, meter = end[0] - start[0], end[1] != start[1], clock.meter
         if self.logs:
-            clock.meter.log(_HOST, host, compiling)
+            meter.log(self._host, host, compiling)
             if end[2] is not None:
-                clock.meter.log(_DEVICE, clock.meter.elapsed(start[2], end[2], (start[2],)), compiling)
+                meter.log(self._device, meter.elapsed(start[2], end[2], (start[2],)), compiling)
         else:
             clock.forget(start)
-        self._ended(host, compiling)
+        buffers = meter.run.buffers
+        now = buffers.now
+        if not compiling:
+            for slot, factor in self._rates.of_time:
+                buffers.readings.append((now[0], slot, host * factor))
+        if self.is_first or now[6] + 1 == buffers.sync_every:
+            self.is_first = False
+            self._window_ends()

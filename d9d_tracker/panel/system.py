@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from d9d_tracker.windows.readings import Later
 from d9d_tracker_kernels.device import GPU, IS_AMD, gpu
 
 logger = logging.getLogger("d9d_tracker")
@@ -88,9 +89,9 @@ class Sample:
         self._system = system
         self._found: dict[str, float] | None = None
 
-    def value(self, name: str) -> Callable[[], float | None]:
-        """Return what asks for one value."""
-        return lambda: self._asked().get(name)
+    def value(self, name: str) -> Later:
+        """Return one value, to be known later."""
+        return Later(lambda: self._asked().get(name))
 
     def _asked(self) -> dict[str, float]:
         if self._found is None:

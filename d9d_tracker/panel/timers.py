@@ -9,10 +9,10 @@ from typing import Any, Generic, TypeVar
 
 from torch.compiler import is_compiling
 
-from d9d_tracker.series.registry import ContextItems
+from d9d_tracker.context import Contexts
 from d9d_tracker.tracing import COMPILED, compiled_graphs
 
-from .meter import Meter, say_unmeasured
+from .meter import Gauge, Meter, say_unmeasured
 
 _Item = TypeVar("_Item", covariant=True)
 
@@ -21,50 +21,45 @@ Mark = tuple[float, int, Any]
 
 
 class Stopwatch:
-    """Takes marks. Few frames and few lines, as whatever a step does between its kernels.
+    """Takes marks. On a CPU, whoever times takes them by itself: few frames between the kernels of a step.
 
     Args:
         meter: Where what lies between them is logged.
 
     Attributes:
         meter: The same.
+        is_gpu: Whether a mark has an event.
         seconds: The host's clock.
         graphs: Tells how many graphs have been compiled.
         logs_idle: Whether what the device waits for is summed as ``time/idle``.
     """
 
     def __init__(self, meter: Meter):
-        self.meter = meter
+        self.meter, self.is_gpu = meter, meter.is_gpu
 
-    def start(self, has_ranks: bool, context: Callable[[], ContextItems]) -> None:
+    def start(self, has_ranks: bool, contexts: Contexts) -> None:
         """Begin a new run; see ``Meter.start``."""
         self.seconds: Callable[[], float] = time.perf_counter
         self.graphs = compiled_graphs()
         self.logs_idle = False
-        self.meter.start(has_ranks, context)
+        self.meter.start(has_ranks, contexts)
 
     def mark(self, name: str) -> Mark | None:
         """Mark where host and device are, without a wait; None if nothing can be measured now, which is said."""
-        meter = self.meter
-        if not meter.is_gpu:
+        if not self.is_gpu:
             return self.seconds(), self.graphs(COMPILED, 0), None
-        return None if meter.refuses(name) else (self.seconds(), self.graphs(COMPILED, 0), meter.record())
+        return None if self.meter.refuses(name) else (self.seconds(), self.graphs(COMPILED, 0), self.meter.record())
 
-    def end(self, names: tuple[str, ...], start: Mark | None, is_wait: bool = False) -> None:
-        """Log what has passed since a mark that nothing else begins at."""
-        meter = self.meter
-        if not meter.is_gpu and start is not None:
-            began, graphs, _ = start
-            host = self.seconds() - began
-            meter.log(names, host, self.graphs(COMPILED, 0) != graphs)
-            return
-        if start is None or (end := self.mark(names[0])) is None:
+    def end(self, gauge: Gauge, start: Mark | None, is_wait: bool = False) -> None:
+        """Log what has passed on a GPU since a mark that nothing else begins at."""
+        meter, (device, host) = self.meter, gauge.names
+        if start is None or (end := self.mark(device)) is None:
             self.forget(start)
             return
         compiling = end[1] != start[1]
-        device = meter.elapsed(start[2], end[2], (start[2], end[2]))
-        meter.log((names[0], "time/idle") if is_wait and self.logs_idle else names[:1], device, compiling)
-        meter.log(names[1:], end[0] - start[0], compiling)
+        names = (device, "time/idle") if is_wait and self.logs_idle else (device,)
+        meter.log(meter.gauge(*names), meter.elapsed(start[2], end[2], (start[2], end[2])), compiling)
+        meter.log(meter.gauge(host), end[0] - start[0], compiling)
 
     def forget(self, start: Mark | None) -> None:
         """Log nothing of what began at a mark."""
@@ -77,14 +72,14 @@ class Block:
 
     Args:
         clock: Takes the time.
-        names: The series of the device's time, and of the host's.
+        gauge: Of the device's time, and of the host's.
     """
 
-    __slots__ = ("_clock", "_marks", "_names")
+    __slots__ = ("_clock", "_gauge", "_marks")
 
-    def __init__(self, clock: Stopwatch, names: tuple[str, str]):
+    def __init__(self, clock: Stopwatch, gauge: Gauge):
         self._clock = clock
-        self._names = names
+        self._gauge = gauge
         self._marks: list[Mark | None] = []
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,27 +87,34 @@ class Block:
 
         @functools.wraps(function)
         def timed(*arguments: Any, **options: Any) -> Any:
-            with block(self._clock, self._names):  # each call its own: several threads may call
+            with (
+                untimed() if is_compiling() else Block(self._clock, self._gauge)
+            ):  # each call its own: several threads may call
                 return function(*arguments, **options)
 
         return timed
 
     def __enter__(self) -> None:
-        self._marks.append(self._clock.mark(self._names[0]))
+        clock = self._clock
+        if clock.is_gpu:
+            self._marks.append(clock.mark(self._gauge.names[0]))
+        else:
+            self._marks.append((clock.seconds(), clock.graphs(COMPILED, 0), None))
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        if kind is None:
-            self._clock.end(self._names, self._marks.pop())
+        clock, start = self._clock, self._marks.pop()
+        if kind is not None:
+            clock.forget(start)
+        elif start is None or clock.is_gpu:
+            clock.end(self._gauge, start)
         else:
-            self._clock.forget(self._marks.pop())
+            clock.meter.log(self._gauge, clock.seconds() - start[0], clock.graphs(COMPILED, 0) != start[1])
 
 
-def block(clock: Stopwatch, names: tuple[str, str]) -> AbstractContextManager[Any]:
-    """Return a block to be timed; in compiled code, where nothing can be, one that does nothing."""
-    if is_compiling():
-        say_unmeasured("in compiled code")
-        return nullcontext()
-    return Block(clock, names)
+def untimed() -> AbstractContextManager[Any]:
+    """Return a block of compiled code, where nothing can be timed."""
+    say_unmeasured("in compiled code")
+    return nullcontext()
 
 
 class Timed(Generic[_Item]):
@@ -120,12 +122,12 @@ class Timed(Generic[_Item]):
 
     Args:
         clock: Takes the time.
-        names: The series of the device's time, and of the host's.
+        gauge: Of the device's time, and of the host's.
         items: What is gone through: a data loader, for example.
     """
 
-    def __init__(self, clock: Stopwatch, names: tuple[str, str], items: Iterable[_Item]):
-        self._clock, self._names, self._items = clock, names, items
+    def __init__(self, clock: Stopwatch, gauge: Gauge, items: Iterable[_Item]):
+        self._clock, self._gauge, self._items = clock, gauge, items
 
     def __len__(self) -> int:
         if not isinstance(self._items, Sized):
@@ -133,17 +135,20 @@ class Timed(Generic[_Item]):
         return len(self._items)
 
     def __iter__(self) -> Iterator[_Item]:
-        items = iter(self._items)
+        items, clock, gauge = iter(self._items), self._clock, self._gauge
         while True:
-            start = self._clock.mark(self._names[0])
+            start = clock.mark(gauge.names[0])
             try:
                 item = next(items)
             except BaseException as error:
-                self._clock.forget(start)
+                clock.forget(start)
                 if isinstance(error, StopIteration):  # there was nothing to wait for
                     return
                 raise
-            self._clock.end(self._names, start, is_wait=True)
+            if start is None or clock.is_gpu:
+                clock.end(gauge, start, is_wait=True)
+            else:
+                clock.meter.log(gauge, clock.seconds() - start[0], clock.graphs(COMPILED, 0) != start[1])
             yield item
 
     def __getattr__(self, name: str) -> Any:

@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import NamedTuple
 
 from d9d_tracker.bank.staging import Window
@@ -15,6 +16,7 @@ from d9d_tracker.windows.host_window import HostWindow, Tail, joined
 from d9d_tracker.windows.in_transit import InTransit, Logged
 from d9d_tracker.windows.late import Late
 from d9d_tracker.windows.promises import Promises
+from d9d_tracker.windows.readings import with_readings
 from d9d_tracker.windows.spread import completed, expand, merge_expanded, of_spread
 from d9d_tracker.windows.totals import Counted, Totals
 from d9d_tracker.windows.window_points import points
@@ -146,6 +148,7 @@ class Assembly:
         self._newest = window.index
         parts = [self._read(one) for one in windows]
         host = joined(parts) if len(parts) > 1 else parts[0]
+        host = with_readings(host, [*chain.from_iterable(one.late.readings for one in windows)])
         self.has_merged = self.has_merged or bool((host.lanes[:, COUNT] > 1).any())
         for part in parts:
             self.promises.look(part)
@@ -193,7 +196,7 @@ class Assembly:
         tail = reached.tail  # which the first of them completes
         for window in {window.index: window for window in pending}.values():
             if window.index > index and window.packed is not None:
-                windows.append(Logged(self.rank, window.index, completed(window.wait().copy(), tail)))
+                windows.append(Logged(self.rank, window.index, completed(window.read().copy(), tail)))
                 late.add(window.late.records, window.late.hparams)
                 tail = None
         return replace(reached, late=late, in_transit=replace(reached.in_transit, windows=windows))

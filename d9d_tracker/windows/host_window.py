@@ -202,16 +202,19 @@ def joined(windows: Sequence[HostWindow]) -> HostWindow:
     Args:
         windows: Each has the first of the scalar series of the last one. They are not changed.
     """
-    last = windows[-1]
-    steps, times = [one for w in windows for one in w.steps], [one for w in windows for one in w.times]
-    lanes, row = empty_window(last.index, steps, times, last.scalars, []).lanes, 0
+    made, row = empty_window(windows[-1].index, [], [], windows[-1].scalars, []), 0
     for window in windows:
-        lanes[row : row + len(window.steps), :, : len(window.scalars)] = window.lanes
+        made.steps += window.steps
+        made.times += window.times
+    made.lanes = empty_window(0, made.steps, made.times, made.scalars, []).lanes
+    for window in windows:
+        made.lanes[row : row + len(window.steps), :, : len(window.scalars)] = window.lanes
         row += len(window.steps)
-    used = [window.only(np.arange(0), np.flatnonzero(window.counts[:, CALLS] > 0)) for window in windows]
-    counts, moments = np.concatenate([w.counts for w in used]), np.concatenate([w.moments for w in used])
-    histograms = [series for window in used for series in window.histograms]
-    return HostWindow(last.index, steps, times, lanes, counts, moments, last.scalars, histograms)
+    used = [one.only(np.arange(0), np.flatnonzero(one.counts[:, CALLS] > 0)) for one in windows if one.histograms]
+    made.counts = np.concatenate([made.counts, *(one.counts for one in used)])
+    made.moments = np.concatenate([made.moments, *(one.moments for one in used)])
+    made.histograms = [series for one in used for series in one.histograms]
+    return made
 
 
 def empty_window(

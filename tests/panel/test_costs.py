@@ -8,7 +8,7 @@ from d9d_tracker.panel import system
 
 STEPS, WINDOW = 40, 10
 # A call is about 750 instructions of a CPU.
-CALLS = 56
+CALLS = 49
 
 
 def calls_of(run, panel):

@@ -8,6 +8,7 @@ from torch import nn
 
 from d9d_tracker import TrackerTypeError, TrackerValueError
 from d9d_tracker.panel import meter
+from d9d_tracker.windows.readings import Later
 
 
 @pytest.fixture(autouse=True)
@@ -200,9 +201,11 @@ def test_an_instrument_that_fails_costs_no_window(recorded, caplog):
         for step in range(4):
             run.set_step(step)
             run.scalar("loss", step)
-            run.clock.meter.log(("broken",), lambda: 1 / 0)
-            run.clock.meter.log(("there",), 1.0)
+            meter = run.clock.meter
+            meter.log(meter.gauge("broken"), Later(lambda: 1 / 0))
+            meter.log(meter.gauge("none"), Later(lambda: None))
+            meter.log(meter.gauge("there"), 1.0)
     assert tracker.run.points("loss") == tracker.run.points("loss") | {step: float(step) for step in range(4)}
     assert tracker.run.points("there") == dict.fromkeys(range(4), 1.0)
-    assert tracker.run.points("broken") == {}
+    assert {**tracker.run.points("broken"), **tracker.run.points("none")} == {}
     assert caplog.text.count("an instrument cannot be read") == 1
