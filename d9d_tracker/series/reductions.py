@@ -52,9 +52,10 @@ def finalize(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
     reductions: list[Reduction] = [series.reduce for series in scalars]
     chosen = np.array([VALUE_LANE[reduce] for reduce in reductions], dtype=np.int64)
     values = lanes[:, chosen, np.arange(len(reductions))]
-    is_mean, is_min = (np.array([reduce == wanted for reduce in reductions], dtype=bool) for wanted in ("mean", "min"))
+    means, least = ([slot for slot, reduce in enumerate(reductions) if reduce == kind] for kind in ("mean", "min"))
+    values[:, least] *= -1.0
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = np.where(is_mean, values / lanes[:, WEIGHT], np.where(is_min, -values, values))
+        values[:, means] /= lanes[:, WEIGHT, means]
         for slot, series in enumerate(scalars):
             if series.root != 1.0:
                 values[:, slot] **= 1 / series.root

@@ -35,7 +35,8 @@ def summed(window: HostWindow) -> HostWindow:
     is_max = np.array([series.reduce == "max" for series in first])
     with np.errstate(all="ignore"):
         totals = np.where(is_max, np.maximum.reduceat(powers, starts, axis=1), np.add.reduceat(powers, starts, axis=1))
-        totals **= 1 / np.array([series.root for series in first])
+        if any(series.root != 1.0 for series in first):
+            totals **= 1 / np.array([series.root for series in first])
         values, has_sum, scalars = _ratios(sides, totals, has_side)
     lanes = np.zeros((len(window.steps), LANES, len(scalars)))
     lanes[:, SUM] = np.where(has_sum, values, 0.0)

@@ -21,13 +21,13 @@ def points(window: HostWindow) -> Points:
     """
     window = summed(window)
     is_there, values = has_value(window.lanes, window.scalars), finalize(window.lanes, window.scalars)
-    rows, slots = np.nonzero(is_there)
+    each, (_, slots) = np.count_nonzero(is_there, axis=1), np.nonzero(is_there)
     return Points(
         [(series.name, dict(series.context)) for series in window.scalars],
         slots,
-        np.array(window.steps, dtype=np.int64)[rows],
-        np.array(window.times, dtype=np.float64)[rows],
-        values[rows, slots],
+        np.array(window.steps, dtype=np.int64).repeat(each),
+        np.array(window.times, dtype=np.float64).repeat(each),
+        values[is_there],
         sorted(_histograms(window), key=attrgetter("step")),
     )
 

@@ -27,7 +27,7 @@ def test_numbers_merge_by_step_and_reduction_and_what_cannot_be_read_is_left_out
         (4, packed(2), 5.0),
         (4, packed(2), Later(lambda: 4.0)),
         (4, packed(0), Later(lambda: None)),
-        (4, packed(0), Later(lambda: 1 / 0)),
+        (4, packed(0), Later(lambda: float("no number"))),
         (4, packed(-1), 100.0),
         (2**60 + 1, packed(-1, 1), 8.0),
         (2, packed(1), 9.0),  # of a thread that had looked at the step when the window before ended
