@@ -1,10 +1,12 @@
 """What each way of ending leaves behind, before anybody resumes, and that resuming then leaves the whole run."""
 
+import functools
 import json
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +65,17 @@ def restored_signals():
     signal.signal(signal.SIGTERM, before)
 
 
-def folders(tmp_path: Path, provider: str) -> tuple[Path, Any]:
-    whole, ended = tmp_path / "whole", tmp_path / "ended"
-    whole.mkdir()
-    ended.mkdir()
-    train(open_tracker(whole, provider), whole, 0)
-    return ended, content(whole, provider)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Tell what a training leaves in a backend that ends of itself."""
+
+    @functools.cache
+    def content_of(provider: str) -> Any:
+        folder = tmp_path_factory.mktemp("whole")
+        train(open_tracker(folder, provider), folder, 0)
+        return content(folder, provider)
+
+    return content_of
 
 
 def scalar_steps(found: Any) -> list[int]:
@@ -84,8 +91,10 @@ def scalar_steps(found: Any) -> list[int]:
     ("end", "error"),
     [(clean, None), (crash, ZeroDivisionError), (interrupt, KeyboardInterrupt), (terminate, SystemExit)],
 )
-def test_an_orderly_end_leaves_everything(provider: str, end: Any, error: Any, tmp_path: Path) -> None:
-    folder, expected = folders(tmp_path, provider)
+def test_an_orderly_end_leaves_everything(
+    provider: str, end: Any, error: Any, whole: Callable[[str], Any], tmp_path: Path
+) -> None:
+    folder, expected = tmp_path, whole(provider)
     tracker = open_tracker(folder, provider)
     if error is None:
         train(tracker, folder, 0, end)
@@ -103,9 +112,13 @@ def test_an_orderly_end_leaves_everything(provider: str, end: Any, error: Any, t
 
 @pytest.mark.parametrize("provider", ["jsonl", "aim"])
 def test_a_backend_that_is_down_at_the_end_leaves_the_rest_in_the_backlog(
-    provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    provider: str,
+    whole: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    folder, expected = folders(tmp_path, provider)
+    folder, expected = tmp_path, whole(provider)
     tracker = open_tracker(folder, provider)
 
     def full(*_: Any, **__: Any) -> None:

@@ -3,11 +3,13 @@
 ``KILLS=200 python -m pytest tests/resume/test_kill.py`` kills 200 times; ``SEED`` begins with other moments.
 """
 
+import functools
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import ForkServer, content, kill_until_done, train, train_until
@@ -23,6 +25,19 @@ def server() -> Iterator[ForkServer]:
     server.close()
 
 
+@pytest.fixture(scope="module")
+def whole(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Tell what a training leaves in a backend that nothing interrupts."""
+
+    @functools.cache
+    def content_of(provider: str) -> Any:
+        folder = tmp_path_factory.mktemp("whole")
+        train(server, folder, provider)
+        return content(folder, provider)
+
+    return content_of
+
+
 def _folder(parent: Path, name: str) -> Path:
     folder = parent / name
     folder.mkdir()
@@ -30,10 +45,8 @@ def _folder(parent: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("provider", ["jsonl", "aim"])
-def test_kills_leave_no_trace(provider: str, server: ForkServer, tmp_path: Path) -> None:
-    whole = _folder(tmp_path, "whole")
-    train(server, whole, provider)
-    expected = content(whole, provider)
+def test_kills_leave_no_trace(provider: str, server: ForkServer, whole: Callable[[str], Any], tmp_path: Path) -> None:
+    expected = whole(provider)
     ends: Counter[str] = Counter()
     training = 0
     while ends["SIGKILL"] < KILLS // 2:
@@ -56,11 +69,16 @@ PLANTED = [
 
 @pytest.mark.parametrize(("provider", "fault", "step", "end"), PLANTED)
 def test_planted_faults_are_caught(
-    provider: str, fault: str, step: int, end: signal.Signals, server: ForkServer, tmp_path: Path
+    provider: str,
+    fault: str,
+    step: int,
+    end: signal.Signals,
+    server: ForkServer,
+    whole: Callable[[str], Any],
+    tmp_path: Path,
 ) -> None:
-    whole, faulty, sound = (_folder(tmp_path, name) for name in ("whole", "faulty", "sound"))
-    train(server, whole, provider)
-    expected = content(whole, provider)
+    expected = whole(provider)
+    faulty, sound = (_folder(tmp_path, name) for name in ("faulty", "sound"))
     train_until(server, faulty, provider, [fault], step, end)
     try:
         train(server, faulty, provider, [fault])
