@@ -41,16 +41,17 @@ class PanelCalls(Calls):
         window arrives: nothing is waited for, and what the host does ahead of the device is not taken for its time.
         The block may be repeated and nested, and may span a ``set_step``: it counts for the step in which it ends.
         Left by an exception it counts for none. Compiled code and captured graphs have no time of their own: within
-        them it does nothing, which is said once; a call of them is timed as any other.
+        them it does nothing, which is said once; a call of them is timed as any other. A coroutine function is timed
+        until its end, with all that other tasks do meanwhile.
 
         Args:
             name: What it is called.
 
         Returns:
-            A context manager and decorator. Logs ``time/<name>``, the seconds of the device, or of the host if the run
-            is on a CPU, and ``time/<name>/host``, those of the host: the sum of each step. Blocks in which code was
-            compiled have the context ``compiling=true``. In a job of several ranks each is four series, as of
-            ``scope="spread"``.
+            A context manager and decorator, of all but generators. Logs ``time/<name>``, the seconds of the device, or
+            of the host if the run is on a CPU, and ``time/<name>/host``, those of the host: the sum of each step.
+            Blocks in which code was compiled have the context ``compiling=true``. In a job of several ranks each is
+            four series, as of ``scope="spread"``.
 
         Raises:
             TrackerTypeError: If the name is no text.

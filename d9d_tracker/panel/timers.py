@@ -1,6 +1,7 @@
 """How long a block takes: on the host by a clock, on a GPU by events that are read when their window has arrived."""
 
 import functools
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from torch.compiler import is_compiling
 
 from d9d_tracker.context import Contexts
+from d9d_tracker.errors import TrackerTypeError
 from d9d_tracker.tracing import COMPILED, compiled_graphs
 
 from .meter import Gauge, Meter, say_unmeasured
@@ -83,16 +85,27 @@ class Block:
         self._marks: list[Mark | None] = []
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, each call of which is a block."""
+        """Return the function, each call of which is a block; of a coroutine, from its begin to its end."""
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TrackerTypeError(
+                f"{self._gauge.names[0]!r}: {function.__qualname__} is a generator, whose call does nothing yet; time "
+                "what a loop waits for with run.timed(...)"
+            )
+
+        def block() -> AbstractContextManager[Any]:  # each call its own: several threads may call
+            return untimed() if is_compiling() else Block(self._clock, self._gauge)
 
         @functools.wraps(function)
         def timed(*arguments: Any, **options: Any) -> Any:
-            with (
-                untimed() if is_compiling() else Block(self._clock, self._gauge)
-            ):  # each call its own: several threads may call
+            with block():
                 return function(*arguments, **options)
 
-        return timed
+        @functools.wraps(function)
+        async def awaited(*arguments: Any, **options: Any) -> Any:
+            with block():
+                return await function(*arguments, **options)
+
+        return awaited if inspect.iscoroutinefunction(function) else timed
 
     def __enter__(self) -> None:
         clock = self._clock

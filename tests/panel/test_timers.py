@@ -1,5 +1,6 @@
 """Blocks that are timed, on a clock that is moved by hand; on a GPU they are in tests/sim/test_panel.py."""
 
+import asyncio
 import threading
 
 import pytest
@@ -41,6 +42,31 @@ def test_blocks_of_a_step_add_up_however_they_are_nested_and_repeated(recorded, 
     assert tracker.run.points("time/micro") == {0: 1.0, 1: 2.0, 2: 3.0}
     assert tracker.run.points("time/deep") == dict.fromkeys(range(3), 3.0 + 2.0 + 1.0)
     assert tracker.run.points("time/again") == dict.fromkeys(range(3), 4.0)
+
+
+def test_a_coroutine_is_timed_until_its_end_and_a_generator_is_refused(recorded, hand):
+    tracker = recorded(sync_every=2)
+    with tracker.open() as run:
+        run.clock.seconds = hand
+
+        @run.time("rollout")
+        async def rollout(steps):
+            for _ in range(steps):
+                await asyncio.sleep(0)
+                hand.now += 1
+            return steps
+
+        async def both():
+            return await asyncio.gather(rollout(2), rollout(3))
+
+        assert asyncio.run(both()) == [2, 3]
+
+        def batches():
+            yield 1
+
+        with pytest.raises(TrackerTypeError, match=r"'time/data': .*batches is a generator.*run.timed"):
+            run.time("data")(batches)
+    assert tracker.run.points("time/rollout") == {0: 3.0 + 5.0}  # each with what the other did meanwhile
 
 
 def test_a_function_that_is_timed_logs_to_the_next_run_too(recorded, hand):
