@@ -278,7 +278,8 @@ def forget_own_guards(kind: str) -> None:
 
 
 def _forget_own_guards(_: torch.fx.GraphModule) -> None:
-    with suppress(AttributeError, ImportError):  # of another torch: then guards stay, which cost time alone
+    with suppress(Exception):  # of another torch: then guards stay, which cost time alone
+        from torch._C._dynamo.guards import install_object_aliasing_guard  # noqa: F401 what _guard_that_same needs
         from torch._dynamo.guards import GuardBuilder
         from torch._dynamo.source import GlobalSource, TypeSource
 

@@ -119,6 +119,21 @@ def test_forget_own_guards(monkeypatch):
     assert found[0][:2] == [6, 10]  # torch 2.11 does not guard defaults
 
 
+def test_guards_stay_where_another_torch_has_not_what_takes_them_away(monkeypatch, graphs):
+    def refuse(guards):
+        raise KeyError("as of a torch to come")
+
+    def function(inputs):
+        tracing.forget_own_guards("kind")
+        return inputs * FACTOR
+
+    monkeypatch.setattr(tracing, "OrderedSet", refuse)
+    assert [run(function, torch.ones(())) for _ in range(2)] == [3, 3]
+    monkeypatch.setitem(globals(), "FACTOR", 5)
+    assert run(function, torch.ones(())) == 5
+    assert graphs() == 2
+
+
 def test_for_real():
     buffer = torch.zeros(1)
 
