@@ -226,7 +226,7 @@ class Buffers:
             files = self._per_step or completes
             after = (step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies)
             if files and not completes and not self.is_gpu:
-                self._end_step(now, after, slots)
+                self._make(((self._file_and_begin, (now, after, slots)),))  # by NumPy, which no mode sees
             elif not files:
                 self._finish(((self._begin, (after, 0)),))
             elif not completes:
@@ -236,19 +236,6 @@ class Buffers:
             else:
                 self._finish(((self._begin, ((step, after[1], step, [], [], 0, 0, windows, copies), slots)),))
         return completes
-
-    def _end_step(self, before: Now, after: Now, slots: int) -> None:
-        """Do what ``_finish`` does, as almost all steps on a CPU end: by NumPy, which no mode sees."""
-        due = self._changes
-        try:
-            due.append((self._file_and_begin, (before, after, slots)))
-            self._file_and_begin(before, after, slots)
-            due.popleft()
-        except BaseException:
-            self._make_changes()
-            raise
-        if self._deferred:
-            self._make_deferred()
 
     def _is_silent(self, rows: int, slots: int) -> bool:
         """Whether nothing was logged in the window, as far as that is known without a wait, and nobody waits for it."""
@@ -282,6 +269,9 @@ class Buffers:
                 return
         if self.is_gpu:
             self.follow()
+        self._make(changes)
+
+    def _make(self, changes: Sequence[_Change]) -> None:
         due = self._changes
         try:
             due.extend(changes)
