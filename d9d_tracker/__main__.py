@@ -1,6 +1,7 @@
 """Track compiled PyTorch training loops: look at runs, carry them elsewhere, try the library out."""
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 1 if the command failed, which it then says in one line.
     """
     chosen = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal has no letters for
     try:
         return chosen.run(chosen)
     except (ImportError, OSError, ValueError) as error:
@@ -112,9 +115,9 @@ def _plot(chosen: argparse.Namespace) -> int:
 
 
 def _demo(chosen: argparse.Namespace) -> int:
-    from d9d_tracker.commands.demo import main as demo
+    from d9d_tracker.commands.demo import load
 
-    return demo(chosen.provider, chosen.steps, chosen.out)
+    return load().main(chosen.provider, chosen.steps, chosen.out)
 
 
 def _doctor(chosen: argparse.Namespace) -> int:

@@ -50,8 +50,8 @@ def check_properties(properties: object) -> None:
         raise TrackerTypeError(f"open takes a RunConfig, not {properties!r}; pass RunConfig(name='...')")
 
 
-class ScalarHandle:
-    """A scalar series for a module to hold: see ``BaseTrackerRun.scalar_series``.
+class Handle:
+    """A series for a module to hold.
 
     Args:
         run: Where it logs.
@@ -67,6 +67,10 @@ class ScalarHandle:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return the handle itself: a copy of a module that holds it logs to the same series."""
         return self
+
+
+class ScalarHandle(Handle):
+    """A scalar series for a module to hold: see ``BaseTrackerRun.scalar_series``."""
 
     def scalar(self, value: "float | torch.Tensor") -> None:
         """Log one number.
@@ -77,23 +81,8 @@ class ScalarHandle:
         self.run.scalar(self.name, value, self.context)
 
 
-class BinsHandle:
-    """A series of distributions for a module to hold: see ``BaseTrackerRun.bins_series``.
-
-    Args:
-        run: Where it logs.
-        name: Name of the series.
-        context: Tags of the series; merged with the persistent context, over which they win.
-    """
-
-    def __init__(self, run: "BaseTrackerRun", name: str, context: dict[str, str] | None):
-        self.run = run
-        self.name = name
-        self.context = context
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return the handle itself: a copy of a module that holds it logs to the same series."""
-        return self
+class BinsHandle(Handle):
+    """A series of distributions for a module to hold: see ``BaseTrackerRun.bins_series``."""
 
     def bins(self, values: "torch.Tensor") -> None:
         """Log the distribution of a population.

@@ -64,6 +64,16 @@ class Histogram:
     posinf: int
     neginf: int
 
+    def __post_init__(self) -> None:
+        """Take numbers of any width, as NumPy gives them: a histogram travels as bytes and as JSON."""
+        fill = functools.partial(object.__setattr__, self)
+        fill("edges", np.asarray(self.edges, np.float64))
+        fill("counts", np.asarray(self.counts, np.int64))
+        for name, kind in STATISTICS.items():
+            fill(name, kind(getattr(self, name)))
+        if self.edges.shape != (len(self.counts) + 1,):
+            raise ValueError(f"a histogram of {len(self.counts)} counts has one edge more, not {len(self.edges)}")
+
     @property
     def count(self) -> int:
         """Number of finite values: the sum of ``counts``."""

@@ -81,11 +81,7 @@ class RecordingRun(BaseTrackerRun):
             name: Name of the series.
             **context: Its tags, all of them.
         """
-        return {
-            r.step: r.value
-            for r in self.records
-            if r.name == name and r.context == context and isinstance(r.value, float)
-        }
+        return {one.step: one.value for one in self._of(name, context) if isinstance(one.value, float)}
 
     def histograms(self, name: str, **context: str) -> dict[int, Histogram]:
         """Return the histograms of one series by step; a later one of the same step replaces the former.
@@ -94,11 +90,10 @@ class RecordingRun(BaseTrackerRun):
             name: Name of the series.
             **context: Its tags, all of them.
         """
-        return {
-            r.step: r.value
-            for r in self.records
-            if r.name == name and r.context == context and isinstance(r.value, Histogram)
-        }
+        return {one.step: one.value for one in self._of(name, context) if isinstance(one.value, Histogram)}
+
+    def _of(self, name: str, context: dict[str, str]) -> Iterator[Record]:
+        return (one for one in self.records if one.name == name and one.context == context)
 
 
 class RecordingTracker(BaseTracker[RecordingConfig]):

@@ -11,7 +11,7 @@ import pytest
 
 from d9d_tracker import RunConfig, factory
 from d9d_tracker.__main__ import _parser, main
-from d9d_tracker.provider.jsonl import read_run
+from tests.run_files import read_run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

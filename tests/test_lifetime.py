@@ -15,7 +15,7 @@ from d9d_tracker import (
     TrackerValueError,
     tracker_from_config,
 )
-from d9d_tracker.provider.jsonl import read_run
+from tests.run_files import read_run
 
 from . import scripts
 

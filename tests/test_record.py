@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig, RunConfig, read, tracker_from_config
 from d9d_tracker.config import Binning, ExponentialBinning, IntegerBinning, LinearBinning
-from d9d_tracker.record import Histogram
+from d9d_tracker.points import Points
+from d9d_tracker.record import Histogram, Record
 from d9d_tracker_kernels import CELLS, HEADER
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -266,3 +269,31 @@ def test_bins_that_overlap_those_of_a_row_are_refused() -> None:
         histogram.to_cells(LinearBinning(low=0, high=10, bins=7))
     counts, _ = histogram.to_cells(LinearBinning(low=0, high=10, bins=5))  # every two lie within one
     assert sorted(counts[HEADER:])[-5:] == [2] * 5
+
+
+@pytest.mark.parametrize("width", [np.float16, np.float32, np.float64])
+def test_what_numpy_has_counted_travels_as_it_is(width: type, tmp_path: Path) -> None:
+    values = np.linspace(-1, 3, 9).astype(width)
+    counts, edges = np.histogram(values, bins=4)
+    numbers = values.sum(), (values**2).sum(), values.min(), values.max(), (values == 0).sum(), *np.zeros(3, np.int32)
+    histogram = Histogram(edges.astype(width), counts.astype(np.int32), *numbers)
+    accumulator = AccumulatorConfig(device="cpu", backlog_dir=tmp_path / "backlog")
+    tracker = tracker_from_config(JsonlTrackerConfig(path=tmp_path / "runs", accumulator=accumulator))
+    with tracker.open(RunConfig(name="x")) as run:
+        run.set_step(1)
+        run.log_at(0, {"own": histogram})
+        state = tracker.state_dict()
+    tracker.load_state_dict(state)
+    with tracker.open(RunConfig(name="x")):
+        pass
+    (stored,) = read(tmp_path / "runs")[0].histograms("own").values
+    (sent,) = Points.load(Points.of([Record("own", 0, {}, histogram)]).dump())
+    for one in (stored, sent.value):
+        assert one.edges.tolist() == edges.tolist() == [-1, 0, 1, 2, 3]
+        assert one.counts.tolist() == [2, 2, 2, 3]
+        assert (one.sum, one.min, one.max, one.zeros) == (9, -1, 3, 1)
+
+
+def test_counts_without_the_edges_of_all_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 counts has one edge more, not 2"):
+        Histogram(np.zeros(2), np.ones(2), 0, 0, 0, 0, 0, 0, 0, 0)

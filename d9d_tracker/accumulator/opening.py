@@ -12,6 +12,7 @@ from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.delivery import OPEN_SECONDS, Delivery
+from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.pipeline.checkpoint import Snapshot
 from d9d_tracker.sink import Sink
 from d9d_tracker.writer.portable import is_portable
@@ -137,7 +138,6 @@ def _description(backend: BaseTracker[Any], properties: RunConfig) -> dict[str, 
     return {
         "config": None if config is None else json.loads(config.model_dump_json(exclude={"accumulator"})),
         "state": backend.state_dict(),
-        "name": properties.name,
-        "description": properties.description,
-        "hparams": properties.hparams,
+        **properties.model_dump(exclude={"hparams"}),
+        "hparams": plain_hparams(properties.hparams),
     }

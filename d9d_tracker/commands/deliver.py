@@ -59,7 +59,7 @@ def _deliver_one(backlog: Backlog, description: dict[str, Any], last: int, timeo
         data = {**config, "accumulator": None}
         tracker: BaseTracker[Any] = tracker_from_config(TypeAdapter[Any](AnyTrackerConfig).validate_python(data))
         tracker.load_state_dict(description["state"])
-        properties = RunConfig(**{key: description[key] for key in ("name", "description", "hparams")})
+        properties = RunConfig(**{key: description[key] for key in RunConfig.model_fields if key in description})
         # Nothing is forgotten, and what a kill left both here and with the backend is taken back there.
         delivery = Delivery(
             description["name"], lambda: open_sink(tracker, properties), backlog, timeout, rewind_to=last + 1

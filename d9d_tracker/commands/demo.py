@@ -16,8 +16,3 @@ def load() -> Any:
     module = sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def main(provider: str, steps: int, out: Path) -> int:
-    """Run the demo with a backend, for so many training steps, into a folder of runs; return the exit status."""
-    return load().main(provider, steps, out)

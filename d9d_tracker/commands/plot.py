@@ -284,18 +284,18 @@ def _save(figure: "Figure", out: Path) -> list[str]:
     except OSError:
         raise
     except Exception:
-        failed = [words for axes in figure.axes if (words := _replaced(axes))]
+        failed = [words for axes in figure.axes if (words := _replaced(axes, figure))]
         figure.savefig(out, dpi=130, format=form)
         return failed
     return []
 
 
-def _replaced(axes: "Axes") -> str | None:
+def _replaced(axes: "Axes", figure: "Figure") -> str | None:
     """Put words in the place of a panel if it cannot be drawn, and return why."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     try:
-        axes.draw(FigureCanvasAgg(axes.get_figure(root=True)).get_renderer())
+        axes.draw(FigureCanvasAgg(figure).get_renderer())
     except Exception as error:
         title = axes.get_title("left")
         words = _clear(axes, title, error)

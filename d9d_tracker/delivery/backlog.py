@@ -13,8 +13,6 @@ from typing import Any, Self
 from urllib.parse import quote
 from weakref import WeakSet
 
-import numpy as np
-
 from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
 
@@ -226,8 +224,6 @@ def _points_of_text(text: str) -> Points:
     for item in json.loads(text):
         value = item["value"]
         if isinstance(value, dict):
-            edges = np.array(value.pop("edges"), dtype=np.float64)
-            counts = np.array(value.pop("counts"), dtype=np.int64)
-            value = Histogram(edges=edges, counts=counts, **value)
+            value = Histogram(**value)
         records.append(Record(item["name"], item["step"], item["context"], value, item.get("time")))
     return Points.of(records)

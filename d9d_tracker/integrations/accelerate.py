@@ -46,10 +46,6 @@ class AccelerateTracker(GeneralTracker):
         return self._tracked.run
 
     @on_main_process
-    def start(self) -> None:
-        """Do nothing yet: a checkpoint may follow."""
-
-    @on_main_process
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Add hyperparameters."""
         self._tracked.add_hparams(values)

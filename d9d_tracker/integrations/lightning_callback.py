@@ -1,5 +1,6 @@
 """What ``TrackerCallback`` does in either of Lightning's packages."""
 
+import itertools
 import logging
 from typing import Any
 
@@ -18,9 +19,18 @@ class CallbackPart:
         self._watch = watch
         self._stage_before: dict[str, str] = {}
         self._is_logged_next = False  # whether Lightning will log for this step what its metrics are now
+        self._number = ""  # among several in a trainer
+
+    @property
+    def state_key(self) -> str:
+        """Where a checkpoint keeps the state: for each of several loggers, each with a callback, elsewhere."""
+        return type(self).__qualname__ + self._number
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Look for the logger, and remember what for the callback's state is read."""
+        before = itertools.takewhile(lambda one: one is not self, trainer.callbacks)
+        number = sum(isinstance(one, CallbackPart) for one in before)
+        self._number = f"-{number}" if number else ""
         mine = [one for one in trainer.loggers if isinstance(one, LoggerPart) and self._given in (None, one)]
         self._logger, self._stage = mine[0] if mine else None, stage
         if self._logger is not None:
@@ -110,8 +120,7 @@ class CallbackPart:
                 {**metrics, **({"epoch": trainer.current_epoch} if step is None and metrics else {})},
                 None if step is None else int(step),
             )
-        me: Any = self
-        checkpoint["callbacks"][me.state_key] = self._logger.tracked.state_of_all()  # Lightning saves that of rank 0
+        checkpoint["callbacks"][self.state_key] = self._logger.tracked.state_of_all()  # Lightning saves that of rank 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the run of the checkpoint, if it is trained on."""

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from d9d_tracker.base import RunConfig
+from d9d_tracker.ranks.job import is_silenced
 
 from .framework_run import AnyRun, AnyTracker, FrameworkRun
 from .transformers_checkpoint import load, save
@@ -86,7 +87,8 @@ class TrackerCallback(TrainerCallback, ExportableState):
         self._prepare(args, state, kwargs.get("model"))
         saved, step = cast(dict[str, Any], state.stateful_callbacks), state.global_step
         kind, name = type(self).__name__, self.tracked.properties.name
-        if step > 0:
+        accumulator = getattr(self.tracked.tracker.config, "accumulator", None)
+        if step > 0 and not (accumulator and is_silenced(accumulator)):  # who has logged nothing goes on with nothing
             told = (self._checkpoint, args.resume_from_checkpoint if kind in saved else None)
             loaded = load(saved.get(kind, []), name, told, args.output_dir, step, args.process_index)
             if loaded is not None:
@@ -121,7 +123,7 @@ class TrackerCallback(TrainerCallback, ExportableState):
             return
         hparams: dict[str, Any] = {"args": args.to_sanitized_dict()}
         if hasattr(model, "config"):
-            hparams["model"] = model.config.to_dict()
+            hparams["model"] = model.config.to_dict() if hasattr(model.config, "to_dict") else model.config
         if state.trial_params:
             hparams["trial"] = dict(state.trial_params)
         name = self._name or args.run_name or Path(self._output).name or "trainer"

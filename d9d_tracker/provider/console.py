@@ -1,5 +1,6 @@
 """Backend that shows the latest values: a live table on a terminal, log lines elsewhere."""
 
+import itertools
 import logging
 import math
 import threading
@@ -107,6 +108,7 @@ class ConsoleRun(RecordRun):
         super().__init__(run_id)
         self._name = properties.name
         self._log_every = config.log_every
+        self._console = console
         self._logged_at = time.monotonic()
         self._blocks = ASCII_BLOCKS if console.options.ascii_only else BLOCKS
         # Held for a dictionary access or the drawing of one table: the drawing thread reads what the writer writes.
@@ -133,14 +135,15 @@ class ConsoleRun(RecordRun):
         return live
 
     def table(self) -> Table:
-        """Draw the latest value of every series."""
+        """Draw the latest value of each series: of as many as there is room for, and of all when the run has ended."""
         table = Table(title=Text(self._name), title_justify="left")
         table.add_column("series", overflow="fold")
         table.add_column("step", justify="right")
         table.add_column("value", overflow="fold")
         table.add_column("", no_wrap=True)
         with self._lock:
-            for series in self._series.values():
+            room = None if self._closed else self._console.height  # drawing takes the interpreter from the training
+            for series in itertools.islice(self._series.values(), room):
                 table.add_row(*self._row(series))
         return table
 
@@ -200,8 +203,8 @@ class ConsoleRun(RecordRun):
     def release(self) -> None:
         if self._live is None:
             self._log()
-            return
-        self._live.stop()
+        else:
+            self._live.stop()
 
 
 def _tags(context: Mapping[str, str]) -> str:

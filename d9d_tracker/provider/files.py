@@ -41,15 +41,17 @@ def path_of_run(folder: Path, run_id: str, resumes: bool, ending: str = "") -> P
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where the file system can; where it cannot, warn once."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        # A folder above the runs may be one that this user passes through and must not list.
+        if error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
         if folder not in _warned:
             words = "%s: names cannot be synced here (%s), so new files may be lost in a power cut"
             _LOGGER.warning(words, folder, error)
         _warned.add(folder)
-    finally:
-        os.close(descriptor)

@@ -20,10 +20,8 @@ from d9d_tracker.record import Record
 
 from .command_line import command
 from .files import append, not_stored, path_of_run, sync_folder
-from .jsonl_format import end_line, hparams_line, points_lines, read_run, record_line, run_line, whole_lines
+from .jsonl_format import end_line, hparams_line, points_lines, record_line, run_line, whole_lines
 from .lock import hold, lock_file, unlock, unlock_if_it_fails
-
-__all__ = ["JsonlRun", "JsonlTracker", "JsonlTrackerConfig", "read_run"]
 
 _LOGGER = logging.getLogger("d9d_tracker")
 

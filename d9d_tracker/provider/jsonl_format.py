@@ -33,7 +33,7 @@ def _line(fields: dict[str, Any]) -> bytes:
 
 
 _LONGEST_ERROR = 1000  # characters
-_number = functools.lru_cache(maxsize=20_000)(repr)
+_number = functools.lru_cache(maxsize=20_000)(lambda edge: json.dumps(_strict(edge)))
 _quoted = functools.lru_cache(maxsize=10_000)(json.dumps)
 
 
@@ -129,15 +129,10 @@ def _without_gaps(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
 
 def read_record(fields: dict[str, Any]) -> Record:
     """Return the point that a line says."""
-    value: float | Histogram
     if fields["type"] == "scalar":
         value = float(fields["value"])
     else:
-        value = Histogram(
-            edges=np.array([float(edge) for edge in fields["edges"]]),
-            counts=np.array(fields["counts"], dtype=np.int64),
-            **{key: kind(fields[key]) for key, kind in STATISTICS.items()},
-        )
+        value = Histogram(**{name: fields[name] for name in ("edges", "counts", *STATISTICS)})
     return Record(fields["name"], fields["step"], fields["context"], value, fields.get("time"))
 
 
@@ -158,22 +153,3 @@ def whole_lines(data: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]
                 f"line {number} of {path} is not one of a run: point at the file of a run, or mend that line"
             )
         yield end, fields
-
-
-def read_run(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
-    """Return the fields of a run's first line, and its records, of each series and step the last one."""
-    path = Path(path)
-    run: dict[str, Any] | None = None
-    records: dict[Any, Record] = {}
-    for _, fields in whole_lines(path.read_bytes(), path):
-        if run is None:
-            run = {key: value for key, value in fields.items() if key != "type"}
-        elif fields["type"] == "hparams":
-            run["hparams"] |= fields["hparams"]
-        elif fields["type"] != "end":
-            record = read_record(fields)
-            key = (fields["type"], record.name, record.step, tuple(sorted(record.context.items())))
-            records[key] = record
-    if run is None:
-        raise ValueError(f"{path} holds no whole line: the run was killed before its first flush")
-    return run, list(records.values())

@@ -63,11 +63,6 @@ class MultiTracker(BaseTracker[MultiConfig]):
     def backends(self) -> dict[str, BaseTracker[Any]]:
         return dict(self._trackers)
 
-    @property
-    def trackers(self) -> Mapping[str, BaseTracker[Any]]:
-        """The backends' trackers by name."""
-        return self._trackers
-
     @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "trackers": {name: t.state_dict() for name, t in self._trackers.items()}}

@@ -1,5 +1,6 @@
 """Runs that are files of JSON lines, as NumPy: what `d9d_tracker.read` returns."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -124,7 +125,7 @@ def read(path: str | Path) -> list["StoredRun"]:
     for file in sorted(path.glob("*.jsonl")):
         try:
             runs.append(StoredRun(file))
-        except ValueError as error:
+        except (OSError, ValueError) as error:  # of a colleague, for one, who lets nobody read it
             _LOGGER.warning("left out: %s", error)
     if not runs:
         raise FileNotFoundError(f"{path} holds no run (no file *.jsonl of one): point at a folder or file of runs")
@@ -155,7 +156,7 @@ class StoredRun:
         try:
             fields = json.loads(line)
             self.id, self.name, self.description = fields["id"], fields["name"], fields["description"]
-            self._hparams: dict[str, Any] = fields["hparams"]
+            self._hparams: dict[str, Any] = dict(fields["hparams"])
             self.started: float | None = fields.get("time")
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path} is not the file of a run, or of one that was killed as it began") from None
@@ -172,7 +173,8 @@ class StoredRun:
             for block in blocks(file):
                 for line in block.splitlines() if b'{"type":"hparams"' in block else ():
                     if line.startswith(b'{"type":"hparams"'):
-                        hparams |= json.loads(line)["hparams"]
+                        with contextlib.suppress(ValueError):  # it is damaged, as whoever reads points is told
+                            hparams |= json.loads(line)["hparams"]
         return hparams
 
     @property

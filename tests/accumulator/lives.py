@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from d9d_tracker import AccumulatingTracker, AccumulatorConfig
-from d9d_tracker.provider.jsonl import JsonlTracker, JsonlTrackerConfig, read_run
+from d9d_tracker.provider.jsonl import JsonlTracker, JsonlTrackerConfig
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker.testing import RecordingRun, RecordingTracker
+from tests.run_files import read_run
 
 Call = Callable[[Any], None]
 

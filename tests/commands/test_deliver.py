@@ -1,12 +1,14 @@
 """A job that will not resume has left something behind: it is listed, and reaches its run, once."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
-from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig, MultiConfig, RunConfig, tracker_from_config
+from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig, MultiConfig, RunConfig, read, tracker_from_config
 from d9d_tracker.__main__ import main
-from d9d_tracker.provider.jsonl import JsonlRun, read_run
+from d9d_tracker.provider.jsonl import JsonlRun
+from tests.run_files import read_run
 
 
 @pytest.fixture
@@ -95,3 +97,16 @@ def test_a_run_that_another_job_writes_is_named_at_once(left_behind, tmp_path, c
     assert "recordsstillwait:RuntimeError:" in said
     assert "anotherjob" in said
     assert main(backlog) == 0
+
+
+def test_a_run_that_could_not_be_opened_is_as_it_was_meant(tmp_path, monkeypatch):
+    accumulator = AccumulatorConfig(device="cpu", backlog_dir=tmp_path / "backlog", flush_timeout=0.3)
+    tracker = tracker_from_config(JsonlTrackerConfig(path=tmp_path / "runs", accumulator=accumulator))
+    hparams = {"rates": {("layer", 0): SimpleNamespace(peak=0.1)}}
+    with monkeypatch.context() as patched:
+        patched.setattr(JsonlRun, "sync", lambda self: (_ for _ in ()).throw(OSError("full")))
+        with tracker.open(RunConfig(name="job", hparams=hparams, started=5.0)) as run:
+            run.scalar("loss", 1.0)
+    assert main(["deliver", "--backlog", str(tmp_path / "backlog")]) == 0
+    (run,) = read(tmp_path / "runs")
+    assert (run.started, run.hparams) == (5.0, {"rates": {"('layer', 0)": {"peak": 0.1}}})

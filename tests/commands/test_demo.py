@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from d9d_tracker.__main__ import main
-from d9d_tracker.provider.jsonl import read_run
+from tests.run_files import read_run
 
 
 def test_the_demo_learns_and_tells_where_its_run_is(tmp_path, capsys):

@@ -17,7 +17,7 @@ from d9d_tracker.__main__ import main
 from d9d_tracker.commands import show as show_module
 from d9d_tracker.commands.labels import differing
 from d9d_tracker.commands.show import show
-from d9d_tracker.provider.jsonl_format import record_line
+from d9d_tracker.provider.jsonl_format import hparams_line, record_line
 from d9d_tracker.reading import read
 from tests.reading.conftest import histogram
 
@@ -100,14 +100,21 @@ def test_file_names_and_paths_are_never_cut(stored, console):
     assert str(path) in out.file.getvalue().splitlines()[0]
 
 
-def test_a_damaged_file_is_named_and_the_others_are_shown(stored, console):
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"type":"scalar"}\n', "a line lacks 'value'"),
+        (b'{"type":"hparams","hparams":{"lr"\n' + hparams_line({}), "a line is not JSON but others follow"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_others_are_shown(stored, console, line, words):
     path = stored([Record("loss", 1, {}, 0.5)], file="runs/good.jsonl")
     bad = stored([Record("loss", 1, {}, 1.0)], file="runs/bad.jsonl")
-    bad.write_bytes(bad.read_bytes() + b'{"type":"scalar"}\n')
+    bad.write_bytes(bad.read_bytes() + line)
     for patterns in ([], ["loss"]):
         out = console(200)
         show(path.parent, patterns, False, out)
-        assert "bad.jsonl: a line lacks 'value'; mend or remove that line" in " ".join(out.file.getvalue().split())
+        assert f"bad.jsonl: {words}; mend or remove that line" in " ".join(out.file.getvalue().split())
         assert "good.jsonl" in out.file.getvalue()
     assert "0.5" in out.file.getvalue()
 
@@ -228,3 +235,13 @@ def test_a_terminal_of_plain_letters_gets_plain_letters(stored):
     show(stored([Record("loss", step, {}, float(step)) for step in range(5)]), [], False, out)
     out.file.flush()
     out.file.buffer.getvalue().decode("ascii")
+
+
+def test_letters_that_a_terminal_lacks_are_escaped(stored, monkeypatch):
+    path = stored([Record("損失", 0, {"file": "\udce9"}, 1.0), Record("weights", 0, {}, histogram())])
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["show", str(path)]) == 0
+    out.flush()
+    printed = out.buffer.getvalue().decode("ascii")
+    assert all(words in printed for words in ("\\u640d\\u5931", "file=\\udce9", "\\xb1"))

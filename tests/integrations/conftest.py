@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from forks import Forks
 
 from d9d_tracker import AccumulatorConfig, Histogram, JsonlTrackerConfig
-from d9d_tracker.provider.jsonl import read_run
+from tests.run_files import read_run
 
 
 @pytest.fixture(scope="module")

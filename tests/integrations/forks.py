@@ -93,7 +93,7 @@ def _live(function: Any, arguments: Any, output: str, environment: dict[str, str
         ctypes.pythonapi.Py_Exit(code)  # as any process ends, with its interpreter
 
 
-def config_in(folder):
+def config_in(folder, **accumulator):
     """Configuration of a backend in a folder, for another process."""
-    accumulator = AccumulatorConfig(device="cpu", sync_every=4, backlog_dir=folder / "backlog", distributed_timeout=60)
-    return JsonlTrackerConfig(path=folder / "runs", accumulator=accumulator)
+    accumulator |= {"device": "cpu", "sync_every": 4, "backlog_dir": folder / "backlog", "distributed_timeout": 60}
+    return JsonlTrackerConfig(path=folder / "runs", accumulator=AccumulatorConfig(**accumulator))

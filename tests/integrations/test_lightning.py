@@ -300,3 +300,25 @@ def test_how_a_run_has_failed_is_told(config, tmp_path, caplog):
     with pytest.raises(RuntimeError, match="as planned"):
         fit(logger, tmp_path, Line(fails_at=2))
     assert "run 'line' was ended at step 2 by RuntimeError: as planned" in caplog.text
+
+
+def test_each_of_several_loggers_goes_on_with_its_run(config, tmp_path):
+    from d9d_tracker import read
+
+    def train(epochs, ckpt_path=None):
+        paths = [tmp_path / "one", tmp_path / "other"]
+        loggers = [TrackerLogger(config.model_copy(update={"path": path}), name=path.name) for path in paths]
+        saving = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=3, save_top_k=-1, filename="{step}")
+        trainer = Trainer(logger=loggers, callbacks=[*map(TrackerCallback, loggers), saving], max_epochs=epochs,
+                          accelerator="cpu", default_root_dir=tmp_path / "root", log_every_n_steps=1,
+                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+        trainer.fit(Line(), data(), ckpt_path=ckpt_path)
+        for logger in loggers:
+            logger.close()
+
+    train(1)
+    train(2, tmp_path / "checkpoints" / "step=6.ckpt")
+    for name in ("one", "other"):
+        (run,) = read(tmp_path / name)
+        assert run.name == name
+        assert run.scalars("loss").steps.tolist() == list(range(12))

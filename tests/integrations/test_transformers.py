@@ -1,5 +1,6 @@
 """Hugging Face's Trainer trains, evaluates, saves, stops and goes on: one run, exact values at its own steps."""
 
+import dataclasses
 import json
 import math
 
@@ -141,3 +142,19 @@ def test_watched_gradients_and_a_nan_are_shown(config, stored, tmp_path):
     assert sum(points["gradients/layer.weight",].values()) == 2 * 4  # elements that are finite
     assert math.isnan(points["loss",][5])
     assert {"loss", "gradients/layer.weight"} <= {one.name for one in tracker.report.nonfinite}
+
+
+@dataclasses.dataclass
+class Shape:
+    width: int = 2
+
+
+@pytest.mark.parametrize("own", [{"width": 2}, Shape(), None])
+def test_what_a_model_calls_its_configuration_may_be_anything(config, stored, tmp_path, own):
+    model = Line()
+    model.config = own
+    callback = TrackerCallback(config)
+    trainer_of(callback, tmp_path / "out", model=model)
+    callback.run.get_context()  # opened
+    callback.close()
+    assert stored()[0]["hparams"]["model"] == (own and {"width": 2})

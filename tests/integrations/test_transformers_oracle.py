@@ -181,6 +181,14 @@ def test_two_ranks(tmp_path, forks):
     assert live(11, True) == {1.0: 11 * 3, 2.0: 11 * 3}
 
 
+def test_rank_0_alone_goes_on_without_a_false_word(tmp_path, forks):
+    for steps, resume in ((7, False), (9, True)):
+        forks.run_ranks(tmp_path / "output", "be_one_of_two", tmp_path, steps, resume, "rank0")
+    (run,) = read(tmp_path / "runs")
+    assert run.scalars("loss").steps.tolist() == list(range(1, 10))
+    assert "this is a new run" not in (tmp_path / "output").read_text()
+
+
 @pytest.mark.parametrize("restores", [False, True])
 def test_two_callbacks_go_on_with_a_run_each(config, tmp_path, restores):
     def train(steps, resume=None):

@@ -83,9 +83,9 @@ def be_killed(folder, options, at):
     trainer_of(callback, folder / "out", killing=killing, **options).train()
 
 
-def be_one_of_two(folder, steps, resume=False):
+def be_one_of_two(folder, steps, resume=False, distributed="auto"):
     """Train on two ranks."""
-    callback = TrackerCallback(config_in(folder))
+    callback = TrackerCallback(config_in(folder, distributed=distributed))
     options = {"save_strategy": "steps", "save_steps": 6, "eval_strategy": "steps", "eval_steps": 3}
     trainer = trainer_of(callback, folder / "out", max_steps=steps, **options)
     trainer.train(resume_from_checkpoint=resume)

@@ -21,7 +21,7 @@ from wandb.util import get_core_path
 from d9d_tracker.base import BaseTracker
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.provider.aim import AimConfig
-from d9d_tracker.provider.jsonl import JsonlTracker, JsonlTrackerConfig, read_run
+from d9d_tracker.provider.jsonl import JsonlTracker, JsonlTrackerConfig
 from d9d_tracker.provider.mlflow import MLflowConfig
 from d9d_tracker.provider.mlflow.tracker import MLflowTracker
 from d9d_tracker.provider.tensorboard import TensorBoardConfig
@@ -31,6 +31,7 @@ from d9d_tracker.provider.trackio.tracker import TrackioTracker
 from d9d_tracker.provider.wandb import WandbConfig
 from d9d_tracker.provider.wandb.tracker import WandbTracker
 from d9d_tracker.record import Histogram
+from tests.run_files import read_run
 
 try:
     import aim

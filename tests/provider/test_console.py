@@ -1,6 +1,7 @@
 """What appears on a real (pseudo) terminal, what in the log without one, and what is left behind."""
 
 import contextlib
+import io
 import logging
 import math
 import os
@@ -190,3 +191,13 @@ def test_bars() -> None:
     assert drawn[0] == "█"
     assert drawn[3] != " "
     assert len(drawn) == 4
+
+
+def test_no_more_series_are_drawn_than_there_is_room_for() -> None:
+    console = Console(file=io.StringIO(), width=100, height=20)
+    run = ConsoleRun(RunConfig(name="digits"), "digits", ConsoleTrackerConfig(), console)
+    for series in range(1000):
+        run.write_record(Record(f"series {series}", 0, {}, 1.0))
+    assert run.table().row_count == 20
+    run.close()
+    assert run.table().row_count == 1000

@@ -26,10 +26,11 @@ from d9d_tracker.base import RunConfig
 from d9d_tracker.config import AccumulatorConfig, IntegerBinning
 from d9d_tracker.factory import tracker_from_config
 from d9d_tracker.points import Points
-from d9d_tracker.provider.jsonl import JsonlRun, JsonlTracker, JsonlTrackerConfig, read_run
-from d9d_tracker.provider.jsonl_format import points_lines, record_line
+from d9d_tracker.provider.jsonl import JsonlRun, JsonlTracker, JsonlTrackerConfig
+from d9d_tracker.provider.jsonl_format import points_lines, read_record, record_line
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker.testing import RecordingTracker
+from tests.run_files import read_run
 
 PROPERTIES = RunConfig(
     name="a run", description=None, hparams={"lr": math.inf, "deep": [{"x": math.nan}], "n": 3}, started=5.0
@@ -512,3 +513,10 @@ def test_a_window_is_written_as_columns_and_by_points_alike(tmp_path, monkeypatc
     assert '"name":"own","step":9,' in columns[-1]
     monkeypatch.setattr(JsonlRun, "_takes_columns", lambda run: False)
     assert write(tmp_path / "points") == columns
+
+
+def test_edges_without_an_end_leave_the_file_readable() -> None:
+    histogram = Histogram(np.array([-math.inf, 0.0, math.inf]), np.array([1, 2]), 3.0, 9.0, -1.0, 2.0, 0, 0, 0, 0)
+    fields = strict(record_line(Record("latency", 0, {}, histogram)))
+    assert fields["edges"] == ["-inf", 0.0, "inf"]
+    assert read_record(fields).value.edges.tolist() == [-math.inf, 0.0, math.inf]

@@ -65,13 +65,14 @@ def test_other_errors_of_a_lock_surface(monkeypatch: pytest.MonkeyPatch) -> None
         lock.lock_on_this_machine("one", "a run")
 
 
-def test_a_file_system_that_cannot_sync_names_is_warned_of_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("call", "number"), [("fsync", errno.EINVAL), ("open", errno.EACCES)])
+def test_a_folder_whose_names_cannot_be_synced_is_warned_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str, number: int
 ) -> None:
-    def fsync(file: int) -> None:
-        raise OSError(errno.EINVAL, "Invalid argument")
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, call, fail)
     for _ in range(3):
         files.sync_folder(tmp_path)
     assert caplog.text.count("names cannot be synced") == 1

@@ -248,3 +248,45 @@ def test_a_step_that_was_left_in_its_middle_ends_with_its_whole_value(
     mlflow_storage.amended = frozenset({2})
     found = mlflow_storage.scalars(str(second.run_id))
     assert found == {key_of("tokens", step): value for step, value in enumerate([1.0, 1.0, 2.0])}
+
+
+def test_values_of_late_steps_come_in_any_order(storage: MLflowStorage) -> None:
+    tracker = storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        for step in (30, 10, 40, 20):
+            run.log_at(step, {"accuracy": step / 100})
+            run.flush()
+        with pytest.raises(ValueError, match="'accuracy' at step 20: MLflow cannot replace"):
+            run.log_at(20, {"accuracy": 1.0})
+    found = storage.scalars(str(tracker.run_id))
+    assert found == {key_of("accuracy", step): step / 100 for step in (10, 20, 30, 40)}
+
+
+def test_a_parameter_that_was_changed_is_said_and_stops_nothing(
+    storage: MLflowStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    accumulator = AccumulatorConfig(sync_every=1, backlog_dir=tmp_path / "backlog", writer="thread")
+    tracker = AccumulatingTracker(storage.tracker(), accumulator)
+    with tracker.open(PROPERTIES) as run:
+        run.add_hparams({"lr": 0.5, "new": 1})
+        run.scalar("loss", 1.0)
+    assert "MLflow cannot change parameters, and keeps what it has of lr" in caplog.text
+    assert storage.client.get_run(str(tracker.run_id)).data.params == {"lr": "0.1", "net.layers": "[1, 2]", "new": "1"}
+    assert storage.scalars(str(tracker.run_id)) == {key_of("loss", 0): 1.0}
+
+
+def test_an_opening_that_failed_between_two_requests_is_made_up_for(
+    mlflow_storage: MLflowStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = mlflow_storage.tracker()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MlflowException("the connection broke")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_batch", fail)
+        with pytest.raises(MlflowException, match="broke"), tracker.open(PROPERTIES):
+            pass
+    with tracker.open(PROPERTIES):
+        pass
+    assert mlflow_storage.client.get_run(str(tracker.run_id)).data.params == {"lr": "0.1", "net.layers": "[1, 2]"}

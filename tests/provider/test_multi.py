@@ -15,10 +15,11 @@ from d9d_tracker import AnyTrackerConfig, RunConfig, factory, tracker_from_confi
 from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.bare_run import BareRun
 from d9d_tracker.config import AccumulatorConfig, TrackerConfig
-from d9d_tracker.provider.jsonl import JsonlRun, JsonlTracker, JsonlTrackerConfig, read_run
+from d9d_tracker.provider.jsonl import JsonlRun, JsonlTracker, JsonlTrackerConfig
 from d9d_tracker.provider.multi import MultiConfig, MultiTracker
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker.testing import RecordingRun, RecordingTracker
+from tests.run_files import read_run
 
 
 class OtherConfig(TrackerConfig):
@@ -67,7 +68,7 @@ def inner(tracker: AccumulatingTracker) -> MultiTracker:
 
 
 def recorded(tracker: AccumulatingTracker) -> RecordingRun:
-    (recording,) = [part for part in inner(tracker).trackers.values() if isinstance(part, RecordingTracker)]
+    (recording,) = [part for part in inner(tracker).backends().values() if isinstance(part, RecordingTracker)]
     return recording.run
 
 
@@ -209,7 +210,7 @@ def test_the_state_carries_every_run(tmp_path: Path, other: type[OtherTracker]) 
         log(run, range(5, 8))  # after the checkpoint: to be taken back
     second = make(tmp_path)
     recording = recorded(first)
-    (tracker,) = [part for part in inner(second).trackers.values() if isinstance(part, RecordingTracker)]
+    (tracker,) = [part for part in inner(second).backends().values() if isinstance(part, RecordingTracker)]
     second.load_state_dict(state)
     assert tracker.resume_id is not None
     tracker.runs[tracker.resume_id] = recording
@@ -279,7 +280,7 @@ def test_a_healthy_backend_misses_nothing_when_another_was_down(
             state = first.state_dict()
     recording = recorded(first)
     second = make(tmp_path)
-    (tracker,) = [part for part in inner(second).trackers.values() if isinstance(part, RecordingTracker)]
+    (tracker,) = [part for part in inner(second).backends().values() if isinstance(part, RecordingTracker)]
     second.load_state_dict(state)
     assert tracker.resume_id is not None
     tracker.runs[tracker.resume_id] = recording
@@ -346,4 +347,4 @@ def test_a_state_that_one_cannot_read_is_loaded_by_none(tmp_path: Path) -> None:
     states = [{"run_id": "a"}, {"run_id": 5}, {"run_id": "c"}]
     with pytest.raises(ValueError, match="'run_id'"):
         tracker.load_state_dict({"run_id": "all", "trackers": dict(zip(names, states, strict=True))})
-    assert [tracker.resume_id, *(child.resume_id for child in tracker.trackers.values())] == [None] * 4
+    assert [tracker.resume_id, *(child.resume_id for child in tracker.backends().values())] == [None] * 4

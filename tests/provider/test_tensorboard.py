@@ -3,6 +3,7 @@
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,3 +200,25 @@ def test_a_step_that_was_flushed_in_parts_keeps_them_all(tensorboard_storage: Te
             run.flush()
     expected = {"a": 1.0, "b": 2.0, again: 3.0}
     assert tensorboard_storage.scalars(str(tracker.run_id)) == {key_of(name, 1): expected[name] for name in "ab"}
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_run_that_was_opened_on_a_full_disk_first_has_its_texts(
+    tensorboard_storage: TensorBoardStorage, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    tracker, append, left = tensorboard_storage.tracker(), tensorboard.append, iter(range(room))
+
+    def full(*arguments: Any) -> None:
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+        append(*arguments)
+
+    monkeypatch.setattr(tensorboard, "append", full)
+    with pytest.raises(OSError, match="No space left"), tracker.open(PROPERTIES):
+        pass
+    monkeypatch.undo()
+    with tracker.open(PROPERTIES) as run:
+        run.scalar("loss", 1.0)
+    (folder,) = tensorboard_storage.folder.iterdir()
+    assert folder.name == tracker.run_id
+    assert tensorboard_storage.properties(folder.name)["hparams"] == PROPERTIES.hparams

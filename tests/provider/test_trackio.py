@@ -1,6 +1,9 @@
 """What Trackio alone does: rows that are stored once, and belong to a run."""
 
 from datetime import datetime
+from typing import Any
+
+import pytest
 
 from d9d_tracker.base import RunConfig
 
@@ -45,3 +48,16 @@ def test_a_rewind_takes_nothing_from_another_run_of_the_project(trackio_storage:
     whole, cut = (trackio_storage.scalars(str(tracker.run_id)) for tracker in trackers)
     assert whole == {key_of("a", step): float(step) for step in range(3)}
     assert cut == {key_of("a", 0): 0.0}
+
+
+@pytest.mark.parametrize("beside", [{}, {"loss": 1.0}])
+def test_a_value_that_is_logged_again_after_a_flush_is_refused(trackio_storage: TrackioStorage, beside: Any) -> None:
+    tracker = trackio_storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        for step in (3, 1):
+            run.log_at(step, {"accuracy": 0.5, **beside})
+            run.flush()
+        with pytest.raises(ValueError, match="'accuracy' at step 1: Trackio keeps what was flushed"):
+            run.log_at(1, {"accuracy": 0.75})
+    found = trackio_storage.scalars(str(tracker.run_id))
+    assert {step: value for (name, _, step), value in found.items() if name == "accuracy"} == {1: 0.5, 3: 0.5}

@@ -138,6 +138,16 @@ def test_the_environment_says_what_the_configuration_does_not(
         pass
 
 
+def test_who_has_said_wandb_offline_is_not_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "settings").write_text("[default]\nmode = offline\n")
+    wandb.teardown()  # it has read the settings already
+    with WandbTracker(WandbConfig(project="x", dir=tmp_path, accumulator=None)).open(PROPERTIES) as run:
+        assert run.sdk.settings.mode == "offline"
+    wandb.teardown()
+
+
 def test_names_that_are_W_and_B_s_own_are_kept_apart(  # noqa: N802 - its name
     wandb_storage: WandbStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,3 +158,19 @@ def test_names_that_are_W_and_B_s_own_are_kept_apart(  # noqa: N802 - its name
     (item,) = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert (item["_step~"], item["_timestamp~"], item["_timestamp"]) == (77.0, 78.0, 1e9)
     assert "'_step' is written as '_step~'" in caplog.text
+
+
+def test_the_earlier_lives_of_a_run_are_found_in_a_hidden_folder_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".wandb").mkdir()  # which W&B then writes to
+    storage = WandbStorage(tmp_path)
+    tracker = storage.tracker()
+    with tracker.open(PROPERTIES) as run:
+        run.scalar("loss", 1.0)
+    with storage.tracker(tracker.state_dict()).open(PROPERTIES) as run:
+        run.set_step(0)
+        run.scalar("loss", 2.0)
+    logs = sorted(tmp_path.glob(".wandb/offline-run-*/*.wandb"))
+    assert [[step for step, _ in LogFile(path).new_steps()] for path in logs] == [[], [0]]
+    assert "earlier files are not in" not in caplog.text

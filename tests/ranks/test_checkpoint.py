@@ -14,7 +14,7 @@ from programs import (
 )
 
 from d9d_tracker.pipeline.job_state import saved_ranks
-from d9d_tracker.provider.jsonl import read_run
+from tests.run_files import read_run
 
 STEPS = 38
 

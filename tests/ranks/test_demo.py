@@ -7,8 +7,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from d9d_tracker.provider.jsonl import read_run
 from d9d_tracker.record import Histogram
+from tests.run_files import read_run
 
 RANKS, STEPS = 2, 55
 

@@ -3,7 +3,7 @@
 from jobs import run_job
 from programs import panel_over_lives
 
-from d9d_tracker.provider.jsonl import read_run
+from tests.run_files import read_run
 
 
 def test_the_slow_rank_and_the_rate_of_all_are_told_for_any_number_of_ranks(tmp_path):

@@ -3,7 +3,7 @@
 from jobs import Job, content_of, run_job
 from programs import rank_0_alone, rank_0_alone_saves
 
-from d9d_tracker.provider.jsonl import read_run
+from tests.run_files import read_run
 
 
 def test_rank_0_alone(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from jobs import NAME, Job, content, content_of, run_job, tracker
 from programs import spread, spread_in_pieces, spread_over_lives
 
-from d9d_tracker.provider.jsonl import read_run
+from tests.run_files import read_run
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -99,7 +99,9 @@ def test_a_folder_gives_its_runs_and_names_what_is_none(stored, caplog):
     for name in ("b", "a"):
         path = stored([], name=name, file=f"{name}.jsonl")
     (path.parent / "other.jsonl").write_text('{"a": 1}\n')
+    (path.parent / "folder.jsonl").mkdir()  # as little to be read as a file of somebody else
     assert [run.name for run in d9d_tracker.read(str(path.parent))] == ["a", "b"]
+    assert "left out: [Errno 21] Is a directory" in caplog.text
     assert "other.jsonl is not the file of a run" in caplog.text
     with pytest.raises(ValueError, match="not the file of a run"):
         d9d_tracker.read(path.parent / "other.jsonl")

@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from mlflow import MlflowClient, get_tracking_uri
@@ -56,6 +57,7 @@ class MLflowRun(LockedRun):
         self._client = client
         self._pending: dict[tuple[str, int], Metric] = {}
         self._last: dict[str, int] = {}  # last step sent of every key
+        self._late: dict[str, set[int]] = {}  # all steps that MLflow has, of keys of which a value came late
         self._rewound: int | None = None
         self._has_said_kept = False
         self._kept: dict[str, dict[int, float]] = {}  # values of an earlier life, of the keys that were logged since
@@ -69,7 +71,7 @@ class MLflowRun(LockedRun):
         """Leave out what an earlier life of this run wrote at ``step`` or later: MLflow keeps it, once."""
         super().rewind(step)
         self._pending = {key: metric for key, metric in self._pending.items() if metric.step < step}
-        self._last = {}
+        self._last, self._late = {}, {}
         self._rewound = step
 
     @override
@@ -95,12 +97,19 @@ class MLflowRun(LockedRun):
             return
         # MLflow's page makes a section of what has all but the last part in common.
         key = valid_key(self._names.name(flat_name(record.name, record.context, sign=":"), kind))
-        if record.step <= self._last.get(key, -1):
+        if self._has(key, record.step):
             raise ValueError(
                 f"{record.name!r} at step {record.step}: MLflow cannot replace what was flushed for this step; flush "
                 "between steps"
             )
         self._pending[key, record.step] = Metric(key, value, round((record.time or time.time()) * 1000), record.step)
+
+    def _has(self, key: str, step: int) -> bool:
+        if step > self._last.get(key, -1):
+            return False
+        if key not in self._late:
+            self._late[key] = {metric.step for metric in self._client.get_metric_history(self.id, key)}
+        return step in self._late[key]
 
     @override
     def sync(self) -> None:
@@ -112,7 +121,8 @@ class MLflowRun(LockedRun):
             self._client.log_batch(self.id, metrics=[metric for _, metric in batch], synchronous=True)
             for key, metric in batch:
                 del self._pending[key]
-                self._last[metric.key] = metric.step
+                self._last[metric.key] = max(metric.step, self._last.get(metric.key, -1))
+                self._late.get(metric.key, set()).add(metric.step)
 
     def _leave_out_what_is_kept(self, first: int) -> None:
         for key in {key for key, _ in self._pending} - self._kept.keys():
@@ -176,6 +186,9 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
         run_id = run_id or self._create(client, properties)
         lock = lock_on_this_machine(run_id, f"MLflow run {run_id!r}")
         with unlock_if_it_fails(lock):
+            if is_new or self.new_id is not None:
+                with suppress(ValueError):  # a run that was begun before, and keeps what it has
+                    _log_params(client, run_id, properties.hparams)
             if not is_new and client.get_run(run_id).info.status != "RUNNING":
                 client.update_run(run_id, status="RUNNING")
             elif not is_new:
@@ -206,9 +219,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
     def _create(self, client: MlflowClient, properties: RunConfig) -> str:
         started, name = _milliseconds(properties.started), encodable(properties.name)
         tags = _tags(properties) | ({} if self.new_id is None else {_OUR_ID: self.new_id})
-        run = client.create_run(self._experiment(client), started, tags, name)
-        _log_params(client, run.info.run_id, properties.hparams)
-        return run.info.run_id
+        return client.create_run(self._experiment(client), started, tags, name).info.run_id
 
     def _experiment(self, client: MlflowClient) -> str:
         name = self.config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
@@ -236,12 +247,14 @@ def _expanded(uri: str | None) -> str | None:
 
 
 def _log_params(client: MlflowClient, run_id: str, hparams: Mapping[str, Any]) -> None:
-    params: list[Any] = [
-        Param(valid_key(key), encodable(str(value))[:MAX_PARAM_VAL_LENGTH])
-        for key, value in flat_hparams(dict(hparams)).items()
-    ]
+    known = client.get_run(run_id).data.params
+    flat = flat_hparams(dict(hparams)).items()
+    texts = {valid_key(key): encodable(str(value))[:MAX_PARAM_VAL_LENGTH] for key, value in flat}
+    params: list[Any] = [Param(key, text) for key, text in texts.items() if key not in known]
     for start in range(0, len(params), _PARAMS_PER_BATCH):
         client.log_batch(run_id, params=params[start : start + _PARAMS_PER_BATCH])
+    if changed := [key for key, text in texts.items() if known.get(key, text) != text]:
+        raise ValueError(f"MLflow cannot change parameters, and keeps what it has of {', '.join(changed)}")
 
 
 def _tags(properties: RunConfig) -> dict[str, str]:

@@ -26,6 +26,7 @@ from . import TensorBoardConfig, events
 
 _LOGGER = logging.getLogger("d9d_tracker")
 _TITLE_BYTES = 64
+_FILES = "events.out.tfevents.*"
 
 
 class TensorBoardRun(RowRun):
@@ -153,8 +154,9 @@ class TensorBoardTracker(RecordTracker[TensorBoardConfig]):
     def open_run(self, properties: RunConfig, run_id: str | None) -> TensorBoardRun:
         new_id = run_id or self.new_id or self.make_id(properties)
         folder = path_of_run(self.config.log_dir, new_id, run_id is not None)
-        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        start = len(events.file_start())  # all that there is if the disk was full when the run was opened first
+        is_new = not any(path.stat().st_size > start for path in folder.glob(_FILES))
         lock = lock_file(folder / ".writer", f"run {new_id!r} ({folder})")
         with unlock_if_it_fails(lock):
             return TensorBoardRun(folder, properties, is_new, lock)
@@ -162,7 +164,7 @@ class TensorBoardTracker(RecordTracker[TensorBoardConfig]):
 
 def _next_file(folder: Path) -> Path:
     """Return the path of a file that TensorBoard reads after all others in a folder: it goes by their names."""
-    earlier = sorted(path.name for path in folder.glob("events.out.tfevents.*"))
+    earlier = sorted(path.name for path in folder.glob(_FILES))
     second = int(time.time())
     if earlier:
         second = max(second, int(earlier[-1].split(".")[3]))

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from d9d_tracker.provider.lock import lock_on_this_machine, unlock_if_it_fails
 from d9d_tracker.provider.names import encodable, storable
 from d9d_tracker.provider.rebin import coarsen
 from d9d_tracker.provider.row_run import RowRun
-from d9d_tracker.record import Histogram
+from d9d_tracker.record import Histogram, Record
 
 from . import TrackioConfig
 
@@ -37,8 +38,8 @@ _RESERVED = ("project", "run", "timestamp", "step", "time", "metrics")
 class TrackioRun(RowRun):
     """A run in Trackio's database, written by Trackio's own storage: one row for what is flushed of a step.
 
-    A histogram keeps 512 of its edges at most, with its exact minimum, maximum and total; non-finite scalars are text.
-    A row that comes again, after a failure that left it unknown whether it was stored, is ignored.
+    A histogram is 512 bins at most, with edges of its own and its exact minimum, maximum and total; non-finite scalars
+    are text. A row that comes again, after a failure that left it unknown whether it was stored, is ignored.
     """
 
     def __init__(self, storage: Any, project: str, run_id: str, properties: RunConfig, group: str | None, lock: int):
@@ -47,6 +48,7 @@ class TrackioRun(RowRun):
         self._project = project
         self._name = encodable(properties.name)
         self._started = time.time() if properties.started is None else properties.started
+        self._stored = -1  # last step of this life that has a row
         self._config: dict[str, Any] | None = {
             **storable(plain_hparams(properties.hparams)),
             "_Created": _timestamp(self._started),
@@ -70,9 +72,23 @@ class TrackioRun(RowRun):
     @override
     def rewind(self, step: int) -> None:
         super().rewind(step)
+        self._stored = min(self._stored, step - 1)
         path = self._storage.get_project_db_path(self._project)
         with closing(sqlite3.connect(path, timeout=30)) as database, database:
             database.execute("DELETE FROM metrics WHERE run_id = ? AND step >= ?", (self.id, step))
+
+    @override
+    def write_record(self, record: Record) -> None:
+        if record.step <= self._stored and self._keys_at(record.step) & {key for key, _ in self._names.parts(record)}:
+            raise ValueError(
+                f"{record.name!r} at step {record.step}: Trackio keeps what was flushed; flush between steps"
+            )
+        super().write_record(record)
+
+    def _keys_at(self, step: int) -> set[str]:
+        with closing(sqlite3.connect(self._storage.get_project_db_path(self._project), timeout=30)) as database:
+            rows = database.execute("SELECT metrics FROM metrics WHERE run_id = ? AND step = ?", (self.id, step))
+            return {key for (row,) in rows for key in json.loads(row)}
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
@@ -102,6 +118,7 @@ class TrackioRun(RowRun):
             config=self._config,
             log_ids=[f"{self.id}-{step}-{_digest(row)}" for step, row in self._rows.items()] or [f"{self.id}-config"],
         )
+        self._stored = max([self._stored, *self._rows])
         self._rows, self._times, self._config = {}, {}, None
 
     @override
@@ -120,7 +137,8 @@ class TrackioTracker(RecordTracker[TrackioConfig]):
     @override
     def how_to_open(self) -> str | None:
         show = command("trackio", "show", "--project", self.config.project)
-        return show if self.config.dir is None else f"TRACKIO_DIR={self.config.dir.expanduser().absolute()} {show}"
+        folder = self.config.dir and shlex.quote(str(self.config.dir.expanduser().absolute()))
+        return f"TRACKIO_DIR={folder} {show}" if folder else show
 
     @override
     def make_id(self, properties: RunConfig) -> str:

@@ -16,7 +16,7 @@ class WandbConfig(TrackerConfig):
         group: Group that the run belongs to, or None for what ``WANDB_RUN_GROUP`` says, if anything.
         tags: Tags of the run; without any, those of ``WANDB_TAGS``.
         mode: ``"online"``; ``"offline"``, which writes to local files for ``wandb sync``; ``"disabled"``; or None for
-            what ``WANDB_MODE`` says, online by default.
+            what ``WANDB_MODE`` or ``wandb offline`` says, online by default.
         dir: Folder in which W&B creates its folder ``wandb``, or None for ``WANDB_DIR`` or the working directory.
     """
 

@@ -150,12 +150,12 @@ class WandbTracker(RecordTracker[WandbConfig]):
     @override
     def open_run(self, properties: RunConfig, run_id: str | None) -> WandbRun:
         config = self.config
-        mode = config.mode or _mode_of_environment()
+        mode = config.mode or _mode_of_wandb()
         folder = Path(config.dir or os.environ.get("WANDB_DIR") or ".").expanduser().absolute()
         new_id = run_id or self.new_id or self.make_id(properties)
         lock = lock_on_this_machine(new_id, f"W&B run {new_id!r}")
         with unlock_if_it_fails(lock):
-            earlier = sorted(folder.glob(f"wandb/offline-run-*/run-{new_id}.wandb"))
+            earlier = sorted(folder.glob(f"*wandb/offline-run-*/run-{new_id}.wandb"))
             if run_id and mode == "offline" and not earlier:
                 _LOGGER.warning("run %r: W&B's earlier files are not in %s: going on without them", run_id, folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -185,8 +185,8 @@ class WandbTracker(RecordTracker[WandbConfig]):
             return WandbRun(run, log, [LogFile(path) for path in earlier], lock)
 
 
-def _mode_of_environment() -> Literal["online", "offline", "disabled"]:
-    said = os.environ.get("WANDB_MODE", "online")
+def _mode_of_wandb() -> Literal["online", "offline", "disabled"]:
+    said = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode  # which `wandb offline` sets
     if said not in _MODES:
         raise ValueError(f"WANDB_MODE={said!r} is not one of {', '.join(_MODES)}; or set the configuration's mode")
     return _MODES[said]
