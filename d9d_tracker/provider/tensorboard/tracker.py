@@ -155,8 +155,8 @@ class TensorBoardTracker(RecordTracker[TensorBoardConfig]):
         new_id = run_id or self.new_id or self.make_id(properties)
         folder = path_of_run(self.config.log_dir, new_id, run_id is not None)
         folder.mkdir(parents=True, exist_ok=True)
-        start = len(events.file_start())  # all that there is if the disk was full when the run was opened first
-        is_new = not any(path.stat().st_size > start for path in folder.glob(_FILES))
+        # There may be no more than the start of a file, if the disk was full when the run was opened first.
+        is_new = not any(path.stat().st_size > len(events.file_start()) for path in folder.glob(_FILES))
         lock = lock_file(folder / ".writer", f"run {new_id!r} ({folder})")
         with unlock_if_it_fails(lock):
             return TensorBoardRun(folder, properties, is_new, lock)

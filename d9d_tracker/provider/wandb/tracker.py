@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import wandb
 from typing_extensions import override
@@ -31,15 +31,8 @@ _WRITE_TIMEOUT = 20.0
 _FINISH_TIMEOUT = 60.0
 
 _RESERVED = ("_step", "_runtime", "_timestamp", "_wandb")
-# What W&B understands, older words included.
-_MODES: dict[str, Literal["online", "offline", "disabled"]] = {
-    "online": "online",
-    "run": "online",
-    "shared": "online",
-    "offline": "offline",
-    "dryrun": "offline",
-    "disabled": "disabled",
-}
+_MODES = ("online", "offline", "disabled")
+_OTHER_WORDS = {"run": "online", "shared": "online", "dryrun": "offline"}  # that W&B understands
 
 
 class WandbRun(RowRun):
@@ -185,8 +178,8 @@ class WandbTracker(RecordTracker[WandbConfig]):
             return WandbRun(run, log, [LogFile(path) for path in earlier], lock)
 
 
-def _mode_of_wandb() -> Literal["online", "offline", "disabled"]:
+def _mode_of_wandb() -> Any:
     said = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode  # which `wandb offline` sets
-    if said not in _MODES:
+    if (mode := _OTHER_WORDS.get(said, said)) not in _MODES:
         raise ValueError(f"WANDB_MODE={said!r} is not one of {', '.join(_MODES)}; or set the configuration's mode")
-    return _MODES[said]
+    return mode
