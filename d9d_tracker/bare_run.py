@@ -2,14 +2,13 @@
 
 import itertools
 import numbers
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from .base import BaseTrackerRun
+from .base import BaseTrackerRun, as_step
 from .context import Contexts, as_context, as_items
 from .lazy_torch import is_tensor
 from .points import Points
@@ -84,11 +83,9 @@ class BareRun(BaseTrackerRun):
 
         Raises:
             TypeError: If it is not an int.
-            ValueError: If it is smaller than the one before, or the run is closed.
+            ValueError: If it is negative or smaller than the one before, or the run is closed.
         """
-        if isinstance(step, bool) or is_tensor(step) or not hasattr(step, "__index__"):
-            raise TypeError(f"a step is an int, not {step!r} of type {type(step).__name__}")
-        step = operator.index(step)
+        step = as_step("set_step", step)
         self._check_open(f"step {step}")
         if self._resumed:
             self.rewind(step)
@@ -129,6 +126,7 @@ class BareRun(BaseTrackerRun):
         values: "Mapping[str, float | torch.Tensor | Histogram]",
         context: Mapping[str, Any] | None = None,
     ) -> None:
+        step = as_step("log_at", step)
         for name, value in values.items():
             self._check_open(name)
             finished = value if isinstance(value, Histogram) else as_float(name, value)

@@ -76,11 +76,7 @@ def hangs_on_data(size: int) -> bool:
 
 
 def register_effect(operator: str) -> None:
-    """Keep the compiler from removing, repeating or reordering an operator that has no results.
-
-    Args:
-        operator: Its qualified name.
-    """
+    """Keep the compiler from removing, repeating or reordering an operator that has no results."""
     _register_effectful_op(operator, EffectType.ORDERED)
 
 
@@ -257,11 +253,7 @@ def _operators_around() -> Iterator[Any]:
 
 
 def check_when_traced(check: Callable[[torch.fx.GraphModule], None]) -> None:
-    """Have the graph that is being traced checked when it is complete.
-
-    Args:
-        check: Gets the graph, once; what it raises ends the compilation.
-    """
+    """Have the graph that is being traced checked, once, when it is complete; what is raised ends the compilation."""
     output = _output()
     if check not in output.register_finalizer_fns:
         output.add_graph_finalizer(check)

@@ -16,7 +16,7 @@ ALLOWED = {
     "errors": {"lazy_torch"},
     "record": {"config"},
     "points": {"record"},
-    "base": {"at_exit", "config", "errors", "record"},
+    "base": {"at_exit", "config", "errors", "lazy_torch", "record"},
     "context": {"errors"},
     "hparams": {"lazy_torch"},
     "sink": {"base", "points", "record"},

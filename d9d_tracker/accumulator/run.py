@@ -1,9 +1,7 @@
 """The run a training loop logs to: values merge into device buffers, also under torch.compile and CUDA graphs."""
 
-import contextlib
 import inspect
 import logging
-import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -17,6 +15,7 @@ from torch.compiler import is_compiling
 from typing_extensions import override
 
 from d9d_tracker.bank.buffers import Buffers
+from d9d_tracker.base import as_step
 from d9d_tracker.calls.arguments import check_mapping, check_names, check_number
 from d9d_tracker.calls.histogram_calls import AccumulatingBinsHandle, HistogramCalls
 from d9d_tracker.calls.panel_calls import PanelCalls
@@ -79,10 +78,10 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         if not self.is_open or pipeline is None:
             pipeline = self._open_pipeline("set_step")
         if type(step) is not int:
-            step = _as_index("set_step", step)
+            step = as_step("set_step", step)
         current = buffers.now[0]
         if not current <= step < 2**63:
-            _check_step("set_step", step)
+            as_step("set_step", step)
             raise TrackerValueError(
                 f"set_step({step}): the run is at step {current} and steps never go back; to repeat steps, "
                 "resume from a checkpoint of that step or open another run"
@@ -203,8 +202,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
                 is called in compiled code.
         """
         self._refuse_inside_graphs("log_at")
-        step = step if type(step) is int else _as_index("log_at", step)
-        _check_step("log_at", step)
+        step = as_step("log_at", step)
         check_mapping("log_at", values)
         check_names(list(values))
         if self._is_silent("log_at"):
@@ -214,7 +212,8 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
 
         def finished(name: str, value: Any) -> Record:
             if not isinstance(value, Histogram):
-                value = float(check_number(name, (), value, self.buffers.device))
+                number = check_number(name, (), value, self.buffers.device)
+                value = float(number.item() if isinstance(number, torch.Tensor) else number)
             return Record(name, step, tags, value, now)
 
         self.buffers.add_late([finished(name, value) for name, value in values.items()], {})
@@ -341,17 +340,3 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
 
 for _kind in (AccumulatingRun, AccumulatingScalarHandle, AccumulatingBinsHandle):
     run_as_it_is(*(method for name, method in inspect.getmembers(_kind, inspect.isfunction) if name[0] != "_"))
-
-
-def _check_step(method: str, step: int) -> None:
-    """Refuse a step that is negative, or does not fit into int64."""
-    if not 0 <= step < 2**63:
-        raise TrackerValueError(f"{method}({step}): a step is between 0 and 2**63 - 1; count steps from the start")
-
-
-def _as_index(method: str, step: Any) -> int:
-    # A tensor could be asked too, and a GPU would be waited for.
-    if not isinstance(step, bool | torch.Tensor):
-        with contextlib.suppress(TypeError):
-            return operator.index(step)
-    raise TrackerTypeError(f"{method}({step!r}): a step is an int, not {type(step).__name__}; pass int(step)")

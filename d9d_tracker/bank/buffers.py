@@ -305,18 +305,20 @@ class Buffers:
             rows = self.scalars.window[: clock.rows, :, : len(scalars)], self.scalars.current[:, : len(scalars)]
             host, ready, arrived = self._copy(rows, len(histograms))
             self._make_deferred()
-        deadline = time.monotonic() + timeout
-        awaited = [value.is_there for *_, value in readings if isinstance(value, Elapsed)]
-        for is_there in [*([] if ready is None else [ready.query]), *awaited]:
-            while not is_there():
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"the device has not answered for {timeout:g} s")
-                time.sleep(1e-3)
-        steps, times = [*clock.filed[: clock.rows], clock.step], [*clock.times[: clock.rows], clock.began]
-        came = Late(readings=readings)
-        copied = Window(0, steps, times, host, None, None, scalars, histograms, came, arrived=arrived).read().copy()
-        self.staging.give_back(host)
-        return clock, copied, late
+        try:
+            deadline = time.monotonic() + timeout
+            awaited = [value.is_there for *_, value in readings if isinstance(value, Elapsed)]
+            for is_there in [*([] if ready is None else [ready.query]), *awaited]:
+                while not is_there():
+                    if time.monotonic() > deadline:
+                        raise RuntimeError(f"the device has not answered for {timeout:g} s")
+                    time.sleep(1e-3)
+            steps, times = [*clock.filed[: clock.rows], clock.step], [*clock.times[: clock.rows], clock.began]
+            came = Late(readings=readings)
+            window = Window(0, steps, times, host, None, None, scalars, histograms, came, arrived=arrived)
+            return clock, window.read().copy(), late
+        finally:
+            self.staging.give_back(host)
 
     def _make_deferred(self) -> None:
         while self._deferred:

@@ -77,14 +77,7 @@ class Places:
         self._stream, self._written = (gpu.Stream(device), gpu.Event()) if is_gpu else (None, None)
 
     def claim(self, series: Series) -> int:
-        """Return the place of a series, which has its slot from now on; -1 if no place is left, which is said.
-
-        Args:
-            series: The series, with the context of the call alone.
-
-        Raises:
-            TrackerValueError: If it was logged differently before.
-        """
+        """Return the place of a series, with the context of the call alone; -1 if none is left, which is said."""
         with self._lock:
             slot = self._slot(series, self.context)
             place = _places.setdefault(series, len(_places))
@@ -97,26 +90,14 @@ class Places:
             return place
 
     def adopt(self, token: str, claimed: dict[Series, int]) -> None:
-        """Give what code that was compiled for another run may log to its slots here.
-
-        Args:
-            token: The other run's.
-            claimed: What it has claimed.
-        """
+        """Give what code that was compiled for another run may log to its slots here."""
         with self._lock:
             for series in list(claimed)[self._adopted.get(token, 0) :]:
                 self._add(series, claimed[series], self._slot_if_it_fits(series, self.context))
             self._adopted[token] = len(claimed)
 
     def entry(self, series: Series) -> Entry:
-        """Return what a handle holds, the same each time.
-
-        Args:
-            series: The series, with the context of the handle alone.
-
-        Raises:
-            TrackerValueError: If it was logged differently before.
-        """
+        """Return what a handle of a series, with the context of the handle alone, holds: the same each time."""
         with self._lock:
             slot = self._slot(series, self.context)
             if series not in self._entries:
@@ -128,12 +109,7 @@ class Places:
             return self._entries[series]
 
     def slot(self, series: Series, context: ContextItems) -> int:
-        """Return the slot of a series in a context, -1 for none; said once.
-
-        Args:
-            series: One of a handle, or that has a place.
-            context: The context, of a thread or task perhaps that is not the training's.
-        """
+        """Return the slot of a series in a context, -1 for none; said once."""
         with self._lock:
             known = self._known.setdefault(context, {})
             if series not in known:
@@ -141,11 +117,7 @@ class Places:
             return known[series]
 
     def names(self, table: torch.Tensor) -> list[str]:
-        """Return the names of the series that a table is for, if it is one of these.
-
-        Args:
-            table: The whole table, or that of an entry.
-        """
+        """Return the names of the series that a table is for, if it is one of these."""
         if table is self.table:
             return sorted({series.name for series in self._series})
         return [series.name for series, entry in self._entries.items() if table is entry.table]
@@ -159,9 +131,6 @@ class Places:
         """Have every place and handle mean the slot of its series in a context. Does not wait for the device.
 
         A series that has no slot there, because it was logged differently or all are taken, goes nowhere: said once.
-
-        Args:
-            context: The persistent context.
         """
         with self._lock:
             self.context = context

@@ -6,6 +6,7 @@ Code under trace cannot format everything (a symbolic shape, an exception), so t
 import logging
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from d9d_tracker.lazy_torch import assume_constant_result
 from d9d_tracker.series.reductions import Reduction
 from d9d_tracker.series.registry import ContextItems, Named, label
 from d9d_tracker.tracing import hangs_on_data
-from d9d_tracker_kernels import SUPPORTED_DTYPES, dense_move
+from d9d_tracker_kernels import why_not_counted
 from d9d_tracker_kernels.device import GPU, gpu
 
 logger = logging.getLogger("d9d_tracker")
@@ -28,15 +29,7 @@ _left_out: set[str] = set()
 
 
 def check_names(names: Sequence[object]) -> None:
-    """Refuse names that are not text.
-
-    Args:
-        names: Names of series.
-
-    Raises:
-        TrackerTypeError: If one is not a str.
-        TrackerValueError: If one is empty.
-    """
+    """Refuse names that are not text."""
     for name in names:
         if not isinstance(name, str):
             fail(TrackerTypeError, f"the name of a series is a str, not {type(name).__name__}; the name comes first")
@@ -45,26 +38,13 @@ def check_names(names: Sequence[object]) -> None:
 
 
 def check_mapping(method: str, values: object) -> None:
-    """Refuse what has no names.
-
-    Args:
-        method: The method that was called.
-        values: What was given as names and values.
-
-    Raises:
-        TrackerTypeError: If it is no mapping.
-    """
+    """Refuse what has no names."""
     if not isinstance(values, Mapping):
         fail(TrackerTypeError, f"{method} takes a mapping of names to values, not {type(values).__name__}")
 
 
 def numbers_among(names: Sequence[object], values: Sequence[object]) -> list[int]:
-    """Return which values of a mapping are not None, text or a collection; the others are named once.
-
-    Args:
-        names: Names of series.
-        values: As many values.
-    """
+    """Return which values of a mapping are not None, text or a collection; the others are named once."""
     used: list[int] = []
     for index, value in enumerate(values):
         # A tensor is told first: compiled code guards on all that is asked, at each call.
@@ -103,19 +83,20 @@ def check_number(
     """
     if isinstance(value, torch.Tensor):
         return _check_element(name, items, value, device, reduce)
-    if isinstance(value, bool | int | float):
-        return value if torch.compiler.is_compiling() else _check_size(name, items, value, device)
+    if torch.compiler.is_compiling():
+        if isinstance(value, bool | int | float):
+            return value
+    elif isinstance(value, Real | np.bool_):
+        return _check_size(name, items, value, device)
     if isinstance(value, np.ndarray):  # to Dynamo, all of NumPy's numbers are arrays
         if not torch.compiler.is_compiling() and value.dtype.kind not in "biufc":
             fail(TrackerTypeError, f"{label(name, items)}: a NumPy array of {value.dtype} holds no number")
-        return _check_element(name, items, torch.as_tensor(value), device, reduce)
-    if not torch.compiler.is_compiling() and isinstance(value, Real | np.bool_):
-        return float(value)
+        return _check_element(name, items, torch.as_tensor(value, device="cpu"), device, reduce)
     received = _describe(value) + ("; pass float(...)" if isinstance(value, str) else "")
     fail(TrackerTypeError, f"{label(name, items)}: a scalar is a number or a tensor of one element, not {received}")
 
 
-def _check_size(name: str | Named, items: ContextItems, value: float, device: torch.device) -> float:
+def _check_size(name: str | Named, items: ContextItems, value: Any, device: torch.device) -> float:
     if device.type == GPU and gpu.is_current_stream_capturing():
         fail(
             TrackerValueError,
@@ -140,24 +121,22 @@ def _check_element(
         )
     if value.is_complex():
         fail(TrackerTypeError, f"{label(name, items)}: {value.dtype} is not real; log .abs() or its parts")
-    if is_distributed(value):
+    if not torch.compiler.is_compiling() and (value.layout != torch.strided or value.is_nested or value.is_quantized):
         try:
+            return float(value.item())
+        except RuntimeError:
+            fail(TrackerTypeError, f"{label(name, items)}: cannot read a number of layout {value.layout}; pass a float")
+    try:
+        if is_distributed(value):
             value = local_scalar(value, reduce)
-        except TypeError:
-            fail(
-                TrackerTypeError,
-                f"{label(name, items)}: with reduce={reduce!r}, ranks cannot make a whole of this distributed scalar "
-                "when their windows meet; bring it together first with .full_tensor(), on every rank of the mesh",
-            )
-    elif not torch.compiler.is_compiling():  # where no tensor has such a type
-        try:
+        elif not torch.compiler.is_compiling():  # where no tensor has a type
             value = typed_scalar(value, reduce)
-        except TypeError:
-            fail(
-                TrackerTypeError,
-                f"{label(name, items)}: with reduce={reduce!r}, ranks cannot make a whole of this part of a sum; "
-                "all_reduce it first, on every rank of the axis",
-            )
+    except TypeError:
+        fail(
+            TrackerTypeError,
+            f"{label(name, items)}: with reduce={reduce!r}, ranks cannot make a whole of this part of a sum, or shard, "
+            "when their windows meet; bring it together first, by .full_tensor() or all_reduce, on each of these ranks",
+        )
     if value.device == device:
         return value
     if value.device.type == "meta":
@@ -198,32 +177,16 @@ def check_population(
     if not isinstance(values, torch.Tensor):
         kind = type(values).__name__
         fail(TrackerTypeError, f"{label(name, items)}: bins takes a tensor, not {kind}; pass torch.as_tensor(...)")
-    if is_distributed(values):
-        try:
-            values, counts = local_share(values)
-        except TypeError:
-            fail(
-                TrackerTypeError,
-                f"{label(name, items)}: the values are partial, they exist only after a reduction across ranks; reduce "
-                "them first, with .redistribute(placements=[Replicate()]), on every rank of the mesh",
-            )
-    else:
-        try:
-            counts = typed_share(values)
-        except TypeError:
-            fail(
-                TrackerTypeError,
-                f"{label(name, items)}: the values are parts of a sum, they exist only after a reduction across ranks; "
-                "all_reduce them first, on every rank of the axis",
-            )
-    # Dynamo has no sparse tensors, and lets nobody ask for a layout in a gradient hook.
-    if not torch.compiler.is_compiling() and (values.layout != torch.strided or values.is_nested):
-        kind = "a nested tensor" if values.is_nested else f"a tensor of layout {values.layout}"
-        fail(TrackerTypeError, f"{label(name, items)}: cannot bin {kind}; pass {dense_move(values)}")
-    if values.dtype not in SUPPORTED_DTYPES:
-        move = "log .abs() or its parts" if values.is_complex() else "convert it to a dtype that holds its values"
-        move = "pass dequantize()" if values.is_quantized else move
-        fail(TrackerTypeError, f"{label(name, items)}: cannot bin values of {values.dtype}; {move}")
+    try:
+        values, counts = local_share(values) if is_distributed(values) else (values, typed_share(values))
+    except TypeError:
+        fail(
+            TrackerTypeError,
+            f"{label(name, items)}: the values are parts of a sum, which exists only after a reduction across ranks; "
+            "reduce them first, by .redistribute(placements=[Replicate()]) or all_reduce, on each of these ranks",
+        )
+    if (why_not := why_not_counted(values, torch.compiler.is_compiling())) is not None:
+        fail(TrackerTypeError, f"{label(name, items)}: {why_not}")
     if values.device != device and _refuses(values.device, device):
         fail(
             TrackerValueError,

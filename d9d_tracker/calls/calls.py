@@ -86,10 +86,6 @@ class Calls(BaseTrackerRun):
             check_traced_place(handle.name)
         return False
 
-    def _refuse_spread(self, name: str, scope: Scope) -> None:
-        if scope == "spread":
-            fail(TrackerValueError, f"series {name!r}: scope='spread' is of scalars; use 'global' or 'rank'")
-
     def _items(self, name: str, context: dict[str, str] | None, scope: Scope, handle: bool = False) -> ContextItems:
         """The context of a call, without that of the run or a block where a place is held: that is data there."""
         held = self.holds_places()
@@ -113,15 +109,16 @@ class Calls(BaseTrackerRun):
         return self._contexts.get()
 
     def _target(self, handle: Any, slots: torch.Tensor) -> Target:
-        """Where a handle writes; in eager code under another context than compiled code's, to its slot there, if any.
+        """Where a handle writes; in eager code to its slot in the context that holds here, if any.
 
         Args:
             handle: The handle.
             slots: The table in which place k is slot k.
         """
-        if self.holds_places() or (context := self._current_context()) == self.buffers.places.context:
+        if self.holds_places():
             return handle.target
-        slot = self.buffers.places.slot(handle.series, context)
+        places, context = self.buffers.places, self._current_context()
+        slot = handle.entry.slot if context == places.context else places.slot(handle.series, context)
         return Target([slot] if slot >= 0 else [], slots)
 
     def _refuse_inside_graphs(self, method: str) -> None:

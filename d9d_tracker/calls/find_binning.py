@@ -11,12 +11,7 @@ from d9d_tracker.record import Histogram
 
 
 def find_binning(histogram: Histogram, preferred: Binning) -> Binning | None:
-    """Return a binning that has a histogram's bins, if there is one: exponential, of integers, or of equal bins.
-
-    Args:
-        histogram: The histogram.
-        preferred: What is tried first.
-    """
+    """Return a binning that has a histogram's bins, if there is one: exponential, of integers, or of equal bins."""
     edges = histogram.edges
     candidates: list[Callable[[], Binning]] = [
         lambda: preferred,

@@ -15,9 +15,9 @@ from d9d_tracker.compiled.effects import add_counts_with_effect, histogram_with_
 from d9d_tracker.compiled.regions import has_effect_here, refuse_effect_here
 from d9d_tracker.compiled.slots import counts_at, histogram_at, histogram_series, token_of
 from d9d_tracker.config import Binning
-from d9d_tracker.errors import TrackerTypeError, TrackerValueError
+from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 from d9d_tracker.record import Histogram
-from d9d_tracker.series.registry import HistogramSeries, label
+from d9d_tracker.series.registry import ContextItems, HistogramSeries, label
 from d9d_tracker.tracing import is_backward_traced
 
 from .arguments import check_counts, check_mapping, check_names, check_population
@@ -115,7 +115,7 @@ class HistogramCalls(Calls):
         check_names([name])
         if self._is_silent(name) or self._is_repeated(name):
             return
-        items = self._items(name, context, scope)
+        items = self._items_of_bins(name, context, scope)
         vector, counts = check_counts(name, items, values, self.buffers.device)
         held, buffers = self.holds_places(), self.buffers
         bins = len(range(vector.shape[0]))  # which makes a number of a symbol
@@ -125,7 +125,7 @@ class HistogramCalls(Calls):
         table = self._table(held)
         if not torch.compiler.is_compiling():
             buffers.change(buffers.add_counts, vector, at, cadence, table)
-        elif is_backward_traced() or self._has_effect([vector]):
+        elif self._has_effect([vector]):
             add_counts_with_effect(token_of(self.key), vector, at, cadence)
         else:
             buffers.add_counts(vector, at, cadence, table)
@@ -160,8 +160,7 @@ class HistogramCalls(Calls):
         check_names([name])
         if self._is_silent(name) or self._is_repeated(name):
             return
-        self._refuse_spread(name, scope)
-        items = self._items(name, context, scope)
+        items = self._items_of_bins(name, context, scope)
         if not isinstance(histogram, Histogram):
             raise TrackerTypeError(f"{label(name, items)}: pass a Histogram, not {type(histogram).__name__}")
         chosen = find_binning(histogram, self.config.binning) if binning is None else binning
@@ -204,8 +203,7 @@ class HistogramCalls(Calls):
         """
         self._refuse_inside_graphs("bins_series")
         check_names([name])
-        self._refuse_spread(name, scope)
-        items = self._items(name, context, scope, handle=True)
+        items = self._items_of_bins(name, context, scope, handle=True)
         series, cadence = histogram_series(self.config, name, items, binning, every)
         return AccumulatingBinsHandle(self, series, cadence, self.buffers.places)
 
@@ -237,8 +235,7 @@ class HistogramCalls(Calls):
         check_names(names)
         if not names or self._is_silent(names[0]) or self._is_repeated(names[0]):
             return
-        self._refuse_spread(names[0], scope)
-        items = self._items(names[0], context, scope)
+        items = self._items_of_bins(names[0], context, scope)
         device = self.buffers.device
         held = self.holds_places()
         populations: list[torch.Tensor] = []
@@ -256,6 +253,13 @@ class HistogramCalls(Calls):
         if at:
             self._write_bins(Target(at, self._table(held)), populations, parameters)
 
+    def _items_of_bins(
+        self, name: str, context: dict[str, str] | None, scope: Scope, handle: bool = False
+    ) -> ContextItems:
+        if scope == "spread":
+            fail(TrackerValueError, f"series {name!r}: scope='spread' is of scalars; use 'global' or 'rank'")
+        return self._items(name, context, scope, handle)
+
     def _table(self, held: bool) -> torch.Tensor:
         return self.buffers.places.table if held else self.buffers.histograms.places
 
@@ -263,14 +267,16 @@ class HistogramCalls(Calls):
         buffers = self.buffers
         if not torch.compiler.is_compiling():
             buffers.change(buffers.count, target, populations, *parameters)
-        elif is_backward_traced() or has_effect_here(target.is_handle) or self._has_effect(populations):
+        elif self._has_effect(populations, target.is_handle):
             table = target.table if target.is_handle else None
             histogram_with_effect(token_of(self.key), table, populations, target.at, *parameters)
         else:
             buffers.count(target, populations, *parameters)
 
-    def _has_effect(self, populations: Sequence[torch.Tensor]) -> bool:
-        """Tell, while tracing, whether to count by an operator with an effect: on devices that have no bank."""
+    def _has_effect(self, populations: Sequence[torch.Tensor], is_handle: bool = False) -> bool:
+        """Tell, while tracing, whether to count by an operator with an effect."""
+        if is_backward_traced() or has_effect_here(is_handle):
+            return True
         has_bank = self.buffers.has_bank(populations)
         if not has_bank:
             refuse_effect_here()
@@ -289,7 +295,8 @@ class AccumulatingBinsHandle(BinsHandle):
     Attributes:
         series: The same.
         parameters: Cadence and binning, as the operators take them.
-        target: Where it writes: a table of its own.
+        entry: Says which slot it has now.
+        target: Where code that runs again without Python writes: its table.
     """
 
     def __init__(self, run: HistogramCalls, series: HistogramSeries, every: int, places: Places):
@@ -297,7 +304,8 @@ class AccumulatingBinsHandle(BinsHandle):
         self._run = run
         self.series = series
         self.parameters = (every, *series.binning.parameters())
-        self.target = Target([0], places.entry(series).table, is_handle=True)
+        self.entry = places.entry(series)
+        self.target = Target([0], self.entry.table, is_handle=True)
 
     @override
     def bins(self, values: torch.Tensor) -> None:

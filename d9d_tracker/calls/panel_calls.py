@@ -11,13 +11,14 @@ from d9d_tracker.bank.host_scalars import as_number
 from d9d_tracker.bank.scalars import Number
 from d9d_tracker.bank.target import Target
 from d9d_tracker.config import AccumulatorConfig
+from d9d_tracker.errors import TrackerValueError, fail
 from d9d_tracker.panel.memory import memory
 from d9d_tracker.panel.meter import Gauge, Meter
 from d9d_tracker.panel.rates import Rates
 from d9d_tracker.panel.step import Steps
 from d9d_tracker.panel.system import Sample, System
 from d9d_tracker.panel.timers import Block, Stopwatch, Timed, untimed
-from d9d_tracker.tracing import compiled_graphs
+from d9d_tracker.tracing import compiled_graphs, is_plain
 
 from .arguments import check_names, check_number
 from .calls import Calls
@@ -55,7 +56,7 @@ class PanelCalls(Calls):
 
         Raises:
             TrackerTypeError: If the name is no text.
-            TrackerValueError: If the name is empty.
+            TrackerValueError: If the name is empty, or one of ``monitor``: step, device or idle.
         """
         gauge = self._gauges.get(name) if type(name) is str else None
         if gauge is None:
@@ -75,7 +76,7 @@ class PanelCalls(Calls):
 
         Raises:
             TrackerTypeError: If the name is no text.
-            TrackerValueError: If the name is empty.
+            TrackerValueError: If the name is empty, or one of ``monitor``: step, device or idle.
         """
         return Timed(self.clock, self._gauge_of(name), items)
 
@@ -98,14 +99,20 @@ class PanelCalls(Calls):
           ``system/network/received``, ``system/network/sent``.
 
         Raises:
-            TrackerValueError: If it is called in compiled code, or while a CUDA graph is captured.
+            TrackerValueError: If it is called in compiled code, or while a CUDA graph is captured, or one of these
+                series was logged otherwise before.
         """
         self._refuse_inside_graphs("monitor")
         if self._is_silent("monitor"):
             return
-        steps = self._step_times()
+        steps, meter, system = self._step_times(), self.clock.meter, self._system or System(self.buffers.device)
+        # What contradicts another series is refused here, and not by a ``set_step``.
+        for gauge in steps.gauges:
+            meter.slots(gauge)
+        for name in (*memory(self.buffers.device), *system.names):
+            meter.slots(meter.gauge(name), reduce="last")
         steps.logs = steps.is_first = self.clock.logs_idle = True
-        self._system = self._system or System(self.buffers.device)
+        self._system = system
 
     def rate(self, name: str, n: Number, *, flops: float | None = None, peak: float | None = None) -> None:
         """Count units of work, tokens for example, whose number a second is logged.
@@ -130,13 +137,12 @@ class PanelCalls(Calls):
         buffers = self.buffers
         if is_compiling() or buffers.is_gpu:
             self._refuse_inside_graphs("rate")
-        if not self.is_open:
-            self._is_silent(name)
+        if not (self.is_open and is_plain()) and (self._is_silent(name) or self._is_repeated(name)):
             return
         if self._steps is None:
             self._step_times()
         key = (name, self._contexts.get(), flops, peak)
-        slot = self._rates.slots.get(key)
+        slot = self._rates.slots.get(key) if type(name) is str else None
         if slot is None:
             check_names([name])
             slot = self._rates.claim(*key)
@@ -164,6 +170,8 @@ class PanelCalls(Calls):
 
     def _gauge_of(self, name: str) -> Gauge:
         check_names([name])
+        if name in ("step", "device", "idle"):
+            fail(TrackerValueError, f"'time/{name}' is what run.monitor() logs: give what you time another name")
         gauge = self._gauges[name] = self.clock.meter.gauge(f"time/{name}", f"time/{name}/host")
         return gauge
 

@@ -269,7 +269,7 @@ class AccumulatingScalarHandle(ScalarHandle):
         series: The same.
         reduce: The reduction.
         entry: Says which slot it has now.
-        target: Where it writes: its table.
+        target: Where code that runs again without Python writes: its table.
     """
 
     def __init__(self, run: ScalarCalls, series: ScalarSeries, places: Places):

@@ -57,17 +57,11 @@ def _histogram(
     buffers: Buffers, places: torch.Tensor | None, values: list[torch.Tensor], at: list[int], *parameters: Any
 ) -> None:
     target = Target(at, buffers.places.table if places is None else places)
-    if buffers.has_bank(values):
-        buffers.count(target, values, *parameters)
-    else:
-        buffers.change(buffers.count, target, values, *parameters)
+    buffers.change(buffers.count, target, values, *parameters)
 
 
 def _add_counts(buffers: Buffers, values: torch.Tensor, at: int, every: int) -> None:
-    if buffers.has_bank([values]):
-        buffers.add_counts(values, at, every, buffers.places.table)
-    else:
-        buffers.change(buffers.add_counts, values, at, every, buffers.places.table)
+    buffers.change(buffers.add_counts, values, at, every, buffers.places.table)
 
 
 def _merge_vector(

@@ -13,11 +13,7 @@ _graphs: dict[str, dict[str, str]] = defaultdict(dict)  # by line of code: the f
 
 
 def warn_of_names(name: str) -> None:
-    """Warn, while tracing, when a line has cost its fourth graph because it logged under yet another name.
-
-    Args:
-        name: Name of the series.
-    """
+    """Warn, while tracing, when a line has cost its fourth graph because it logged under yet another name."""
     graph, line = compilation(), user_line()
     if graph is None or line is None:
         return

@@ -6,14 +6,7 @@ from d9d_tracker.tracing import body_around, is_checkpointed, is_vmapped
 
 
 def check_place(name: str) -> None:
-    """Refuse to log inside ``torch.vmap``, where one value stands for many.
-
-    Args:
-        name: Name of the series.
-
-    Raises:
-        TrackerValueError: If that is where the caller runs.
-    """
+    """Refuse to log inside ``torch.vmap``, where one value stands for many."""
     if is_vmapped():
         raise TrackerValueError(
             f"series {name!r} was logged inside torch.vmap, where one value stands for many; return the value and "

@@ -17,16 +17,18 @@ from .runs import runs
 
 @assume_constant_result
 def has_effect_here(is_handle: bool) -> bool:
-    """Tell, while tracing, whether to log by an operator with an effect; elsewhere the buffers are written to.
-
-    Args:
-        is_handle: Whether the series is a handle's.
-    """
+    """Tell, while tracing, whether to log by an operator with an effect; elsewhere the buffers are written to."""
     if not is_in_region():
         return False
     is_allowed_once = REGIONS_WRITE_IN_TRAINING or not torch.is_grad_enabled()
     check_when_traced(_refuse_repeated if is_allowed_once else _refuse_all)
     return is_handle and not torch.is_grad_enabled()
+
+
+@assume_constant_result
+def is_training_region() -> bool:
+    """Tell, while tracing, whether the code is in a region, in training."""
+    return is_in_region() and torch.is_grad_enabled()
 
 
 @assume_constant_result
@@ -36,7 +38,7 @@ def refuse_effect_here() -> None:
     Raises:
         TrackerValueError: If the code is in a region, in training.
     """
-    if is_in_region() and torch.is_grad_enabled():
+    if is_training_region():
         raise TrackerValueError(
             "logged inside a torch.compiler.nested_compile_region, in training, on a device that has no bank of its "
             "own; return the value and log it outside of the region"

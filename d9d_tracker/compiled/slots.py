@@ -32,12 +32,7 @@ for _binning in get_args(Binning):
 
 @assume_constant_result
 def say_closed(key: Key, what: str) -> None:
-    """Say, once a process and run object, that something was logged while no run was open.
-
-    Args:
-        key: Key of the run.
-        what: What was logged, in words.
-    """
+    """Say, once a process and run object, that something was logged while no run was open."""
     if key[0].run not in _said_closed:
         _said_closed.add(key[0].run)
         logger.warning(
@@ -152,17 +147,7 @@ def integer_binning(name: str, items: ContextItems, bins: int) -> IntegerBinning
 
 
 def check_settings(what: str, binning: object, every: object) -> None:
-    """Refuse what is no binning or no cadence.
-
-    Args:
-        what: What is being logged, for the message.
-        binning: What was given as binning.
-        every: What was given as cadence.
-
-    Raises:
-        TrackerTypeError: If the binning is none.
-        TrackerValueError: If the cadence is no positive int.
-    """
+    """Refuse what is no binning or no cadence."""
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise TrackerValueError(f"{what}: every={every!r} is not a positive int; leave it out or pass 1")
     if not isinstance(binning, Binning):

@@ -37,7 +37,8 @@ class _Store:
     def keep(self, tensor: torch.Tensor) -> Kept:
         flat = tensor.detach().reshape(-1)
         if flat.dtype not in _WIDE:
-            flat = flat.to(torch.float32 if flat.is_floating_point() else torch.int32)
+            whole = torch.int64 if flat.element_size() > 2 else torch.int32  # unsigned ones of 32 bits too
+            flat = flat.to(torch.float32 if flat.is_floating_point() else whole)
         words = flat.contiguous().view(torch.int32)
         number, first = words.numel(), self.words
         if not self._pieces or self._pieces[-1][1] + number > self._pieces[-1][0].numel():

@@ -119,11 +119,13 @@ class Meter:
             context = contexts.persistent
         of, slots = gauge.now
         if compiling or of is not context:
-            slots = self._slots(gauge, context, compiling, reduce)
+            slots = self.slots(gauge, compiling, reduce)
         buffers = self._buffers
         buffers.readings.append((buffers.now[0], slots, value))
 
-    def _slots(self, gauge: Gauge, context: ContextItems, compiling: bool, reduce: Reduction) -> int:
+    def slots(self, gauge: Gauge, compiling: bool = False, reduce: Reduction = "sum") -> int:
+        """Return the slots of a gauge in the context that holds here; an error if another series has its name."""
+        context = self._contexts.get()
         slots = gauge.known.get((context, compiling)) or self._claim(gauge, context, compiling, reduce)
         if not compiling and (context, compiling) in gauge.known:
             gauge.now = context, slots
@@ -147,11 +149,7 @@ class Meter:
 
 @assume_constant_result
 def say_unmeasured(where: str) -> None:
-    """Say, once a process, that a block takes no time.
-
-    Args:
-        where: Why, in words.
-    """
+    """Say, once a process, that a block takes no time."""
     if where not in _said:
         _said.add(where)
         logger.warning("a block %s cannot be timed, and nothing is logged of it: time the call of that code", where)

@@ -46,19 +46,18 @@ class Rates:
                 f"rate({name!r}): flops={flops!r} and peak={peak!r} go together and are above 0: operations of a "
                 "unit, and those that one device can do a second"
             )
-        if flops is not None:
-            if self._mfu_of not in (None, name):
-                raise TrackerValueError(f"rate({name!r}): mfu is that of {self._mfu_of!r}; give flops to one rate")
-            self._mfu_of = name
+        mfu_of = self._mfu_of if flops is None else name
+        if self._mfu_of not in (None, mfu_of):
+            raise TrackerValueError(f"rate({name!r}): mfu is that of {self._mfu_of!r}; give flops to one rate")
+        ratios = (f"{name}/s", _MFU) if name == mfu_of else (f"{name}/s",)
+        slot = packed(self._part(name, context, "sum", tuple((ratio, 1) for ratio in ratios)))
+        self._mfu_of = mfu_of
         factors = {f"{name}/s": 1.0}
         if flops is not None and peak is not None:
             factors[_MFU] = peak * self._ranks / flops
         for ratio, factor in factors.items():
-            slot = self._part(f"{ratio}/time", context, "max", ((ratio, -1),))
-            self._seconds[ratio, context] = slot, factor
-        self.of_time = tuple((packed(slot), factor) for slot, factor in self._seconds.values())
-        ratios = (f"{name}/s", _MFU) if name == self._mfu_of else (f"{name}/s",)
-        slot = packed(self._part(name, context, "sum", tuple((ratio, 1) for ratio in ratios)))
+            self._seconds[ratio, context] = packed(self._part(f"{ratio}/time", context, "max", ((ratio, -1),))), factor
+        self.of_time = tuple(self._seconds.values())
         if slot:  # else each value is counted as it is dropped
             self.slots[name, context, flops, peak] = slot
         return slot

@@ -15,13 +15,14 @@ class Steps:
         window_ends: Called at the end of a window's last step, and of the first one that is timed.
 
     Attributes:
+        gauges: Of the host's time, and of the device's if it has one.
         logs: Whether the times are series themselves.
         is_first: Whether no step has been timed.
     """
 
     def __init__(self, clock: Stopwatch, rates: Rates, window_ends: Callable[[], None]):
         self._clock, self._rates, self._window_ends = clock, rates, window_ends
-        self._host, self._device = clock.meter.gauge("time/step"), clock.meter.gauge("time/device")
+        self.gauges = [clock.meter.gauge(name) for name in ("time/step", "time/device")[: 1 + clock.is_gpu]]
         self._start: Mark | None = None
         self.logs, self.is_first = False, True
 
@@ -40,9 +41,9 @@ class Steps:
             return
         host, compiling, meter = end[0] - start[0], end[1] != start[1], clock.meter
         if self.logs:
-            meter.log(self._host, host, compiling)
+            meter.log(self.gauges[0], host, compiling)
             if end[2] is not None:
-                meter.log(self._device, meter.elapsed(start[2], end[2], (start[2],)), compiling)
+                meter.log(self.gauges[1], meter.elapsed(start[2], end[2], (start[2],)), compiling)
         else:
             clock.forget(start)
         buffers = meter.run.buffers

@@ -75,7 +75,7 @@ class Registry(Generic[AnySeries]):
         self._method = method
         self._slots: dict[tuple[str, ContextItems], int] = {}
         self._unsure: set[tuple[str, ContextItems]] = set()
-        self._lock = threading.Lock()  # several threads may log
+        self._lock = threading.RLock()  # several threads may log; and a signal handler, while its own thread holds it
 
     def clear(self) -> None:
         """Free all slots, for a new run."""
@@ -127,9 +127,12 @@ class Registry(Generic[AnySeries]):
                     self._capacity_field,
                 )
             return -1
+        slot = len(self.series)
         self.series.append(series)
-        self._slots[key] = len(self.series) - 1
-        return self._slots[key]
+        while self.series[slot] is not series:  # the handler has added others
+            slot += 1
+        self._slots[key] = slot
+        return slot
 
 
 def _is_part(series: AnySeries) -> bool:

@@ -4,6 +4,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from d9d_tracker.bank.placement import is_partial
 from d9d_tracker.calls.histogram_calls import HistogramCalls
 
 logger = logging.getLogger("d9d_tracker")
@@ -31,6 +34,17 @@ class Hooks:
                 log(*arguments)
         except Exception as error:
             self.say_once(what, str(error))
+
+    def why_not(self, tensor: torch.Tensor) -> str | None:
+        """Return why a tensor cannot be counted here, in words; None if it can. May be traced."""
+        buffers = self.run.buffers
+        if tensor.is_meta:
+            return "it is on meta, where it has no values"
+        if tensor.is_nested and torch.compiler.is_compiling():
+            return "it is nested, and compiled code counts its values() alone"
+        if buffers.is_gpu and tensor.device != buffers.device and self.run.holds_places():
+            return f"it is on {tensor.device}, and captured and compiled code counts on {buffers.device} alone"
+        return "it is partial, and exists only after a reduction across ranks" if is_partial(tensor) else None
 
     def say_once(self, what: str, why: str) -> None:
         """Say that something cannot be counted."""

@@ -12,9 +12,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from d9d_tracker.base import BinsHandle
+from d9d_tracker.compiled.recompute import is_refused_place
+from d9d_tracker.compiled.regions import is_training_region
 from d9d_tracker.config import Binning
 from d9d_tracker.errors import TrackerTypeError
-from d9d_tracker.tracing import body_around, forget_compiled_code, is_producing_a_program, is_recomputed
+from d9d_tracker.tracing import forget_compiled_code, is_producing_a_program, is_recomputed
 
 from .hooks import Hooks
 from .modules import at, layers, structure
@@ -81,9 +83,10 @@ class Outputs:
     def count(self, handle: BinsHandle, output: Any, every: int | None) -> None:
         """Count the output of a layer."""
         found = {handle.name + rest: numbers(tensor) for rest, tensor in named_tensors(output)}
-        if not found:
+        if found:
+            self.watch.run.bins_many(found, dict(handle.context or {}), binning=self._binning, every=every)
+        elif not torch.compiler.is_compiling():
             raise TrackerTypeError(f"{handle.name!r}: an output of type {type(output).__name__} holds no tensor")
-        self.watch.run.bins_many(found, dict(handle.context or {}), binning=self._binning, every=every)
 
     def is_at(self, path: tuple[str, ...], layer: nn.Module) -> bool:
         """Tell whether a layer is where it was when it was named."""
@@ -172,7 +175,10 @@ class _ForwardHook(_Hook):
         if not watch.is_live or handle is None or is_producing_a_program():
             return
         if torch.compiler.is_compiling():
-            if body_around() is not None:  # where the watch is to break nothing
+            # The watch is to break nothing: what is refused where this runs, or of what it gets, it leaves out.
+            if is_refused_place() or is_training_region():
+                return
+            if any(watch.why_not(tensor) for _, tensor in named_tensors(output)):
                 return
             if isinstance(output, torch.Tensor):
                 handle.bins(numbers(output))

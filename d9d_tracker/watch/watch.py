@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from d9d_tracker.bank.placement import is_partial
 from d9d_tracker.base import BinsHandle
 from d9d_tracker.calls.histogram_calls import HistogramCalls
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
@@ -183,14 +182,12 @@ class Watch(Hooks):
         histograms: dict[str, torch.Tensor] = {}
         norms: list[Part] = []
         left_out: dict[str, str] = {}
-        for name, parameter in self._named(optimizer):
-            self._met = True
-            gradient = parameter.grad
-            for kind, tensor, has_histogram in (
-                (GRADIENTS, gradient, settings.gradients),
-                (PARAMETERS, parameter.detach(), settings.parameters),
-            ):
-                if tensor is None or not (has_histogram or settings.norms):
+        named = self._named(optimizer)
+        self._met = self._met or bool(named)
+        for kind, has_histogram in ((GRADIENTS, settings.gradients), (PARAMETERS, settings.parameters)):
+            for name, parameter in named if has_histogram or settings.norms else ():
+                tensor = parameter.grad if kind == GRADIENTS else parameter.detach()
+                if tensor is None:
                     continue
                 key = f"{kind}/{name}"
                 why_not = self._why_not(key, tensor)
@@ -222,14 +219,9 @@ class Watch(Hooks):
         self._norms.remember([part.tensor for part in parts])
 
     def _why_not(self, key: str, tensor: torch.Tensor) -> str | None:
-        buffers = self.run.buffers
         if self.settings.base + key in self._taken:
             return "another watch logs to a series of this name"
-        if tensor.is_meta:
-            return "it is on meta, where it has no values"
-        if buffers.is_gpu and tensor.device != buffers.device and self.run.holds_places():
-            return f"it is on {tensor.device}, and captured and compiled code counts on {buffers.device} alone"
-        return "it is partial, and exists only after a reduction across ranks" if is_partial(tensor) else None
+        return self.why_not(tensor)
 
     def _say_left_out(self, left_out: dict[str, str]) -> None:
         for why in set(left_out.values()):

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
         SUPPORTED_DTYPES,
         add_counts_,
         check_values,
-        dense_move,
         histogram_,
         histogram_many_,
+        why_not_counted,
     )
     from d9d_tracker_kernels.scalars import merge_scalars_
 
@@ -71,12 +71,12 @@ __all__ = [
     "allocate",
     "cell_edges",
     "check_values",
-    "dense_move",
     "histogram_",
     "histogram_many_",
     "merge_scalars_",
     "sorted_cells",
     "validate",
+    "why_not_counted",
 ]
 
 

@@ -49,8 +49,26 @@ _library.define(
 )
 
 
+def why_not_counted(values: torch.Tensor, is_traced: bool = False) -> str | None:
+    """What keeps a tensor from being counted, and the next move: short, as the caller prefixes the name of the series.
+
+    Args:
+        values: What is to be counted.
+        is_traced: Whether Dynamo asks, which has no sparse tensors, and lets no gradient hook ask for a layout.
+    """
+    if values.is_nested or (not is_traced and values.layout != torch.strided):
+        kind = "a nested tensor" if values.is_nested else f"a tensor of layout {values.layout}"
+        return f"cannot count {kind}: pass {_dense_move(values)}"
+    if values.dtype in SUPPORTED_DTYPES:
+        return None
+    move = "pass abs(), or the real and imaginary parts as two series"
+    if not values.is_complex():
+        move = "pass dequantize()" if values.is_quantized else "convert it to a floating dtype that holds its values"
+    return f"cannot count values of {values.dtype}: {move}"
+
+
 def check_values(values: torch.Tensor, device: torch.device) -> None:
-    """Refuses what cannot be counted. Messages are short: the caller prefixes the name of the series.
+    """Refuses what cannot be counted.
 
     Args:
         values: What is to be counted.
@@ -60,23 +78,14 @@ def check_values(values: torch.Tensor, device: torch.device) -> None:
         TypeError: Complex, quantized, sparse or otherwise unsupported tensors.
         ValueError: A tensor on another device than the bank.
     """
-    if values.layout != torch.strided or values.is_nested:
-        kind = "a nested tensor" if values.is_nested else f"a tensor of layout {values.layout}"
-        raise TypeError(f"cannot count {kind}: pass {dense_move(values)}")
-    if values.dtype not in SUPPORTED_DTYPES:
-        if values.is_quantized:
-            move = "pass dequantize()"
-        elif values.is_complex():
-            move = "pass abs(), or the real and imaginary parts as two series"
-        else:
-            move = "convert it to a floating dtype that holds its values"
-        raise TypeError(f"cannot count values of {values.dtype}: {move}")
+    if (why_not := why_not_counted(values)) is not None:
+        raise TypeError(why_not)
     if values.device != device:
         raise ValueError(f"values are on {values.device} but the histograms are on {device}: move one of them")
 
 
-def dense_move(values: torch.Tensor) -> str:
-    """What of a tensor that is not strided can be counted instead, for messages."""
+def _dense_move(values: torch.Tensor) -> str:
+    """What of a tensor that is not strided can be counted instead."""
     if values.is_nested or values.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
         return "its values()"
     return "its coalesce().values()" if values.layout == torch.sparse_coo else "its to_dense()"

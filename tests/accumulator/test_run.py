@@ -96,6 +96,7 @@ def test_a_closed_run_takes_nothing_and_says_so_once(recorded, caplog):
     [
         (10**400, TrackerValueError, "does not fit into float64"),
         (np.array("x"), TrackerTypeError, "a NumPy array of <U1 holds no number"),
+        (torch.ones(1).to_mkldnn(), TrackerTypeError, "cannot read a number of layout torch._mkldnn; pass a float"),
         ("0.5", TrackerTypeError, r"'0\.5' of type str; pass float\(\.\.\.\)"),
     ],
 )
@@ -311,3 +312,15 @@ def test_a_step_is_a_few_calls(recorded):
             run.scalar("loss", 1.0)
     assert "advance" in calls
     assert len(calls) <= 19, calls
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [torch.ones(1).to_sparse(), torch.ones((), requires_grad=True)])
+def test_what_is_a_number_is_read_the_first_time_and_the_second(recorded, value):
+    tracker = recorded()
+    with tracker.open() as run:
+        for step in range(2):
+            run.set_step(step)
+            run.scalar("loss", value)
+            run.log_at(step, {"late": value})
+    assert tracker.run.points("loss") == tracker.run.points("late") == {0: 1.0, 1: 1.0}

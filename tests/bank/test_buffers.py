@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,3 +153,15 @@ def test_a_run_begins_at_step_0_on_the_device_too(recorded):
     with tracker.open() as run:
         run.bins("values", torch.ones(4), every=2)
     assert {step: one.count for step, one in tracker.run.histograms("values").items()} == {0: 4}
+
+
+def test_a_state_that_the_device_does_not_give_in_time_keeps_no_memory(recorded, monkeypatch):
+    with recorded().open() as run:
+        staging = run.buffers.staging
+        copy = staging.copy
+        with monkeypatch.context() as patch:
+            patch.setattr(staging, "copy", lambda parts: (copy(parts)[0], SimpleNamespace(query=lambda: False)))
+            for _ in range(3):
+                with pytest.raises(RuntimeError, match="has not answered"):
+                    run.buffers.snapshot(0.0)
+        assert staging._free.qsize() == staging._buffers == 2

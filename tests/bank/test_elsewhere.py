@@ -12,7 +12,7 @@ from d9d_tracker.bank.elsewhere import Elsewhere
 from d9d_tracker.bank.scalars import ScalarBank
 from d9d_tracker.bank.target import Target
 from d9d_tracker.devices import plain
-from d9d_tracker.devices.arrived import Parts
+from d9d_tracker.devices.arrived import Arrived, Parts
 from d9d_tracker.devices.streams import Streams
 from d9d_tracker.series.reductions import VALUE_LANE
 from d9d_tracker.windows.clock import Clock
@@ -85,3 +85,10 @@ def test_what_is_much_is_merged_before_the_window_ends(bank, monkeypatch):
     assert scalars.current[0, 0] == 6.0  # two merges of three
     arrive(bank)
     assert scalars.current[0, 0] == 7.0
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.uint32, 3_000_000_000), (torch.uint64, 2**40), (torch.uint8, 200)])
+def test_unsigned_numbers_are_kept_as_they_are(dtype, value):
+    store = plain._Store(torch.device("cpu"), 1)
+    kept = store.keep(torch.tensor(value, dtype=dtype))
+    assert Arrived([], {kept.device: store.read()})._read(kept).item() == value

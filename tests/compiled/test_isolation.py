@@ -1,5 +1,6 @@
 """What a trace of a logging function changes of the process it changes back; the process may be set up otherwise."""
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.config as dynamo_config
@@ -44,6 +45,7 @@ def test_another_default_device_changes_nothing(recorded):
                 run.scalar("c", x[1], reduce="last", weight=None)
                 run.bins("h", x)
 
+            run.scalar("n", np.array(1.0))
             log(values)
             run.set_step(1)
             torch.compile(log, fullgraph=True, backend="aot_eager")(values)
@@ -53,4 +55,5 @@ def test_another_default_device_changes_nothing(recorded):
         torch.set_default_device(None)
     for name in "abc":
         assert tracker.run.points(name) == {0: 1.0, 1: 1.0}
+    assert tracker.run.points("n") == {0: 1.0}
     assert sum(histogram.count for histogram in tracker.run.histograms("h").values()) == 4

@@ -120,3 +120,26 @@ def test_a_repeated_region_that_logs_nothing_is_left_alone(recorded):
 
         torch.compile(step, fullgraph=True, backend="aot_eager")(torch.randn(4, 8)).backward()
     assert all(gradient is not None for gradient in gradients(regions))
+
+
+def test_a_repeated_region_that_counts_is_refused(recorded):
+    with recorded().open() as run, torch.no_grad():
+
+        @torch.compiler.nested_compile_region
+        def region(inputs):
+            run.counts("load", (inputs > 0).sum(0))
+            return inputs + 1
+
+        with pytest.raises(TrackerValueError, match=r"'load'.*more than once"):
+            torch.compile(lambda inputs: region(region(inputs)), fullgraph=True, backend="aot_eager")(torch.ones(4, 8))
+
+
+def test_a_watch_leaves_out_regions_that_train(recorded):
+    tracker = recorded()
+    with tracker.open() as run:
+        regions = [Region(index, None, by_handle=False) for index in range(3)]
+        model = nn.Sequential(nn.Linear(8, 8), *regions)
+        run.watch(model, gradients=False, activations=True)
+        torch.compile(lambda x: model(x).sum(), fullgraph=True, backend="aot_eager")(torch.randn(4, 8)).backward()
+    assert None not in gradients(regions)
+    assert {record.name for record in tracker.run.records} == {"activations/0"}

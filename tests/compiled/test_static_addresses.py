@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch._inductor.output_code import CompiledFxGraph
@@ -130,7 +131,9 @@ def test_a_value_on_the_cpu_is_refused_during_capture(recorded):
         run.scalar("loss", torch.ones(()))
 
 
-@pytest.mark.parametrize(("value", "weight"), [(0.5, None), (True, None), (torch.ones(()), 2.0)])
+@pytest.mark.parametrize(
+    ("value", "weight"), [(0.5, None), (True, None), (np.float32(0.5), None), (torch.ones(()), 2.0)]
+)
 def test_a_python_number_is_refused_during_capture(recorded, value, weight):
     """A replay would log it again as it was."""
     tracker = recorded()

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from d9d_tracker import TrackerTypeError, TrackerValueError
 
@@ -100,3 +102,27 @@ def test_what_is_no_rate_is_refused(recorded, call, error, words):
         run.rate("first", 1, flops=1.0, peak=1.0)
         with pytest.raises(error, match=words):
             call(run)
+
+
+def test_a_rate_that_was_refused_leaves_mfu_to_the_next(recorded):
+    with recorded().open() as run:
+        run.scalar("loss", 1.0)
+        with pytest.raises(TrackerValueError, match="'loss'"):
+            run.rate("loss", 1, flops=1.0, peak=1.0)
+        run.rate("tokens", 1, flops=1.0, peak=1.0)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_units_are_counted_once_by_a_forward_that_runs_again_and_never_by_one_for_show(recorded, reentrant):
+    tracker = recorded()
+    with tracker.open() as run:
+
+        def forward(inputs):
+            run.rate("tokens", 5)
+            run.rate("tokens", inputs.detach().sum())
+            return inputs * inputs
+
+        checkpoint(forward, torch.ones(3, requires_grad=True), use_reentrant=reentrant).sum().backward()
+        with FakeTensorMode():
+            forward(torch.ones(3))
+    assert tracker.run.points("tokens") == {0: 8.0}

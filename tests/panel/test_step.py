@@ -1,6 +1,9 @@
 """What ``run.monitor()`` logs of steps, on a clock that is moved by hand; on a GPU it is in tests/sim/test_panel.py."""
 
+import pytest
 import torch
+
+from d9d_tracker import TrackerValueError
 
 
 def test_a_step_lasts_from_one_set_step_to_the_next(recorded, hand):
@@ -67,3 +70,13 @@ def test_without_it_steps_have_no_time(recorded):
         for step in range(5):
             run.set_step(step)
     assert tracker.run.records == []
+
+
+@pytest.mark.parametrize("name", ["time/step", "memory/host"])
+def test_what_was_logged_otherwise_is_refused_at_once_and_not_in_the_midst_of_training(recorded, name):
+    with recorded(sync_every=2).open() as run:
+        run.scalar(name, 1.0)
+        with pytest.raises(TrackerValueError, match=name):
+            run.monitor()
+        for step in range(5):
+            run.set_step(step)

@@ -209,6 +209,8 @@ def test_names_are_checked_closed_runs_take_nothing_and_slots_may_run_out(record
             run.time(3)
         with pytest.raises(TrackerValueError):
             run.timed([], "")
+        with pytest.raises(TrackerValueError, match=r"time/step. is what run.monitor\(\) logs"):
+            run.time("step")
         for name in ("first", "second", "second"):
             with run.time(name):
                 pass

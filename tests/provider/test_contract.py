@@ -308,6 +308,9 @@ def test_bad_steps_and_names_are_refused(tracker: BaseTracker[Any]) -> None:
         for step, error in [(4, ValueError), (-1, ValueError), (6.0, TypeError), (True, TypeError), ("6", TypeError)]:
             with pytest.raises(error, match="step"):
                 run.set_step(step)  # pyright: ignore[reportArgumentType] - what is refused is the type
+        for step, error in [(-1, ValueError), (2**63, ValueError), (6.0, TypeError), (True, TypeError)]:
+            with pytest.raises(error, match=r"log_at\(.*a step is"):
+                run.log_at(step, {"loss": 1.0})  # pyright: ignore[reportArgumentType] - what is refused is the type
         for name in ("", None, 3):
             with pytest.raises(ValueError, match="name of a series"):
                 run.scalar(name, 1)  # pyright: ignore[reportArgumentType] - what is refused is the type

@@ -47,8 +47,9 @@ def test_one_process_is_a_spread_of_one(tmp_path):
     one = tracker(tmp_path)
     with one.open(NAME) as run:
         run.scalar("seconds", 2.0, scope="spread")
-        with pytest.raises(ValueError, match="scope='spread' is of scalars"):
-            run.bins("values", None, scope="spread")
+        for log in (run.bins, run.counts, run.histogram, run.bins_series):
+            with pytest.raises(ValueError, match="scope='spread' is of scalars"):
+                log("values", None, scope="spread")
     parts = {"min": 2.0, "mean": 2.0, "max": 2.0, "max_rank": 0.0}
     assert content(one) == {(f"seconds/{part}", (), 0): value for part, value in parts.items()}
 

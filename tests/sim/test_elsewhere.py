@@ -34,6 +34,7 @@ def train(devices, bank):
         model = Spread(devices)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         run.watch(model, parameters=True, activations=True, norms=True, updates=True)
+        handle = run.bins_series("handle")
         for step in range(10):
             run.set_step(step)
             optimizer.zero_grad()
@@ -46,6 +47,7 @@ def train(devices, bank):
                 run.scalar("mean", value, weight=model.parts[0].weight.detach().abs().sum())
                 run.counts("counts", torch.tensor([1, step, place]).to(device))
                 run.bins("one", model.parts[place].bias.detach())
+                handle.bins(model.parts[place].weight.detach())
             run.bins_many({f"weight {place}": part.weight.detach() for place, part in enumerate(model.parts)})
             if step == 5:
                 tracker.state_dict()

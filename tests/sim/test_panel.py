@@ -83,7 +83,7 @@ def test_a_timer_costs_two_events_a_step_and_makes_none(monkeypatch):
                 run.flush()
                 before = Event.timers
                 monkeypatch.setattr(Event, "record", count)
-            with run.time("step"):
+            with run.time("whole"):
                 sleep(1)
         assert Event.timers == before
         assert recorded.count(True) == 2 * 20

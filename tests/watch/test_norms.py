@@ -361,9 +361,11 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def operators_of_a_step(recorded, layers: int, **settings) -> list[str]:
+def operators_of_a_step(recorded, layers: int, scaled: bool = False, **settings) -> list[str]:
     model = network((3,) * (layers + 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=not scaled, fused=scaled)
+    if scaled:  # as a gradient scaler leaves it to a fused optimizer
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
 
     def step() -> list[str]:
         with Operators() as seen:
@@ -383,7 +385,9 @@ def operators_of_a_step(recorded, layers: int, **settings) -> list[str]:
     return watched
 
 
-@pytest.mark.parametrize("settings", [{}, {"p": math.inf}, {"p": 3.0}, {"every": 1, "group": "block"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"scaled": True}, {"p": math.inf}, {"p": 3.0}, {"every": 1, "group": "block"}]
+)
 def test_the_number_of_operators_does_not_hang_on_how_many_parameters_there_are(recorded, settings):
     few, many = operators_of_a_step(recorded, 2, **settings), operators_of_a_step(recorded, 50, **settings)
     cheap = ("aten.detach", "aten.empty")  # launch nothing

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 from unittest import mock
 
 import pytest
@@ -257,6 +258,40 @@ def test_a_hook_never_ends_the_training(recorded, caplog, monkeypatch):
             optimizer.step()
     for what in ("an optimizer's step", "activations/0", "activations/1"):
         assert caplog.text.count(f"{what} cannot be counted, and training goes on: out of memory") == 1
+
+
+class Nothing(nn.Module):
+    def forward(self, inputs):
+        return None
+
+
+class WithNothing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.plain, self.nothing = nn.Linear(4, 4), Nothing()
+
+    def forward(self, inputs):
+        self.nothing(inputs)
+        return self.plain(inputs)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda compiled, model, inputs: compiled(model)(inputs),
+        lambda compiled, model, inputs: compiled(torch.vmap(model))(inputs),
+        lambda compiled, model, inputs: torch.utils.checkpoint.checkpoint(compiled(model), inputs, use_reentrant=False),
+    ],
+    ids=["an output of nothing", "vmap", "in a checkpoint"],
+)
+def test_a_hook_in_compiled_code_never_ends_the_training(recorded, call):
+    tracker, model, inputs = recorded(), WithNothing(), torch.ones(2, 3, 4, requires_grad=True)
+    with tracker.open() as run:
+        run.watch(model, gradients=False, activations=True)
+        call(functools.partial(torch.compile, fullgraph=True, backend="aot_eager"), model, inputs).sum().backward()
+    counted = {record.name: record.value.count for record in tracker.run.records}
+    assert counted in ({"activations/plain": 24}, {})
+    assert inputs.grad is not None
 
 
 def test_more_series_than_slots_are_refused_at_once(recorded):
