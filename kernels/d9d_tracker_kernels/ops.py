@@ -181,15 +181,13 @@ def _add_counts_fake(values, counts, moments, places, step, place, every) -> Non
     _check_counts(values, counts, places, place, every)
 
 
-_library.impl("add_counts_", _add_counts_cpu, "CPU")
-_library.impl("add_counts_", _add_counts_cuda, DISPATCH_KEY)
-_library.impl("add_counts_", _add_counts_fake, "Meta")
-_library.impl("histogram_", _histogram_cpu, "CPU")
-_library.impl("histogram_", _histogram_cuda, DISPATCH_KEY)
-_library.impl("histogram_", _histogram_fake, "Meta")
-_library.impl("histogram_many_", _histogram_many_cpu, "CPU")
-_library.impl("histogram_many_", _histogram_many_cuda, DISPATCH_KEY)
-_library.impl("histogram_many_", _histogram_many_fake, "Meta")
+for _name, *_functions in (
+    ("add_counts_", _add_counts_cpu, _add_counts_cuda, _add_counts_fake),
+    ("histogram_", _histogram_cpu, _histogram_cuda, _histogram_fake),
+    ("histogram_many_", _histogram_many_cpu, _histogram_many_cuda, _histogram_many_fake),
+):
+    for _key, _function in zip(("CPU", DISPATCH_KEY, "Meta"), _functions, strict=True):
+        _library.impl(_name, _function, _key)
 
 histogram_ = torch.ops.d9d_tracker.histogram_.default
 add_counts_ = torch.ops.d9d_tracker.add_counts_.default

@@ -393,7 +393,7 @@ def test_the_number_of_operators_does_not_hang_on_how_many_parameters_there_are(
     cheap = ("aten.detach", "aten.empty")  # launch nothing
     few, many = ([name for name in names if not name.startswith(cheap)] for names in (few, many))
     assert few == many
-    assert len(few) <= 14
+    assert len(few) <= (17 if "scaled" in settings else 14)
     assert not any("_local_scalar_dense" in name or "item" in name for name in many)
 
 

@@ -294,6 +294,36 @@ def test_a_hook_in_compiled_code_never_ends_the_training(recorded, call):
     assert inputs.grad is not None
 
 
+def test_a_nested_tensor_is_refused_in_compiled_code_and_ends_no_training(recorded):
+    compiled = functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+    nested = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)
+    layer = nn.Linear(4, 4)
+    with recorded().open() as run:
+        with pytest.raises(TrackerTypeError, match=r"'bad'.*a nested tensor.*values\(\)"):
+            compiled(lambda values: run.bins("bad", values))(nested)
+        run.watch(layer, gradients=False, activations=True)
+        assert compiled(layer)(nested).is_nested
+
+
+def test_a_partial_output_ends_no_training_of_compiled_code(recorded):
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor, Partial, init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    class Part(nn.Module):
+        def forward(self, inputs):
+            return DTensor.from_local(inputs, mesh, [Partial()])
+
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        mesh, model = init_device_mesh("cpu", (2,)), nn.Sequential(Part())
+        with recorded(distributed="off").open() as run:
+            run.watch(model, gradients=False, activations=True)
+            torch.compile(model, fullgraph=True, backend="aot_eager")(torch.ones(3))
+    finally:
+        dist.destroy_process_group()
+
+
 def test_more_series_than_slots_are_refused_at_once(recorded):
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
     tracker = recorded(max_histograms=3)
