@@ -183,7 +183,8 @@ class Watch(Hooks):
         norms: list[Part] = []
         left_out: dict[str, str] = {}
         named = self._named(optimizer)
-        self._met = self._met or bool(named)
+        if named:  # without a look at what it was, which compiled code would guard on
+            self._met = True
         for kind, has_histogram in ((GRADIENTS, settings.gradients), (PARAMETERS, settings.parameters)):
             for name, parameter in named if has_histogram or settings.norms else ():
                 tensor = parameter.grad if kind == GRADIENTS else parameter.detach()
