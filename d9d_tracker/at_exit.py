@@ -16,11 +16,9 @@ _is_exiting = False
 
 
 def add(key: object, close: Callable[[], Any]) -> None:
-    """Have something closed at exit, unless it is removed before.
+    """Have what ``key`` stands for closed at exit, unless it is removed before, on the main thread, the latest first.
 
-    Args:
-        key: What it is known by; kept alive by ``close`` or by the caller.
-        close: Closes it, within a bound of its own. Called on the main thread, the latest first.
+    ``close`` has a bound of its own, and it or the caller keeps the key alive.
     """
     global _is_registered
     if not _is_registered:
@@ -33,11 +31,7 @@ def add(key: object, close: Callable[[], Any]) -> None:
 
 
 def remove(key: object) -> None:
-    """Forget what is closed already.
-
-    Args:
-        key: What it was added by.
-    """
+    """Forget what is closed already."""
     _due.pop(id(key), None)
 
 

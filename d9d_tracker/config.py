@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, validate
 
@@ -114,9 +114,9 @@ class AccumulatorConfig(_Frozen):
     scalar_resolution: Literal["step", "window"] = "step"
     binning: Annotated[Binning, Field(discriminator="kind")] = ExponentialBinning()
     bins_every: PositiveInt = 1
-    flush_timeout: PositiveFloat = 30.0
+    flush_timeout: float = Field(default=30.0, gt=0, le=1e9)  # no lock waits for longer
     distributed: Literal["auto", "off", "rank0"] = "auto"
-    distributed_timeout: PositiveFloat = 1800.0
+    distributed_timeout: float = Field(default=1800.0, gt=0, le=1e9)
     backlog_dir: Path = Path(".d9d_tracker")
     backlog_bytes: PositiveInt = 256 * 2**20
     writer: Literal["auto", "thread", "process"] = "auto"

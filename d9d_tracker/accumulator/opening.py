@@ -1,6 +1,5 @@
 """How a run is opened with each of its backends, on a thread or in a process of its own."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -25,22 +24,10 @@ logger = logging.getLogger("d9d_tracker")
 def open_deliveries(
     tracker: BaseTracker[Any], properties: RunConfig, config: AccumulatorConfig, run: str, loaded: Snapshot | None
 ) -> dict[str, Delivery]:
-    """Open every backend of a tracker on a thread of its own.
+    """Open every backend of a tracker on a thread of its own; return the deliveries by the name of their backend.
 
-    A backend that is down, or has not opened within half a minute, is tried again while the run goes on.
-
-    Args:
-        tracker: The tracker.
-        properties: Name, description and hyperparameters of the run.
-        config: How long to wait, and where the backlogs lie.
-        run: What the run's backlogs are called, unique among all runs.
-        loaded: The state that the run goes on from, if any.
-
-    Returns:
-        The deliveries by the name of their backend.
-
-    Raises:
-        Exception: What a backend raised that trying again does not mend: a wrong configuration, or another writer.
+    A backend that is down, or has not opened within half a minute, is tried again while the run goes on; what trying
+    again does not mend is raised. ``run`` is what the run's backlogs are called, unique among all runs.
     """
     deliveries: dict[str, Delivery] = {}
     try:
@@ -136,7 +123,7 @@ def _description(backend: BaseTracker[Any], properties: RunConfig) -> dict[str, 
     """Return what ``python -m d9d_tracker deliver`` needs to open the backend again."""
     config = backend.config
     return {
-        "config": None if config is None else json.loads(config.model_dump_json(exclude={"accumulator"})),
+        "config": None if config is None else config.model_dump(mode="json", exclude={"accumulator"}),
         "state": backend.state_dict(),
         **properties.model_dump(exclude={"hparams"}),
         "hparams": plain_hparams(properties.hparams),

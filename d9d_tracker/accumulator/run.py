@@ -55,7 +55,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
     def __init__(self, buffers: Buffers, config: AccumulatorConfig):
         super().__init__(buffers, config)
         self._pipeline: Pipeline | None = None
-        self._goes_on = False
+        self._goes_on = self._has_said_ahead = False
         self.watches: list[Watch] = []
 
     def set_step(self, step: int) -> None:
@@ -167,7 +167,8 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
 
         Returns:
             What it returned or raised, as a future, by the name of the backend; empty on ranks that do not write.
-            ``flush`` waits for it, and a state holds nothing of it. A future may be cancelled.
+            ``flush`` waits for it, and a state holds nothing of it. A future may be cancelled; of a thousand that wait,
+            old ones are.
 
         Raises:
             TrackerTypeError: If it cannot be sent and ``accumulator.writer`` is ``"process"``. With ``"auto"``, the
@@ -207,6 +208,9 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         check_names(list(values))
         if self._is_silent("log_at"):
             return
+        if step > self.buffers.now[0] and self.stepping_thread is None and not self._has_said_ahead:
+            self._has_said_ahead = True
+            logger.warning("log_at(%d): such values wait for their step, or the end of the run; call set_step", step)
         tags = {**dict(self._contexts.get()), **as_context("log_at", {} if context is None else dict(context))}
         now = time.time()
 
@@ -296,6 +300,7 @@ class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):
         self.forget_panel(ranks)
         self.buffers.places.refill(())
         self._goes_on, self.stepping_thread = self.buffers.clock.step > 0, None
+        self._has_said_ahead = False
         self._leave = lambda kind, error, traceback: end(error)
         self.key[0].opened()
         self.is_open = True

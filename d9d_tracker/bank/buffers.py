@@ -303,7 +303,7 @@ class Buffers:
             late = Late(self._late.records[:], dict(self._late.hparams))
             readings = list(self.readings)
             rows = self.scalars.window[: clock.rows, :, : len(scalars)], self.scalars.current[:, : len(scalars)]
-            host, ready, arrived = self._copy(rows, len(histograms))
+            host, ready, arrived = self._copy(rows, len(histograms), waits=False)
             self._make_deferred()
         try:
             deadline = time.monotonic() + timeout
@@ -392,8 +392,10 @@ class Buffers:
         self.outbox.append(window)
         self._late = Late()
 
-    def _copy(self, lanes: Sequence[torch.Tensor], histograms: int) -> tuple[torch.Tensor, torch.Event | None, Arrived]:
+    def _copy(
+        self, lanes: Sequence[torch.Tensor], histograms: int, waits: bool = True
+    ) -> tuple[torch.Tensor, torch.Event | None, Arrived]:
         """Start the one copy of a window, see ``Staging.copy``; return with it what was logged where no bank is."""
         arrived = self.plain.copy_to_host()
         moments, counts = self._elsewhere.joined(histograms)
-        return *self.staging.copy((*lanes, moments, counts.view(torch.float64))), arrived
+        return *self.staging.copy((*lanes, moments, counts.view(torch.float64)), waits), arrived

@@ -46,9 +46,12 @@ class Staging:
         for _ in range(_HOST_BUFFERS):
             self._free.put(self._allocate())
 
-    def copy(self, parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Event | None]:
-        """Pack a snapshot of float64 tensors and start its one copy; return the host buffer and its event, if any."""
-        host = self._take()
+    def copy(self, parts: Sequence[torch.Tensor], waits: bool = True) -> tuple[torch.Tensor, torch.Event | None]:
+        """Pack a snapshot of float64 tensors and start its one copy; return the host buffer and its event, if any.
+
+        One that does not wait for a host buffer gets one beyond the bound, until it is given back.
+        """
+        host = self._take() if waits or not self._free.empty() else self._allocate()
         try:
             if self._stream is None or self._packed is None:
                 _pack(parts, host)
@@ -73,15 +76,22 @@ class Staging:
         most = 0 if self._is_gpu else _MOST_HOST_BYTES // (8 * self._numbers)
         return self._buffers - self._free.qsize() > most // 2
 
+    @property
+    def _most(self) -> int:
+        return max(_HOST_BUFFERS, _MOST_HOST_BYTES // (8 * self._numbers))
+
     def give_back(self, host: torch.Tensor) -> None:
         """Take a host buffer back that has been read."""
         self._has_waited = False
-        self._free.put(host)
+        if self._buffers > self._most:
+            self._buffers -= 1
+        else:
+            self._free.put(host)
 
     def _take(self) -> torch.Tensor:
         with contextlib.suppress(queue.Empty):
             return self._free.get_nowait()
-        if (self._buffers + 1) * self._numbers * 8 <= _MOST_HOST_BYTES:
+        if self._buffers < self._most:
             with contextlib.suppress(RuntimeError, MemoryError):  # then one must come back
                 return self._allocate()
         if not self._has_waited:
@@ -114,7 +124,7 @@ def _pack(parts: Sequence[torch.Tensor], into: torch.Tensor) -> int:
     return numbers
 
 
-@dataclass
+@dataclass(eq=False)
 class Window:
     """A window on its way: the device has been told to copy, the host has not waited.
 

@@ -1,6 +1,8 @@
 """What a job has left in its backlogs and will not come back for: listed, and delivered."""
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -14,6 +16,7 @@ from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.factory import AnyTrackerConfig, tracker_from_config
+from d9d_tracker.sink import Sink
 
 _UNBOUNDED = 2**62
 
@@ -37,7 +40,7 @@ def deliver(folder: Path, timeout: float, only_list: bool, console: Console) -> 
         records = sum(window.records for window in contents.values())
         first = next(iter(contents.values())).first if contents else 0
         last = max((window.last for window in contents.values()), default=0)
-        outcome = "waits" if only_list else _deliver_one(backlog, description, last, timeout)
+        outcome = "waits" if only_list else _deliver_one(backlog, description, range(max(1, first), last + 1), timeout)
         backlog.close()
         left += outcome != _DELIVERED
         table.add_row(path.name, str(description.get("name", "?")), str(records), f"{first} to {last}", outcome)
@@ -51,7 +54,7 @@ def deliver(folder: Path, timeout: float, only_list: bool, console: Console) -> 
 _DELIVERED = "delivered"
 
 
-def _deliver_one(backlog: Backlog, description: dict[str, Any], last: int, timeout: float) -> str:
+def _deliver_one(backlog: Backlog, description: dict[str, Any], steps: range, timeout: float) -> str:
     config = description.get("config")
     if config is None:
         return "its backend was not made from a configuration, so only the job itself can deliver it: resume that job"
@@ -60,10 +63,15 @@ def _deliver_one(backlog: Backlog, description: dict[str, Any], last: int, timeo
         tracker: BaseTracker[Any] = tracker_from_config(TypeAdapter[Any](AnyTrackerConfig).validate_python(data))
         tracker.load_state_dict(description["state"])
         properties = RunConfig(**{key: description[key] for key in RunConfig.model_fields if key in description})
-        # Nothing is forgotten, and what a kill left both here and with the backend is taken back there.
-        delivery = Delivery(
-            description["name"], lambda: open_sink(tracker, properties), backlog, timeout, rewind_to=last + 1
-        )
+
+        @contextmanager
+        def open_run() -> Iterator[Sink]:
+            with open_sink(tracker, properties) as sink:
+                if sink.step in steps:  # what a kill left both here and there; later steps are those of a later life
+                    sink.rewind(steps.start)
+                yield sink
+
+        delivery = Delivery(description["name"], open_run, backlog, timeout)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     delivery.flush(timeout)

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -24,6 +25,8 @@ _TABLES = (
 )""",
     "CREATE TABLE IF NOT EXISTS run (id INTEGER PRIMARY KEY, description TEXT)",
 )
+
+TAKES_NOTHING_BACK = 2**62  # the first step of a window that writes none
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,10 @@ class Backlog:
 
     def __init__(self, folder: Path, name: str, max_bytes: int, description: dict[str, Any] | None = None):
         self.path = folder.expanduser().absolute() / f"{quote(name, safe='')}.sqlite3"
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._description = description or {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may take a state meanwhile
+        self._delivered = -1
         self._database: sqlite3.Connection | None = None
         _backlogs.add(self)
 
@@ -75,11 +79,8 @@ class Backlog:
         Returns the numbers of those that had to be dropped, oldest first, to stay within ``max_bytes``; also one of
         these if it is larger than that by itself. Raises ``OSError`` or ``sqlite3.Error`` if they cannot be written.
         """
-        rows = []
-        for number, points, what in windows:
-            payload, names = points.dump(), json.dumps(what.names)
-            rows.append((number, what.first, what.last, what.records, names, len(payload), payload))
-        with self._lock, self._open() as database:
+        with self._lock, self._open() as database:  # one by one, so that a full disk ends it soon
+            rows = starmap(_row, windows)
             database.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             return self._drop_excess(database)
 
@@ -92,16 +93,19 @@ class Backlog:
         return _points_of_text(row[0]) if isinstance(row[0], str) else Points.load(row[0])
 
     def remove(self, number: int) -> None:
-        """Forget a window that was delivered."""
-        with self._lock, self._open() as database:
-            database.execute("DELETE FROM windows WHERE window = ?", (number,))
+        """Forget a window that was delivered, and those before it."""
+        self._delivered = number
+        self._delete("window <= ?", number)
 
     def forget_from(self, step: int) -> None:
         """Forget the windows that start at ``step`` or later: they will be logged again."""
+        self._delete("first >= ?", step)
+
+    def _delete(self, which: str, number: int) -> None:
         with self._lock:
             if self._exists():
                 with self._open() as database:
-                    database.execute("DELETE FROM windows WHERE first >= ?", (step,))
+                    database.execute(f"DELETE FROM windows WHERE {which}", (number,))
 
     def contents(self) -> dict[int, Contents]:
         """Return what is kept, by number, in order; raise ``RuntimeError`` if another process has the file open."""
@@ -125,10 +129,11 @@ class Backlog:
         with self._lock:
             if self._database is None:
                 return
-            is_empty = self._database.execute("SELECT COUNT(*) FROM windows").fetchone()[0] == 0
+            waiting = "SELECT COUNT(*) FROM windows WHERE window > ?"
+            count = self._database.execute(waiting, (self._delivered,)).fetchone()[0]
             self._database.close()
             self._database = None
-            if is_empty:
+            if count == 0:
                 self.path.unlink(missing_ok=True)
 
     def _exists(self) -> bool:
@@ -167,15 +172,18 @@ class Backlog:
 
     def _drop_excess(self, database: sqlite3.Connection) -> list[int]:
         dropped: list[int] = []
-        sizes = database.execute("SELECT window, bytes FROM windows ORDER BY window").fetchall()
-        total = sum(size for _, size in sizes)
-        for index, size in sizes:
-            if total <= self._max_bytes:
-                break
-            database.execute("DELETE FROM windows WHERE window = ?", (index,))
-            dropped.append(index)
-            total -= size
+        excess = database.execute("SELECT TOTAL(bytes) FROM windows").fetchone()[0] - self.max_bytes
+        while excess > 0:
+            number, size = database.execute("SELECT window, bytes FROM windows ORDER BY window LIMIT 1").fetchone()
+            database.execute("DELETE FROM windows WHERE window = ?", (number,))
+            dropped.append(number)
+            excess -= size
         return dropped
+
+
+def _row(number: int, points: Points, what: Contents) -> tuple[Any, ...]:
+    payload = points.dump()
+    return number, what.first, what.last, what.records, json.dumps(what.names), len(payload), payload
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -211,7 +219,7 @@ def _forget_in_child() -> None:
             # Closing the connection would delete the write-ahead log that the parent goes on with: it is never closed.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(backlog._database))
             backlog._database = None
-        backlog._lock = threading.Lock()
+        backlog._lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from d9d_tracker.points import Points
 from d9d_tracker.sink import Sink, SinkLostError
 
-from .backlog import Backlog
+from .backlog import TAKES_NOTHING_BACK, Backlog
 from .held_step import HeldStep
 from .outbound import MEMORY_BYTES, Call, Outbound, Queued, in_words
 from .owned_sink import OwnedSink, StoppedError
@@ -156,6 +156,7 @@ class Delivery:
 
     def begin_close(self, error: BaseException | None = None) -> None:
         """Have the backend closed once everything is delivered, with what ended the run. Does not wait."""
+        self.put(Points.of([]), TAKES_NOTHING_BACK)  # no more comes of a step that is held back
         with self._changed:
             self._is_asked_to_close, self._error = True, error
             self._changed.notify_all()
@@ -191,10 +192,6 @@ class Delivery:
             return False
         self.backlog.close()  # which what came after the thread had left has opened once more
         return True
-
-    def join(self) -> None:
-        """Wait until the thread has ended, however long the backend hangs."""
-        self._thread.join()
 
     def _is_safe(self) -> bool:
         return not self._queue.calls and all(queued.kept for queued in self._queue.windows)

@@ -2,9 +2,10 @@
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 from d9d_tracker.points import Points
 
@@ -14,6 +15,7 @@ from .report import DeliveryReport
 logger = logging.getLogger("d9d_tracker")
 
 MEMORY_BYTES = 16 * 2**20
+_MOST_CALLS = 1000
 
 
 @dataclass(eq=False)
@@ -61,7 +63,7 @@ class Outbound:
             Queued(number, contents, None, kept=True) for number, contents in kept.items()
         )
         self._next = max(kept, default=-1) + 1
-        self._keeping_failed = False
+        self._writing_failed = self._has_cancelled = False
         self._said_dropped = 0
 
     def __len__(self) -> int:
@@ -85,17 +87,23 @@ class Outbound:
     def append(self, points: Points, first: int) -> None:
         """Add a window, which is the first to write ``first`` and the steps behind."""
         contents = Contents.of(points, first)
-        before = self.windows[-1:]
-        if before and before[0].contents.names == contents.names:  # most windows have the same: they are kept once
-            contents = Contents(contents.first, contents.last, contents.records, before[0].contents.names)
+        before = self._items[-1] if self._items else None
+        if isinstance(before, Queued) and before.contents.names == contents.names:
+            contents = replace(contents, names=before.contents.names)  # as most windows have: they are kept once
         queued = Queued(self._next, contents, points, points.nbytes)
         self._next += 1
         self._items.append(queued)
         self.memory += queued.bytes
 
     def append_call(self, call: Call) -> None:
-        """Add a call."""
+        """Add a call; an old one is cancelled where so many wait that what they hold could fill the memory."""
         self._items.append(call)
+        calls = self.calls
+        if len(calls) > _MOST_CALLS and calls[1].cancel():  # the first may be on its way
+            self._items.remove(calls[1])
+            if not self._has_cancelled:
+                self._has_cancelled = True
+                logger.error("%d calls of run.backend wait: from now on, old ones are cancelled", _MOST_CALLS)
 
     def remove(self, item: Queued | Call) -> None:
         """Forget a window that the backend has accepted, dropped meanwhile or not, or a call that was made."""
@@ -103,33 +111,42 @@ class Outbound:
             return
         self._items.remove(item)
         if isinstance(item, Queued):
-            if item.kept:
-                self._backlog.remove(item.number)
             self.memory -= item.bytes
             self._report.delivered += item.accepted - item.refused.total()
             self._report.refused.update(item.refused)
+            with self._writing():  # with what that failed for before: a later life would take the backend back to it
+                self._backlog.remove(item.number)
 
     def keep(self) -> None:
         """Put all windows on disk, and out of memory but for the one that is being delivered."""
         windows = self.windows
         new = [queued for queued in windows if not queued.kept]
         if new:
-            try:
+            with self._writing():
                 dropped = self._backlog.put([(one.number, _loaded(one), one.contents) for one in new])
-            except Exception as error:  # a full disk must not end the thread; memory still holds it
-                if not self._keeping_failed:
-                    logger.error("the backlog cannot be written, its windows stay in memory: %r", error)
-                self._keeping_failed = True
+                self._writing_failed = False
+                for queued in new:
+                    queued.kept = True
+                self._drop([queued for queued in windows if queued.number in set(dropped)])
+            if self._writing_failed:
+                while new and self.memory > self._backlog.max_bytes:
+                    self._drop([new.pop(0)])
                 return
-            self._keeping_failed = False
-            for queued in new:
-                queued.kept = True
-            self._drop([queued for queued in windows if queued.number in set(dropped)])
         head = self._items[0] if self._items else None
         for queued in windows:
             if queued is not head:
                 self._release(queued)
                 queued.points = None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say once that the disk is full: it must not end the thread, and memory still holds what it does not."""
+        try:
+            yield
+        except Exception as error:
+            if not self._writing_failed:
+                logger.error("the backlog cannot be written, its windows stay in memory: %r", error)
+            self._writing_failed = True
 
     def _release(self, queued: Queued) -> None:
         self.memory -= queued.bytes

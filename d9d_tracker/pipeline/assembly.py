@@ -8,6 +8,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from d9d_tracker.bank.staging import Window
+from d9d_tracker.delivery.backlog import TAKES_NOTHING_BACK
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.points import Points
 from d9d_tracker.ranks.ranks import Ranks
@@ -65,19 +66,7 @@ class Finished(NamedTuple):
 class Assembly:
     """Makes points of windows, one after the other, on the thread of the pipeline.
 
-    Args:
-        rank: This process among those that share the run.
-        ranks: The others; None if there are none.
-        nonfinite: Finds and tells what is not finite.
-        report: Counts windows that are lost.
-        left: What an earlier life of the run has left.
-        has_one_row: Whether a window holds one row for all of its steps.
-
-    Attributes:
-        rank: This process among those that share the run.
-        ranks: The others; None if there are none.
-        promises: What watches have promised.
-        has_merged: Whether some point of a scalar series is made of several values.
+    ``left`` is what an earlier life of the run has left. Some point of a scalar series ``has_merged`` several values.
     """
 
     def __init__(
@@ -162,7 +151,9 @@ class Assembly:
         if merged is not None:
             merged = self._totals.added_to(merged.since(self._unwritten))
             finished, late = self._finish_window(merged, window.unfinished)
-        self._tail = None if window.unfinished is None else self._tail_of(merged, logged, late)
+        held = None if self.ranks is None else self.ranks.held
+        if self._tail is None or held is None or self._tail.step not in held.steps:  # else more is to come for it
+            self._tail = None if window.unfinished is None else self._tail_of(merged, logged, late)
         if self.rank > 0:
             self._recent = (*self._recent, Logged(self.rank, window.index, logged.copy()))[-_RECENT:]
         self._note_state()
@@ -186,7 +177,7 @@ class Assembly:
             finally:
                 self.ranks.close()
         if self._late:
-            last = max((record.step for record in self._late.records), default=0)
+            last = max((record.step for record in self._late.records), default=TAKES_NOTHING_BACK)
             yield Finished(self._late.points(), last, None)
 
     def state(self, pending: Sequence[Window]) -> State:
@@ -239,11 +230,11 @@ class Assembly:
 
     def _hear(self, ranks: Ranks) -> None:
         others: list[Record] = []
-        for _, note in ranks.take_notes():
+        for _, note in sorted(ranks.take_notes(), key=lambda one: -one[0]):  # the lowest rank has the last word
             found, late = _without_late(note)
             self._nonfinite.hear(found)
             others += late
-        self._late.records = [*others, *self._late.records]  # of one series and step, what rank 0 logs stands
+        self._late.records = [*others, *self._late.records]
         self._nonfinite.tell(is_told_elsewhere=self.rank > 0 and not ranks.is_lost)
 
     def _finish_window(self, host: HostWindow, unfinished: int | None) -> tuple[Finished, list[Record]]:
@@ -251,20 +242,20 @@ class Assembly:
         if self._tail is not None:
             self._tail.merge_into(host)
         finished = points(host)
-        first = finished.first if finished else next(iter(host.steps), 0)
-        if self._tail is not None:
-            # Of a step that the window before has written a part of, it must not be the one to take anything back.
-            first = max(first, self._tail.step + 1)
-        late = self._late.take_until(host.steps[-1] if host.steps else float("inf"))
+        first = finished.first if finished and host.steps else next(iter(host.steps), TAKES_NOTHING_BACK)
+        if self._tail is not None and first == self._tail.step:
+            first += 1  # whose part the window before has written: this must not be the one to take it back
+        late = self._late.take_until(host.steps[-1]) if host.steps else Late()
+        if self._tail is not None and self._tail.step in host.steps:
+            late.records[:0] = self._tail.late  # they stand in place of what was merged since
         return Finished(finished.replaced(late.records, late.hparams), first, unfinished), late.records
 
     def _tail_of(self, written: HostWindow | None, logged: HostWindow, late: list[Record]) -> Tail:
         """Keep what was written for the step that goes on; of series that are expanded, what this rank has logged."""
         tail = Tail.of(of_spread(logged, True), None)
-        if written is not None:
+        if written is not None and written.steps[-1:] == [tail.step]:  # else it is held back
             rest = Tail.of(of_spread(written, False), self._tail)
-            before = self._tail.late if self._tail is not None and self._tail.step == rest.step else []
-            late = [*before, *(record for record in late if record.step == rest.step)]
+            late = [record for record in late if record.step == rest.step]
             tail = replace(rest, lanes=rest.lanes | tail.lanes, late=late)
         return tail
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, TypeAdapter
+from pydantic import NonNegativeInt
 
 from d9d_tracker.bank.buffers import Buffers
 from d9d_tracker.points import Points
@@ -24,6 +24,7 @@ from d9d_tracker.windows.clock import Clock
 from d9d_tracker.windows.host_window import HostWindow, Tail
 from d9d_tracker.windows.in_transit import InTransit
 from d9d_tracker.windows.late import Late
+from d9d_tracker.windows.plain import Plain
 from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, MOMENTS
 
 from .assembly import State
@@ -74,8 +75,8 @@ class _Table(_Steps):
     totals: list[Total] = field(default_factory=list)
 
 
-_BACKEND = TypeAdapter(BackendState)
-_TABLE = TypeAdapter(_Table)
+_BACKEND = Plain(BackendState)
+_TABLE = Plain(_Table)
 
 
 @dataclass
@@ -142,8 +143,8 @@ def save(snapshot: Snapshot) -> dict[str, Any]:
     np.savez(file, allow_pickle=False, **arrays)
     return {
         "version": VERSION,
-        "backend": _BACKEND.dump_json(snapshot.backend).decode(),
-        "table": _TABLE.dump_json(table).decode(),
+        "backend": _BACKEND.dump(snapshot.backend).decode(),
+        "table": _TABLE.dump(table).decode(),
         "arrays": base64.b64encode(zlib.compress(file.getvalue(), 1)).decode(),
     }
 
@@ -237,7 +238,7 @@ def _arrays_of(window: HostWindow | None, prefix: str) -> dict[str, np.ndarray]:
 def _parse(state: Mapping[str, Any]) -> tuple[BackendState, _Table, Mapping[str, np.ndarray]]:
     file = io.BytesIO(zlib.decompress(base64.b64decode(state["arrays"], validate=True)))
     arrays = np.load(file, allow_pickle=False)
-    return _BACKEND.validate_json(state["backend"]), _TABLE.validate_json(state["table"]), dict(arrays)
+    return _BACKEND.load(state["backend"]), _TABLE.load(state["table"]), dict(arrays)
 
 
 def _window(table: _Steps, arrays: Mapping[str, np.ndarray], prefix: str) -> HostWindow:

@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from d9d_tracker.delivery.report import NonFinite, RunReport
 from d9d_tracker.ranks.ranks_in_words import spell
 from d9d_tracker.series.reductions import VALUE_LANE, has_value
 from d9d_tracker.windows.host_window import HostWindow
+from d9d_tracker.windows.plain import Plain
 from d9d_tracker_kernels import CALLS, HEADER, NAN, NEGINF, POSINF
 
 logger = logging.getLogger("d9d_tracker")
 
-_NOTE = TypeAdapter(list[NonFinite])
+_NOTE = Plain(list[NonFinite])
 _NAMED = 5
 Callback = Callable[[list[NonFinite]], object]
 
@@ -24,11 +24,7 @@ Callback = Callable[[list[NonFinite]], object]
 class NonFiniteWatch:
     """Finds what is not finite for the first time, and tells it: in the log, in the report, and to a callback.
 
-    Args:
-        rank: This process among those that share the run.
-        has_ranks: Whether there are others.
-        report: The run's report.
-        callback: Gets what was found, on a thread of its own; what it raises is logged.
+    The callback gets it on a thread of its own; what it raises is logged.
     """
 
     def __init__(self, rank: int, has_ranks: bool, report: RunReport, callback: Callback | None):
@@ -54,11 +50,11 @@ class NonFiniteWatch:
 
     def take_note(self) -> bytes:
         """Return what was found as JSON, to travel to rank 0; empty if there is nothing to tell."""
-        return _NOTE.dump_json(self._own) if self._own else b""
+        return _NOTE.dump(self._own) if self._own else b""
 
     def hear(self, note: bytes) -> None:
         """Take what a rank has found."""
-        self._heard += _NOTE.validate_json(note) if note else []
+        self._heard += _NOTE.load(note) if note else []
 
     def tell(self, is_told_elsewhere: bool = False) -> None:
         """Tell what was found, each series once: what was heard from all ranks, or else what this one has found."""

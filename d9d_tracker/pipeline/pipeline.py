@@ -32,13 +32,7 @@ _OTHERS_SECONDS = 3.0  # that a state waits for other ranks: what they have not 
 class Pipeline:
     """What lives from the opening of a run to its end: windows become points on a thread of its own.
 
-    Args:
-        buffers: Whose outbox has the windows that were swapped.
-        deliveries: Where points go, by the name of the backend; none on a rank that does not write.
-        assembly: Makes points of windows.
-        nonfinite: Has a callback to wait for.
-        report: What became of the records.
-        timeout: Seconds that the backends are waited for.
+    Backends are waited for ``timeout`` seconds; a rank that does not write has none.
 
     Attributes:
         assembly: Makes points of windows; steady after ``drain``.
@@ -80,9 +74,12 @@ class Pipeline:
         """Take over the windows that were swapped, also those that a signal handler held up. Never waits."""
         outbox = self._buffers.outbox
         while outbox:
-            self._pending.append(outbox[0])
-            self._items.put(outbox[0])
-            outbox.popleft()
+            # Another thread or a signal handler may send the same one meanwhile: twice is known by its index.
+            with contextlib.suppress(IndexError, ValueError):
+                window = outbox[0]
+                self._pending.append(window)
+                self._items.put(window)
+                outbox.remove(window)
         if self._buffers.staging.is_short:
             self._asked.put(None)
 

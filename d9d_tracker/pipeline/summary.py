@@ -16,11 +16,7 @@ _LAST_VALUES = 8
 
 
 def last_values(records: Sequence[Record]) -> dict[str, Record]:
-    """Return the last point of each scalar series, by its name and tags in words.
-
-    Args:
-        records: Points in the order of their steps.
-    """
+    """Return the last point of each scalar series, by its name and tags in words, of points in the order of steps."""
     last: dict[str, Record] = {}
     for record in reversed(records):
         if not isinstance(record.value, Histogram):
@@ -30,14 +26,7 @@ def last_values(records: Sequence[Record]) -> dict[str, Record]:
 
 
 def words_of_end(error: BaseException, name: str, step: int, records: Sequence[Record]) -> str:
-    """Return how a run ended that failed, with the last values of its series.
-
-    Args:
-        error: What ended it.
-        name: The run's name.
-        step: The step at which it did.
-        records: The points of its last window.
-    """
+    """Return how a run ended that failed at a step, with the last values of its last window."""
     values = [f"{series} {one.value:.6g} (step {one.step:,})" for series, one in last_values(records).items()]
     more = f"; and {len(values) - _LAST_VALUES} more" if len(values) > _LAST_VALUES else ""
     words = f"run {name!r} was ended at step {step:,} by {type(error).__name__}: {error}"
@@ -47,16 +36,7 @@ def words_of_end(error: BaseException, name: str, step: int, records: Sequence[R
 def print_summary(
     console: Console, name: str, openers: Mapping[str, str], report: RunReport, records: Sequence[Record], copies: int
 ) -> None:
-    """Print the summary of a run.
-
-    Args:
-        console: Where to print.
-        name: The run's name.
-        openers: By the name of the backend, the command or address that shows the run.
-        report: What became of it.
-        records: The points of its last window.
-        copies: How many copies to the host it took.
-    """
+    """Print what became of a run, and by which commands or addresses, by the backend's name, it is shown."""
     table = Table(
         title=Text(name, style="bold"), title_justify="left", show_header=False, box=box.SIMPLE, pad_edge=False
     )

@@ -55,15 +55,11 @@ class Group:
 
     def all_reduce_max(self, tensor: torch.Tensor) -> None:
         """Make a tensor the largest of all ranks, in place."""
-        options = dist.AllreduceOptions()
-        options.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
-        self._finish(lambda: self._gloo.allreduce([tensor], options), tensor)
+        self._finish(lambda: self._gloo.allreduce([tensor], dist.ReduceOp(dist.ReduceOp.MAX)), tensor)
 
     def reduce_sum(self, tensor: torch.Tensor) -> None:
         """Make a tensor the sum of all ranks on the first of them, in place; on the others, of no use."""
-        options = dist.ReduceOptions()
-        options.reduceOp, options.rootRank = dist.ReduceOp(dist.ReduceOp.SUM), 0
-        self._finish(lambda: self._gloo.reduce([tensor], options), tensor)
+        self._finish(lambda: self._gloo.reduce(tensor, 0, dist.ReduceOp(dist.ReduceOp.SUM)), tensor)
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Return, on the first rank, the tensors of all ranks, which are of one shape and dtype; nothing elsewhere."""
@@ -75,9 +71,7 @@ class Group:
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Make a tensor that of the first rank, in place."""
-        options = dist.BroadcastOptions()
-        options.rootRank = options.rootTensor = 0
-        self._finish(lambda: self._gloo.broadcast([tensor], options), tensor)
+        self._finish(lambda: self._gloo.broadcast(tensor, 0), tensor)
 
     def close(self) -> None:
         """End gloo's threads; at once, since nothing is on its way any more, or what is was given up."""

@@ -91,16 +91,23 @@ class Lead(Ranks):
                 else:
                     met = self._meeting.merge(self._group, [0, *self._others], window, point, note)
                     self._meetings[self._generation] = self._meetings.get(self._generation, 0) + 1
+                    try:
+                        self._confirm(self._group)
+                    except (MovedError, RuntimeError, BoardLostError):
+                        self._drop_group()  # whoever has not heard it learns it from the next generation
                 break
             except MovedError:
                 self._drop_group()
-            except (RuntimeError, ValueError) as error:
+            except RuntimeError as error:
                 self._drop_group()
                 self._exclude(self._silent(), str(error))
             except BoardLostError as error:
                 self._drop_group()
                 self._exclude(self._others, str(error))
                 self._away, self._is_formed = {}, True
+            except Exception:  # it would raise again: the others are met anew with the next window
+                self._drop_group()
+                raise
         self.taken = self.taken | {rank: index + 1 for rank, index in met.indices.items() if rank > 0}
         self._notes += met.notes
         self._part_from([rank for rank, theirs in met.points.items() if rank and theirs == END], point)

@@ -45,11 +45,10 @@ class Meeting:
         """Merge a window, which is not changed, with those of the other members, in the order of the group.
 
         ``point`` says up to where this rank's values are complete: twice its last step, plus one if that has ended; END
-        if it leaves. When it returns, rank 0 has the values of all; if it raises, since a member is gone or the group
-        looks up, rank 0 knows whether it has.
+        if it leaves. When it returns on rank 0, that has the values of all, of which the others are still to hear.
         """
         window, own = self._without_own(window)
-        table = SERIES.dump_json((window.steps, [], window.scalars, window.histograms))
+        table = SERIES.dump((window.steps, [], window.scalars, window.histograms))
         digest = int.from_bytes(hashlib.blake2b(table, digest_size=8).digest(), "little", signed=True)
         head = torch.tensor([digest, point, len(own), len(note), window.index], device="cpu")
         digests, points, owns, notes, indices = torch.stack(group.all_gather(head), dim=1).tolist()
@@ -62,21 +61,19 @@ class Meeting:
             for rank, part, end, size in zip(members, parts, owns, sizes, strict=bool(parts)):
                 merged = merge_expanded(merged, unpack(part[:end])) if end else merged
                 noted += [(rank, part[end:size])] if size > end else []
-        group.broadcast(torch.zeros(1, dtype=torch.int64, device="cpu"))  # rank 0 has it
         found = dict(zip(members, points, strict=True))
         self._report_misaligned(found)
         return Met(merged, found, noted, dict(zip(members, indices, strict=True)))
 
     def _aligned(self, window: HostWindow, group: Group) -> HostWindow:
         """Give the window the rows and slots that all ranks' windows have together."""
-        table = SERIES.dump_json((window.steps, window.times, window.scalars, window.histograms))
-        tables = [SERIES.validate_json(data) for data in group.all_gather_bytes(table)]
+        table = SERIES.dump((window.steps, window.times, window.scalars, window.histograms))
+        tables = [SERIES.load(data) for data in group.all_gather_bytes(table)]
         began: dict[int, float] = {}
         scalars: list[ScalarSeries] = []
         histograms: list[HistogramSeries] = []
         for steps, times, more_scalars, more_histograms in tables:
-            words = contradictions(scalars, more_scalars) if scalars else []
-            words += contradictions(histograms, more_histograms) if histograms else []
+            words = contradictions(scalars, more_scalars) + contradictions(histograms, more_histograms)
             for word in words if self._rank == 0 else []:
                 if word not in self._known:
                     self._known.add(word)

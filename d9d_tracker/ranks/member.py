@@ -58,7 +58,7 @@ class Member(Ranks):
             self._is_alone = self._is_unsure  # a meeting broke before, and the lead has not called to another
             self._break()
             self._stay_behind(window, note)
-        except (_GivesUpError, BoardLostError) as error:
+        except Exception as error:  # whatever it is, it would be so again
             self._break()
             self._is_unsure, self._has_given_up = False, True
             self._lose(window, str(error))
@@ -91,7 +91,8 @@ class Member(Ranks):
                     window = joined
                 assert self._group is not None
                 points = self._meeting.merge(self._group, self._members, window, point, note).points
-            except (MovedError, RuntimeError, ValueError):
+                self._confirm(self._group)
+            except (MovedError, RuntimeError):
                 self._break()
                 continue
             self._meetings += 1

@@ -18,6 +18,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
+import torch
+
 from d9d_tracker.windows.host_window import HostWindow
 
 from .board import Board, period
@@ -92,6 +94,10 @@ class Ranks(ABC):
     def _meet_in(self, generation: int, members: list[int], look: Callable[[], None]) -> None:
         store = Board(self._board.store, f"gloo/{generation}").store
         self._group = Group(store, members.index(self._rank), len(members), 2 * self._timeout + 60, look)
+
+    def _confirm(self, group: Group) -> None:
+        """Have the members hear that rank 0 has their windows; it may raise there though some have heard it."""
+        group.broadcast(torch.zeros(1, dtype=torch.int64, device="cpu"))
 
     def _drop_group(self) -> None:
         if self._group is not None:

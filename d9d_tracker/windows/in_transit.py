@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
 
 from .host_window import HostWindow
+from .plain import Plain
 from .spread import expand, merge_expanded
 
-SERIES = TypeAdapter(tuple[list[int], list[float], list[ScalarSeries], list[HistogramSeries]])
+SERIES = Plain(tuple[list[int], list[float], list[ScalarSeries], list[HistogramSeries]])
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class InTransit:
 
 def pack(window: HostWindow) -> bytes:
     """Return a window as bytes."""
-    table = SERIES.dump_json((window.steps, window.times, window.scalars, window.histograms))
+    table = SERIES.dump((window.steps, window.times, window.scalars, window.histograms))
     return len(table).to_bytes(8, "little") + table + window.pack()
 
 
 def unpack(data: bytes) -> HostWindow:
     """Return the window that ``pack`` was given, but for its index."""
     table = 8 + int.from_bytes(data[:8], "little")
-    return HostWindow.of(np.frombuffer(data[table:], dtype=np.float64), 0, *SERIES.validate_json(data[8:table]))
+    return HostWindow.of(np.frombuffer(data[table:], dtype=np.float64), 0, *SERIES.load(data[8:table]))
 
 
 def to_text(window: HostWindow) -> str:

@@ -23,11 +23,7 @@ _said: set[str] = set()
 
 
 class Later:
-    """A number that is asked for when the window arrives.
-
-    Args:
-        ask: Returns it; None if there is none.
-    """
+    """A number, or None, that is asked for when the window arrives."""
 
     def __init__(self, ask: Callable[[], float | None]):
         self.ask = ask

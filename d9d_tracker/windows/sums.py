@@ -19,9 +19,6 @@ def summed(window: HostWindow) -> HostWindow:
     """Return a window with the sums in the place of the series that go into them.
 
     A sum is of those of its parts that have a value in the step; of a ratio, both sides must have one.
-
-    Args:
-        window: A window, complete; it is not changed.
     """
     parts = [slot for slot, series in enumerate(window.scalars) if series.sums]
     if not parts:

@@ -13,24 +13,13 @@ Counted = dict[tuple[str, ContextItems], float]
 
 
 class Totals:
-    """What has been counted so far.
-
-    Args:
-        before: What an earlier life had counted, by name and context.
-
-    Attributes:
-        counted: What has been delivered, by name and context; replaced, never changed.
-    """
+    """What has been ``counted`` and delivered so far, by name and context; it is replaced, never changed."""
 
     def __init__(self, before: Counted):
         self.counted = before
 
     def added_to(self, window: HostWindow) -> HostWindow:
-        """Return a window with the totals after each step in which something was counted.
-
-        Args:
-            window: What was logged since the window before, by all ranks; it is not changed.
-        """
+        """Return what all ranks logged since the window before, with the totals after steps in which they counted."""
         slots = [slot for slot, series in enumerate(window.scalars) if (f"{series.name}/s", 1) in series.sums]
         if not slots or not window.steps:
             return window

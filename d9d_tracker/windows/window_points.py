@@ -14,11 +14,7 @@ from .sums import summed
 
 
 def points(window: HostWindow) -> Points:
-    """Return the points of a window.
-
-    Args:
-        window: The states, complete: merged across ranks and with what was written before for the same step.
-    """
+    """Return the points of a window that is complete: merged across ranks, and with what was written before."""
     window = summed(window)
     is_there, values = has_value(window.lanes, window.scalars), finalize(window.lanes, window.scalars)
     each, (_, slots) = np.count_nonzero(is_there, axis=1), np.nonzero(is_there)

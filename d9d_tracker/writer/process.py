@@ -1,6 +1,5 @@
 """The training's end of the pipe to a writer: a run whose backend is open in a process of its own."""
 
-import json
 import logging
 import os
 import subprocess
@@ -49,7 +48,7 @@ class ProcessSink(Sink):
         self._connection: Connection | None = ours
         order = {
             "types": [path_of(type(backend)), path_of(type(backend.config))],
-            "config": json.loads(backend.config.model_dump_json()),
+            "config": backend.config.model_dump(mode="json"),
             "properties": {**properties.model_dump(exclude={"hparams"}), "hparams": plain_hparams(properties.hparams)},
             "lock": lock,
             "arguments": sys.argv,

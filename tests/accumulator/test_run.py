@@ -14,6 +14,7 @@ from torch import nn
 
 from d9d_tracker import (
     AccumulatorConfig,
+    Histogram,
     JsonlTrackerConfig,
     RunConfig,
     TrackerTypeError,
@@ -268,6 +269,24 @@ def test_values_of_a_step_of_their_own(recorded):
     run.log_at(3, {"lr": 1.0})  # the run is closed
 
 
+def test_what_is_flushed_in_its_step_stands_in_place_of_what_comes_after(recorded):
+    tracker = recorded(sync_every=4)
+    with tracker.open() as run:
+        run.set_step(3)
+        run.scalar("a", 1.0)
+        run.log_at(3, {"a": -1.0, "b": Histogram.from_values(torch.ones(2))})
+        run.flush()
+        for _ in range(2):
+            run.scalar("a", 3.0)
+            run.flush()
+        run.log_at(3, {"a": -2.0})
+        run.scalar("a", 3.0)
+        run.set_step(4)
+        run.scalar("a", 4.0)
+    assert [record.value for record in tracker.run.records if record.name == "a"] == [-1.0, -1.0, -1.0, -2.0, 4.0]
+    assert tracker.run.histograms("b")[3].count == 2
+
+
 def test_values_of_a_step_to_come_wait_for_it_or_for_the_end(tmp_path):
     config = JsonlTrackerConfig(path=tmp_path / "runs", accumulator=AccumulatorConfig(device="cpu", sync_every=2))
 
@@ -293,6 +312,18 @@ def test_values_of_a_step_to_come_wait_for_it_or_for_the_end(tmp_path):
         run.set_step(3)
         run.log_at(6, {"ahead": 7.0})
     assert stored() == {4: 0.0, 5: 1.0, 6: 7.0}
+
+
+def test_values_that_wait_because_set_step_is_not_called_are_said_once(recorded, caplog):
+    tracker = recorded()
+    for _ in range(2):
+        with tracker.open() as run:
+            for step in range(3):
+                run.log_at(step, {"a": 1.0})
+            run.set_step(5)
+            run.log_at(9, {"a": 1.0})
+    assert caplog.text.count("log_at(1): such values wait for their step") == 2
+    assert caplog.text.count("such values wait") == 2
 
 
 def test_a_step_is_a_few_calls(recorded):

@@ -15,7 +15,9 @@ import torch.distributed.checkpoint as dcp
 from lives import Files, Recordings, content, program
 
 from d9d_tracker import RunConfig, TrackerValueError
+from d9d_tracker.bank import staging
 from d9d_tracker.pipeline import checkpoint
+from d9d_tracker.pipeline.assembly import Assembly
 
 NAME = RunConfig(name="run")
 
@@ -358,3 +360,23 @@ def test_times_are_those_at_which_the_steps_began(config, tmp_path):
     with second.open(NAME):
         pass
     assert {record.time for record in backend.records() if record.step == 10} == {began[-1]}
+
+
+def test_a_state_is_taken_though_all_host_buffers_wait_to_be_read(config, tmp_path, monkeypatch):
+    """For a rank that stays away, for one."""
+    go, take = threading.Event(), Assembly.take
+    monkeypatch.setattr(Assembly, "take", lambda *arguments: go.wait(60) and take(*arguments))
+    monkeypatch.setattr(staging, "_MOST_HOST_BYTES", 0)
+    monkeypatch.setattr(staging, "_LONGEST_WAIT_SECONDS", 0.01)
+    backend = Recordings(tmp_path)
+    tracker = backend.tracker(**config | {"flush_timeout": 0.1})
+    with tracker.open(NAME) as run:
+        for step in range(10):
+            run.set_step(step)
+            run.scalar("a", step)
+        state = tracker.state_dict()
+        go.set()
+    second = backend.tracker(**config)
+    second.load_state_dict(state)
+    play(second, [])
+    assert [(record.step, record.value) for record in backend.records()] == [(step, step) for step in range(10)]

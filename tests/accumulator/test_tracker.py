@@ -1,6 +1,7 @@
 """Opening and leaving a run, whatever happens in between: resumed where it stood, left in bounded time, once."""
 
 import errno
+import math
 import os
 import queue
 import shutil
@@ -19,6 +20,7 @@ from d9d_tracker import testing as testing_module
 from d9d_tracker.accumulator import run as run_module
 from d9d_tracker.bank import buffers as buffers_module
 from d9d_tracker.bank.staging import Staging, Window
+from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.pipeline import pipeline as pipeline_module
 from d9d_tracker.pipeline.assembly import Assembly
 from d9d_tracker.pipeline.pipeline import Pipeline
@@ -482,3 +484,48 @@ def test_threads_that_log_beside_the_training_lose_nothing(config):
         assert sum(records.points(f"thread {number}").values()) == counts[number]
         assert sum(histogram.count for histogram in records.histograms(f"bins {number}").values()) == 2 * counts[number]
     assert len(records.points("loss")) == 400
+
+
+def test_what_a_full_disk_could_not_forget_takes_nothing_back_in_the_next_life(backend, config, monkeypatch):
+    calls = [call for step in range(17) for call in logging("a", step)]
+    backend.raises_in["scalar"] = ConnectionError("gone")
+    first = over(backend, config)
+
+    def refuse(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with first.open(NAME) as run:
+        for call in calls[:18]:
+            call(run)
+        first.state_dict()
+        monkeypatch.setattr(Backlog, "_open", refuse)
+        backend.raises_in.clear()
+        for call in calls[18:]:
+            call(run)
+    monkeypatch.undo()
+    second = over(backend, config)
+    second.load_state_dict(first.state_dict())
+    play(second, [])
+    assert backend.run.points("a") == {step: step for step in range(17)}
+
+
+def test_names_and_tags_that_utf8_cannot_encode_are_in_a_state(config, tmp_path):
+    backend, name = Recordings(tmp_path), os.fsdecode(b"file \xff")
+    first = backend.tracker(**config)
+    with first.open(NAME) as run:
+        run.scalar(name, math.nan, {"of": name})
+        state = first.state_dict()
+        run.flush()
+        flushed = first.state_dict()
+    for one in (state, flushed, first.state_dict()):
+        second = backend.tracker(**config)
+        second.load_state_dict(one)
+        with second.open(NAME) as run:
+            run.scalar(name, 1.0, {"of": name})
+        assert [math.isnan(record.value) for record in backend.records() if record.name == name][-1]
+
+
+def test_a_wait_without_an_end_is_refused(config):
+    for name in ("flush_timeout", "distributed_timeout"):
+        with pytest.raises(ValueError, match=rf"{name}\n.*less than or equal to 1000000000"):
+            AccumulatorConfig(**config | {name: math.inf})

@@ -128,3 +128,18 @@ def test_on_a_gpu_the_copy_waits_for_the_packing_and_the_packing_for_the_copy_be
         for n in range(2)
     )
     assert notes == [*first, ("training", "waits for event", 0), *second]
+
+
+def test_one_that_does_not_wait_gets_a_buffer_beyond_the_bound_which_is_gone_after_it(monkeypatch):
+    monkeypatch.setattr(window_module, "_MOST_HOST_BYTES", 0)
+    staging = Staging(20, CPU)
+    taken = [staging.copy(parts(1.0))[0] for _ in range(2)]
+    for _ in range(5):
+        host, _ = staging.copy(parts(2.0), waits=False)
+        assert host[:3].tolist() == [2.0] * 3
+        assert host.data_ptr() not in [one.data_ptr() for one in taken]
+        staging.give_back(host)
+    assert staging._buffers == 2
+    for host in taken:
+        staging.give_back(host)
+    assert staging._free.qsize() == 2

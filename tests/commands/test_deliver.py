@@ -110,3 +110,19 @@ def test_a_run_that_could_not_be_opened_is_as_it_was_meant(tmp_path, monkeypatch
     assert main(["deliver", "--backlog", str(tmp_path / "backlog")]) == 0
     (run,) = read(tmp_path / "runs")
     assert (run.started, run.hparams) == (5.0, {"rates": {"('layer', 0)": {"peak": 0.1}}})
+
+
+def test_what_a_later_life_has_written_stays(left_behind, tmp_path):
+    """One that went on from a checkpoint elsewhere, without the backlog."""
+    config = JsonlTrackerConfig(path=tmp_path / "runs")
+    state = left_behind(config).state_dict()
+    elsewhere = AccumulatorConfig(device="cpu", backlog_dir=tmp_path / "elsewhere")
+    tracker = tracker_from_config(config.model_copy(update={"accumulator": elsewhere}))
+    tracker.load_state_dict(state)
+    with tracker.open(RunConfig(name="job")) as run:
+        for step in range(10, 14):
+            run.set_step(step)
+            run.scalar("loss", float(step), {"stage": "train"})
+    assert len(points(tmp_path / "runs")) < 14
+    assert main(["deliver", "--backlog", str(tmp_path / "backlog")]) == 0
+    assert sorted(points(tmp_path / "runs")) == [(step, float(step)) for step in range(14)]

@@ -3,8 +3,10 @@
 import math
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -159,3 +161,30 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=60)
     assert list(Backlog(tmp_path, "run", 10**8).contents()) == [0, 1]
+
+
+def test_a_full_disk_is_met_before_all_windows_are_made_into_bytes(tmp_path, monkeypatch):
+    backlog, dump, dumped = Backlog(tmp_path, "run", 10**9), Points.dump, []
+    backlog.put([window(0)])
+    backlog._open().execute("PRAGMA max_page_count = 16")
+    monkeypatch.setattr(Points, "dump", lambda points: dumped.append(points) or dump(points))
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        backlog.put([window(index, size=1000) for index in range(1, 100)])
+    assert len(dumped) < 10
+    assert list(backlog.contents()) == [0]
+
+
+def test_a_signal_handler_may_use_it_while_its_own_thread_does(tmp_path, monkeypatch):
+    backlog, drop = Backlog(tmp_path, "run", 10**6), Backlog._drop_excess
+
+    def interrupted(*arguments):
+        monkeypatch.undo()
+        backlog.put([window(1)])
+        return drop(*arguments)
+
+    monkeypatch.setattr(Backlog, "_drop_excess", interrupted)
+    thread = threading.Thread(target=backlog.put, args=([window(0)],), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert list(backlog.contents()) == [0, 1]

@@ -224,7 +224,7 @@ def test_closing_a_hanging_backend_is_bounded_and_the_next_process_delivers(back
     assert delivery.report.undelivered == 12
     assert "not delivered: 12 records of steps 0 to 21 (a, b)" in caplog.text
     backend.released.set()
-    delivery.join()
+    delivery._thread.join(30)
     assert backend.points_in_order() == [("a", 0)]  # what it was inside of; nothing after
 
     delivery.backlog.close()  # as the death of the process would
@@ -329,6 +329,15 @@ def test_a_step_that_cannot_be_amended_is_held_until_it_has_ended(backend, tmp_p
     assert put({}) == [*ended, ("a", 2, 7.0)]
     assert delivery.report.delivered == 5
     assert delivery.close(10)
+
+
+def test_a_step_that_is_held_back_is_not_lost_where_its_end_never_comes(backend, tmp_path):
+    delivery = over(backend, Backlog(tmp_path, "run", 10**6), patience=30.0, amends=False)
+    delivery.put(*window(0, steps=1), unfinished=0)
+    assert delivery.flush(10)
+    assert backend.records == []
+    assert delivery.close(10)  # the device hangs, for one
+    assert backend.points_in_order() == expected(0)[:2]
 
 
 def test_a_backend_is_called_by_one_thread_from_open_to_close(tmp_path):

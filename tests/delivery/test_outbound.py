@@ -1,7 +1,10 @@
 """What is on its way to a backend: in order, counted in bytes, and out of memory once it is on disk."""
 
+import threading
+
 import pytest
 
+from d9d_tracker.delivery import outbound as outbound_module
 from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.outbound import Call, Outbound, Queued, in_words
 from d9d_tracker.delivery.report import DeliveryReport
@@ -94,3 +97,73 @@ def test_in_words(outbound):
     assert words.startswith("14 records of steps 3 to 5 (a, b, s00, ")
     assert words.endswith("and 4 more series) and 1 call of run.backend")
     assert in_words([], calls=2) == "2 calls of run.backend"
+
+
+@pytest.fixture
+def full(outbound, monkeypatch):
+    """A disk that is full as long as it is set."""
+    is_full, connect = threading.Event(), outbound._backlog._open
+
+    def refuse():
+        if is_full.is_set():
+            raise OSError(28, "No space left on device")
+        return connect()
+
+    monkeypatch.setattr(outbound._backlog, "_open", refuse)
+    return is_full
+
+
+def test_what_no_disk_takes_is_bounded_in_memory(outbound, full, report, caplog):
+    full.set()
+    outbound._backlog.max_bytes = 3 * window(0).nbytes
+    for first in range(100):
+        outbound.append(window(first), first)
+        outbound.keep()
+    assert outbound.memory == 3 * window(0).nbytes
+    assert [queued.contents.first for queued in outbound.windows] == [97, 98, 99]
+    assert report.dropped == 2 * 97
+    assert caplog.text.count("the backlog cannot be written") == 1
+    full.clear()
+    outbound._backlog.max_bytes = 10**6
+    outbound.keep()
+    assert len(outbound._backlog.contents()) == 3
+
+
+def test_what_a_full_disk_could_not_forget_is_forgotten_later(outbound, full, report, caplog):
+    """Else the next life takes the backend back to it, and all that came behind with it."""
+    for first in range(2):
+        outbound.append(window(first), first)
+    outbound.keep()
+    full.set()
+    outbound.remove(take(outbound.head))
+    assert report.delivered == 2
+    assert "the backlog cannot be written" in caplog.text
+    outbound.append(window(2), 2)  # in memory alone
+    outbound.remove(take(outbound.head))
+    full.clear()
+    assert len(outbound._backlog.contents()) == 2
+    outbound.remove(take(outbound.head))
+    assert outbound._backlog.contents() == {}
+
+
+def test_a_file_of_which_nothing_waits_is_removed_though_the_disk_is_full(outbound, full):
+    outbound.append(window(0), 0)
+    outbound.keep()
+    full.set()
+    outbound.remove(take(outbound.head))
+    outbound._backlog.close()
+    assert not outbound._backlog.path.exists()
+
+
+def test_calls_that_wait_for_ever_are_bounded(outbound, monkeypatch, caplog):
+    """They may hold pictures."""
+    monkeypatch.setattr(outbound_module, "_MOST_CALLS", 3)
+    calls = [Call(print) for _ in range(10)]
+    calls[0].set_running_or_notify_cancel()
+    for first, call in enumerate(calls):
+        outbound.append(window(first), first)
+        outbound.append_call(call)
+    assert outbound.calls == [calls[0], *calls[-2:]]
+    assert all(call.cancelled() for call in calls[1:-2])
+    assert len(outbound.windows) == 10
+    assert caplog.text.count("calls of run.backend wait") == 1

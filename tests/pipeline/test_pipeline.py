@@ -3,6 +3,7 @@
 import itertools
 import math
 import threading
+from collections import deque
 from contextlib import contextmanager
 
 import pytest
@@ -336,3 +337,26 @@ def test_windows_that_wait_for_a_pass_are_few(recorded, passes, monkeypatch):
         assert staging._buffers <= 8
     assert tracker.tracker.report.unread == 0
     assert tracker.run.points("a") == {step: step for step in range(100)}
+
+
+def test_who_sends_meanwhile_takes_no_window_away(recorded):
+    """Another thread that calls the backend, or a signal handler that takes a state."""
+    tracker = recorded(sync_every=1)
+    with tracker.open() as run:
+        pipeline = run._pipeline
+
+        class Meanwhile(deque):
+            is_first = True
+
+            def append(self, window):
+                super().append(window)
+                if self.is_first:
+                    self.is_first = False
+                    pipeline.send()
+
+        pipeline._pending = Meanwhile()
+        for step in range(5):
+            run.set_step(step)
+            run.scalar("a", step)
+    assert tracker.run.points("a") == {step: step for step in range(5)}
+    assert tracker.tracker.report.unread == 0

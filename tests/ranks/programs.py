@@ -23,6 +23,7 @@ from d9d_tracker import (
 )
 from d9d_tracker.pipeline import pipeline
 from d9d_tracker.ranks import job
+from d9d_tracker.ranks.group import Group
 
 REDUCTIONS = ("mean", "sum", "min", "max", "last")
 
@@ -320,6 +321,25 @@ def disturbed(rank: int, folder: Path, config: dict) -> dict:
                     time.sleep(0.01)
         (folder / f"trained-{rank}").touch()
     return {**content(one), "unread": one.report.unread, "missing": one.report.missing}
+
+
+def dies_before_it_hears(rank: int, folder: Path) -> dict:
+    """Rank 2 is gone when its second window has arrived, before it hears of it, as rank 1 does."""
+    broadcast, heard = Group.broadcast, []
+
+    def hear(group, tensor):
+        heard.append(tensor)
+        if rank == 2 and len(heard) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        broadcast(group, tensor)
+
+    Group.broadcast = hear
+    one = tracker(folder, sync_every=4)
+    with one.open(NAME) as run:
+        for step in range(16):
+            run.set_step(step)
+            run.scalar("sum", 2.0**rank, reduce="sum")
+    return content(one)
 
 
 def exits_in_the_middle(rank: int, folder: Path) -> dict:

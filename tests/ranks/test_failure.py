@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from jobs import Job, run_job
-from programs import disturbed, exits_in_the_middle, opens_again_after_a_loss, stops_itself
+from programs import dies_before_it_hears, disturbed, exits_in_the_middle, opens_again_after_a_loss, stops_itself
 
 SIZE = 4
 
@@ -52,6 +52,13 @@ def test_a_rank_killed_in_the_middle_of_a_window(tmp_path, victim):
     outcomes = disturb(tmp_path, victim, signal.SIGKILL, {})
     assert outcomes[victim].exit_code == -signal.SIGKILL
     check(outcomes, victim)
+
+
+def test_a_rank_killed_before_it_hears_that_its_window_has_arrived(tmp_path):
+    with Job(dies_before_it_hears, 3, tmp_path) as job:
+        outcomes = job.outcomes()
+    assert [outcome.exit_code for outcome in outcomes] == [0, 0, -signal.SIGKILL]
+    assert outcomes[0].result == {("sum", (), step): 7.0 if step < 8 else 3.0 for step in range(16)}
 
 
 @pytest.mark.parametrize("victim", [1, 2])

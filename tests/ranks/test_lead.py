@@ -1,8 +1,12 @@
 """What rank 0 hands on is finished: of steps that every rank has ended."""
 
+from unittest import mock
+
+import pytest
 from window_of import window_of
 
 from d9d_tracker.ranks.lead import Lead
+from d9d_tracker.ranks.member import Member
 from d9d_tracker_kernels import LAST_STEP
 
 
@@ -11,6 +15,9 @@ class Nowhere:
 
     def put(self, *_):
         pass
+
+    def get(self, *_):
+        return None
 
 
 def lead():
@@ -55,3 +62,38 @@ def test_closing_says_whom_it_waits_for(caplog):
 def test_all_of_it_is_handed_on_when_every_rank_is_there():
     window = window_of({step: {"x": [1.0]} for step in range(2, 6)}, {5: {"late": [1.0]}})
     assert lead()._handed_on(window, {0: ended(5), 1: ended(7)}) is window
+
+
+def test_what_would_go_wrong_again_is_not_tried_again(monkeypatch):
+    """The others are met anew, in another generation, with the next window."""
+
+    def merge(*_):
+        raise ValueError("of a window that cannot be merged")
+
+    one, group = lead(), mock.Mock()
+    one._group, one._is_formed, one._meeting = group, True, mock.Mock(merge=merge)
+    monkeypatch.setattr(one, "_welcome", lambda: None)
+    with pytest.raises(ValueError, match="cannot be merged"):
+        one.reduce(window_of({1: {"x": [1.0]}}), ended=True)
+    group.close.assert_called_once()
+    assert not one._is_formed
+
+
+def test_a_member_gives_up_what_would_go_wrong_again(monkeypatch, caplog):
+    member = Member(Nowhere(), 1, 2, 1.0)  # pyright: ignore[reportArgumentType] a board that nobody reads
+    member._meeting, member._generation = mock.Mock(), 1
+
+    def merge(*_):
+        raise ValueError("of a window that cannot be merged")
+
+    def join(window):
+        member._group = mock.Mock()
+        return window
+
+    member._meeting.merge = merge
+    monkeypatch.setattr(member, "_join", join)
+    member.reduce(window_of({1: {"x": [1.0]}}), ended=True)
+    assert member.is_lost
+    assert member._group is None
+    assert "cannot be merged" in caplog.text
+    member.close()
