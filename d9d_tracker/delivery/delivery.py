@@ -35,14 +35,9 @@ class Delivery:
     or does not return is down: everything waits in the backlog on disk, and is tried again with growing pauses. So does
     what a backend is too slow for, beyond a bound in memory.
 
-    Args:
-        name: What the backend is called in messages.
-        open_backend: Returns the context manager that opens the backend's run.
-        backlog: Where windows are kept while the backend is down. What an earlier process left there goes first.
-        patience: Seconds that a call of the backend may take before it counts as hanging.
-        rewind_to: Step from which on the backend must hold nothing, for a run that is gone on with.
-        amends: Whether the backend can take more values of a step that it was given before. If not, a step that has
-            not ended is held back.
+    What an earlier process left in the backlog goes first. A call of the backend that takes longer than ``patience``
+    seconds counts as hanging. From the step ``rewind_to`` on, the backend of a run that is gone on with must hold
+    nothing. Of one that does not amend a step that it was given before, a step that has not ended is held back.
 
     Attributes:
         report: What became of the records.
