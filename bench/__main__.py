@@ -63,6 +63,9 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     about = report.machine(device)
     results = []
+    quick = "quick-" * chosen.quick
+    slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-") if chosen.gpu else "cpu"
+    name = f"{about['date'][:10]}-{quick}{slug}"
     with tempfile.TemporaryDirectory(prefix="d9d_tracker-bench-") as folder:
         plan = Plan(device, chosen.quick, Path(folder))
         for key in (key for key in WORKLOADS if key in keys):
@@ -72,10 +75,7 @@ def main() -> int:
             result.series["seconds"] = time.perf_counter() - start
             report.show(console, result)
             results.append(result)
-    quick = "quick-" * chosen.quick
-    slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-") if chosen.gpu else "cpu"
-    name = f"{about['date'][:10]}-{quick}{slug}"
-    report.write_json(chosen.out / f"{name}.json", about, results)
+            report.write_json(chosen.out / f"{name}.json", about, results)  # what was measured outlives an end by hand
     words = f"{about['device']} · torch {about['versions']['torch']} · {about['date'][:10]}{' · QUICK' * chosen.quick}"
     files = _draw(results, chosen.out / name, words)
     console.print(f"{chosen.out / name}.json and {len(files)} plots beside it", markup=False, highlight=False)

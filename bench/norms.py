@@ -82,18 +82,18 @@ def run(plan: Plan) -> Result:
         {"vs untracked": ".3f", "added ms a step": ",.2f", "vs untracked, all written": ".3f"},
         remarks=["wandb.watch has no norms: it logs a histogram of every gradient."],
     )
-    for sequences in (size, 4 * size):
-        _beside_each_other(plan, model, model.batch(plan.device, sequences, length), f"{sequences * length:,}", result)
+    for times in (1, 4):
+        batch = model.batch(plan.device, times * size, length)
+        _beside_each_other(plan, model, batch, f"{times * size * length:,}", _EVERY // times, result)
     return result
 
 
-def _beside_each_other(plan: Plan, model: Gpt, batch: Batch, tokens: str, result: Result) -> None:
+def _beside_each_other(plan: Plan, model: Gpt, batch: Batch, tokens: str, every: int, result: Result) -> None:
     wanted: dict[str, Start] = {Nothing.name: Nothing, ByHand.name: ByHand}
     wanted |= {name: make for name, make in others(plan.folder, plan.device).items() if name == "wandb.log (offline)"}
     for backend in ("null", "jsonl"):
         folder = plan.folder / f"{tokens} tokens"
         wanted[f"d9d_tracker → {backend}"] = lambda backend=backend, folder=folder: _ours(folder, plan.device, backend)
-    every = 4 if plan.quick else _EVERY
     with start(wanted) as (contenders, missing):
         trainings = []
         for contender in (*contenders, Nothing()):

@@ -8,7 +8,7 @@ import torch
 
 from d9d_tracker.series.reductions import VALUE_LANE, Reduction
 from d9d_tracker.series.registry import ContextItems
-from d9d_tracker_kernels import COUNT, INITIAL
+from d9d_tracker_kernels import COUNT, LANES
 from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
 from .typed_tensors import local_types
@@ -21,22 +21,23 @@ class HostScalars:
     """A scalar bank in the memory of the host.
 
     Args:
-        current: The state of the step, float64 of shape ``[LANES, columns]``, on the CPU.
-        window: Those of the finished steps, float64 of shape ``[rows, LANES, columns]``.
+        current: The state of the step, float64 of shape ``[LANES, columns]``, on the CPU, the lanes of a slot together.
+        window: Those of the finished steps, float64 of shape ``[rows, LANES, columns]``, likewise.
+        initial: The state of a step in which nothing was logged, of the shape of ``current``.
         step: The current step, int64 of shape ``[1]``.
 
     Attributes:
         known: Slots of series of this run that were logged in the most ordinary way, which are looked up quickest.
     """
 
-    def __init__(self, current: torch.Tensor, window: torch.Tensor, step: torch.Tensor):
+    def __init__(self, current: torch.Tensor, window: torch.Tensor, initial: torch.Tensor, step: torch.Tensor):
         self._current = current.numpy()
         self._window = window.numpy()
         of_step: Any = step.numpy()  # a buffer, of which its stubs know nothing
         self._step = memoryview(of_step)
-        self._initial = np.array(INITIAL)[:, None]
-        self._numbers = flat_numbers(current)
-        self._columns = current.shape[1]
+        self._numbers, self._initial = flat_numbers(current), flat_numbers(initial)
+        self._numbers_of_rows = [flat_numbers(row) for row in window]
+        self._strides = current.stride()
         self._use(0)
         self.known: dict[tuple[str, ContextItems, Reduction], int] = {}
 
@@ -45,13 +46,13 @@ class HostScalars:
         lane = VALUE_LANE[reduce]
         for slot, value in zip(slots, values):  # noqa: B905 - they are as many, and to ask costs more than to merge
             if slot >= 0:
-                merge_number(self._numbers, self._columns, slot, lane, value, weight)
+                merge_number(self._numbers, self._strides, slot, lane, value, weight)
 
     def file(self, row: int, slots: int) -> None:
         """Copy the state of the step to a row of the window; see ``ScalarBank.file``."""
         if slots != self._slots:
             self._use(slots)
-        self._rows[row][...] = self._used
+        self._rows[row][:] = self._used  # of memoryviews: NumPy goes through more code, which is fetched from far
 
     def has_values(self, rows: int, slots: int) -> bool:
         """Whether something was logged in the first rows of the window or in the current step."""
@@ -61,13 +62,15 @@ class HostScalars:
         """Start a step; see ``ScalarBank.begin``."""
         if slots != self._slots:
             self._use(slots)
-        self._used[...] = self._initial
+        self._used[:] = self._blank
         self._step[0] = step
 
     def _use(self, slots: int) -> None:
         # Views are kept, because slots are new for a few steps, and every step files and begins.
         self._slots = slots
-        self._used, self._rows = self._current[:, :slots], list(self._window[:, :, :slots])
+        numbers = slice(slots * LANES)
+        self._used, self._blank = self._numbers[numbers], self._initial[numbers]
+        self._rows = [row[numbers] for row in self._numbers_of_rows]
 
 
 def as_number(value: Any) -> float | None:

@@ -23,8 +23,8 @@ class ScalarBank:
     """The device buffers of all scalar series.
 
     Attributes:
-        current: State of the step so far, float64 of shape ``[LANES, slots + 1]``. In the last column lands what an
-            indexed write, which cannot be left out, has no slot for.
+        current: State of the step so far, float64 of shape ``[LANES, slots + 1]``; on a CPU the lanes of a slot are
+            together. In the last column lands what an indexed write, which cannot be left out, has no slot for.
         window: States of the finished steps, float64 of shape ``[rows, LANES, slots + 1]``. Initial where a slot
             is not in use, so that a series that comes later has nothing in rows before it.
         step: The current step for kernels to read, int64 of shape ``[1]``.
@@ -37,11 +37,14 @@ class ScalarBank:
         slots += 1
         self.places = torch.arange(slots - 1, device=device)
         self._initial = torch.tensor(INITIAL, dtype=torch.float64, device=device)[:, None].repeat(1, slots)
+        if device.type == "cpu":  # a step touches few lines of the cache, and ends by a copy of one stretch
+            self._initial = self._initial.t().contiguous().t()
         self._added = torch.tensor(_ADDED, dtype=torch.float64, device=device)[:, None].contiguous()
         self.current = self._initial.clone()
-        self.window = self._initial.repeat(rows, 1, 1)
+        size, strides = (rows, LANES, slots), (LANES * slots, *self._initial.stride())
+        self.window = torch.empty_strided(size, strides, dtype=torch.float64, device=device).copy_(self._initial)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
-        self.host = HostScalars(self.current, self.window, self.step) if device.type == "cpu" else None
+        self.host = HostScalars(self.current, self.window, self._initial, self.step) if device.type == "cpu" else None
         self._lane = torch.arange(LANES, device=device)[:, None].contiguous()
         self._slot = torch.arange(slots, device=device).repeat(LANES, 1)  # one shape with the bank, to be one kernel
         self.constants = () if device.type == "cpu" else (self._slot, self._lane, self._added)

@@ -8,7 +8,7 @@ import torch
 
 from d9d_tracker_kernels import LAST_STEP
 from d9d_tracker_kernels.lanes import MAX, SUM
-from d9d_tracker_kernels.scalars import merge_number
+from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
 
 class Kept(NamedTuple):
@@ -55,11 +55,11 @@ class Arrived(NamedTuple):
 
 def merge_scalars(parts: Parts, row: int, slots: list[int], values: list[Any], lane: int, weight: Any = 1.0) -> None:
     """Merge numbers into slots of a row; what it has no column for is no slot."""
-    flat: Any = parts.rows[row].reshape(-1)  # a buffer, of which its stubs know nothing
-    state, columns, factor = memoryview(flat), parts.rows[row].shape[1], float(weight)
+    state, factor = torch.from_numpy(parts.rows[row]), float(weight)
+    flat, strides, columns = flat_numbers(state), state.stride(), state.shape[1]
     for slot, value in zip(slots, values, strict=True):
         if 0 <= slot < columns:
-            merge_number(state, columns, slot, lane, float(value), factor)
+            merge_number(flat, strides, slot, lane, float(value), factor)
 
 
 def merge_vector(

@@ -25,6 +25,11 @@ class Reduced(Protocol):
         """The p of partial p-norms, else 1."""
         ...
 
+    @property
+    def sums(self) -> Sequence[object]:
+        """The sums that it is a part of."""
+        ...
+
 
 def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
     """Merge two states of the same slots, of which ``newer`` came after; float64 of shape ``[LANES, slots]``."""
@@ -47,7 +52,7 @@ def has_value(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
 def finalize(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
     """Turn states, float64 of shape ``[rows, LANES, slots]``, into the values of their points, ``[rows, slots]``.
 
-    They are meaningless where no value was merged in.
+    They are meaningless where no value was merged in. The parts of a sum stay powers.
     """
     reductions: list[Reduction] = [series.reduce for series in scalars]
     chosen = np.array([VALUE_LANE[reduce] for reduce in reductions], dtype=np.int64)
@@ -57,6 +62,6 @@ def finalize(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         values[:, means] /= lanes[:, WEIGHT, means]
         for slot, series in enumerate(scalars):
-            if series.root != 1.0:
+            if series.root != 1.0 and not series.sums:
                 values[:, slot] **= 1 / series.root
     return values

@@ -4,75 +4,74 @@ A parameter's norm is of all its shards, and a model's of all its parameters, wh
 different optimizers. So each parameter has a slot, with its powers; they are summed when all ranks' windows have met.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 
-from d9d_tracker.series.reductions import finalize, has_value
 from d9d_tracker.series.registry import ContextItems, ScalarSeries
-from d9d_tracker_kernels import COUNT, LANES, SUM, WEIGHT
 
-from .host_window import HostWindow
+Key = tuple[str, ContextItems]
 
 
-def summed(window: HostWindow) -> HostWindow:
-    """Return a window with the sums in the place of the series that go into them.
+def summed(
+    values: np.ndarray, is_there: np.ndarray, scalars: Sequence[ScalarSeries]
+) -> tuple[np.ndarray, np.ndarray, list[Key]]:
+    """Return values with the sums in the place of the series that go into them, where they are, and their series.
 
     A sum is of those of its parts that have a value in the step; of a ratio, both sides must have one.
+
+    Args:
+        values: Float64 of shape ``[rows, slots]``, of parts the powers.
+        is_there: Where there is a value, booleans of that shape.
+        scalars: The series, in the order of the slots.
     """
-    parts = [slot for slot, series in enumerate(window.scalars) if series.sums]
+    keys = [(series.name, series.context) for series in scalars]
+    parts = [slot for slot, series in enumerate(scalars) if series.sums]
     if not parts:
-        return window
-    sides, (powers, is_there) = _sides([window.scalars[slot] for slot in parts]), _values(window, parts)
-    columns = [column for own in sides.values() for column in own]
+        return values, is_there, keys
+    sides = _sides(scalars, parts)
+    slots = [slot for own in sides.values() for slot in own]
     starts = np.cumsum([0, *(len(own) for own in sides.values())])[:-1]
-    powers = np.where(is_there, powers, 0.0)[:, columns]
-    has_side = np.logical_or.reduceat(is_there[:, columns], starts, axis=1)
-    first = [window.scalars[parts[own[0]]] for own in sides.values()]
+    has_side = np.logical_or.reduceat(is_there[:, slots], starts, axis=1)
+    powers = np.where(is_there[:, slots], values[:, slots], 0.0)
+    first = [scalars[own[0]] for own in sides.values()]
     is_max = np.array([series.reduce == "max" for series in first])
     with np.errstate(all="ignore"):
         totals = np.where(is_max, np.maximum.reduceat(powers, starts, axis=1), np.add.reduceat(powers, starts, axis=1))
         if any(series.root != 1.0 for series in first):
             totals **= 1 / np.array([series.root for series in first])
-        values, has_sum, scalars = _ratios(sides, totals, has_side)
-    lanes = np.zeros((len(window.steps), LANES, len(scalars)))
-    lanes[:, SUM] = np.where(has_sum, values, 0.0)
-    lanes[:, WEIGHT] = lanes[:, COUNT] = has_sum
-    others = [slot for slot, series in enumerate(window.scalars) if not series.sums]
-    return replace(
-        window,
-        lanes=np.concatenate((window.lanes[:, :, others], lanes), axis=2),
-        scalars=[*(window.scalars[slot] for slot in others), *scalars],
+        sums, has_sum, made = _ratios(sides, totals, has_side)
+    others = [slot for slot, series in enumerate(scalars) if not series.sums]
+    return (
+        np.concatenate((values[:, others], sums), axis=1),
+        np.concatenate((is_there[:, others], has_sum), axis=1),
+        [*(keys[slot] for slot in others), *made],
     )
 
 
 _Side = tuple[str, ContextItems, int]
 
 
-def _sides(parts: list[ScalarSeries]) -> dict[_Side, list[int]]:
-    """Return which parts go into each sum, and on which side of a ratio."""
+def _sides(scalars: Sequence[ScalarSeries], parts: list[int]) -> dict[_Side, list[int]]:
+    """Return the slots of the parts that go into each sum, and on which side of a ratio."""
     sides: dict[_Side, list[int]] = {}
-    for column, series in enumerate(parts):
+    for slot in parts:
+        series = scalars[slot]
         for name, side in series.sums:
-            sides.setdefault((name, series.context, side), []).append(column)
+            sides.setdefault((name, series.context, side), []).append(slot)
     return sides
-
-
-def _values(window: HostWindow, slots: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    lanes = window.lanes[:, :, slots]
-    series = [replace(window.scalars[slot], root=1.0) for slot in slots]
-    return finalize(lanes, series), has_value(lanes, series)
 
 
 def _ratios(
     sides: dict[_Side, list[int]], totals: np.ndarray, has_side: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, list[ScalarSeries]]:
+) -> tuple[np.ndarray, np.ndarray, list[Key]]:
     column = {side: index for index, side in enumerate(sides)}
     above = [side for side in sides if side[2] == 1]
-    values, has_sum = totals[:, [column[side] for side in above]], has_side[:, [column[side] for side in above]]
+    columns = [column[side] for side in above]
+    values, has_sum = totals[:, columns], has_side[:, columns]
     for index, (name, context, _) in enumerate(above):
         below = column.get((name, context, -1))
         if below is not None:
             values[:, index] /= totals[:, below]
             has_sum[:, index] &= has_side[:, below]
-    return values, has_sum, [ScalarSeries(name, context, "mean") for name, context, _ in above]
+    return values, has_sum, [side[:2] for side in above]

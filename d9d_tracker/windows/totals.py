@@ -20,7 +20,7 @@ class Totals:
 
     def added_to(self, window: HostWindow) -> HostWindow:
         """Return what all ranks logged since the window before, with the totals after steps in which they counted."""
-        slots = [slot for slot, series in enumerate(window.scalars) if (f"{series.name}/s", 1) in series.sums]
+        slots = [at for at, one in enumerate(window.scalars) if one.sums and (f"{one.name}/s", 1) in one.sums]
         if not slots or not window.steps:
             return window
         keys = [(window.scalars[slot].name, window.scalars[slot].context) for slot in slots]

@@ -15,11 +15,11 @@ from .sums import summed
 
 def points(window: HostWindow) -> Points:
     """Return the points of a window that is complete: merged across ranks, and with what was written before."""
-    window = summed(window)
-    is_there, values = has_value(window.lanes, window.scalars), finalize(window.lanes, window.scalars)
+    scalars = window.scalars
+    values, is_there, keys = summed(finalize(window.lanes, scalars), has_value(window.lanes, scalars), scalars)
     each, (_, slots) = np.count_nonzero(is_there, axis=1), np.nonzero(is_there)
     return Points(
-        [(series.name, dict(series.context)) for series in window.scalars],
+        [(name, dict(context)) for name, context in keys],
         slots,
         np.array(window.steps, dtype=np.int64).repeat(each),
         np.array(window.times, dtype=np.float64).repeat(each),

@@ -24,26 +24,28 @@ def flat_numbers(tensor: torch.Tensor) -> Any:
     """Returns a float64 tensor on the CPU as a memoryview of its numbers, the quickest there is to read and write one.
 
     Args:
-        tensor: Contiguous. The view shares its memory.
+        tensor: Two dimensions, contiguous or transposed. The view shares its memory, and has its order.
     """
-    array: Any = tensor.numpy()  # a buffer, of which its stubs know nothing
+    array: Any = (tensor if tensor.is_contiguous() else tensor.t()).numpy()  # a buffer, of which its stubs know nothing
     return memoryview(array).cast("B").cast("d")
 
 
-def merge_number(state: Any, columns: int, slot: int, lane: int, value: float, weight: float) -> None:
+def merge_number(state: Any, strides: tuple[int, ...], slot: int, lane: int, value: float, weight: float) -> None:
     """Merges one value into one slot: the reference of the kernel, and all there is on a CPU.
 
     A value without weight has no say in a mean, not even a NaN: a micro-batch without tokens has a mean of NaN.
 
     Args:
-        state: The numbers of a scalar bank's state, [LANES * columns].
-        columns: How many slots a lane has.
+        state: The numbers of a scalar bank's state, `flat_numbers` of [LANES, columns].
+        strides: How far its lanes and its columns are apart.
         slot: Which of them.
         lane: The lane of the value: SUM, MAX, NEGATED_MIN or LAST.
         value: The value.
         weight: Its weight.
     """
-    cell = lane * columns + slot
+    from_lane, from_slot = strides
+    first = slot * from_slot
+    cell = first + lane * from_lane
     if lane == SUM:
         if weight:
             state[cell] += value * weight
@@ -53,8 +55,8 @@ def merge_number(state: Any, columns: int, slot: int, lane: int, value: float, w
         extreme = -value if lane == NEGATED_MIN else value
         if extreme > state[cell] or extreme != extreme:  # a NaN, and what has become one stays one
             state[cell] = extreme
-    state[WEIGHT * columns + slot] += weight
-    state[COUNT * columns + slot] += 1.0
+    state[first + WEIGHT * from_lane] += weight
+    state[first + COUNT * from_lane] += 1.0
 
 
 def _check(places, at, tensors, numbers) -> None:
@@ -66,13 +68,13 @@ def _check(places, at, tensors, numbers) -> None:
 
 def _merge_cpu(current, places, at, tensors, numbers, lane, weight_tensor, weight) -> None:
     _check(places, at, tensors, numbers)
-    state, columns = flat_numbers(current), current.shape[1]
+    state, strides = flat_numbers(current), current.stride()
     weight = weight if weight_tensor is None else float(weight_tensor.item())
     table = places.numpy()
     for place, value in zip(at, [*(float(tensor.item()) for tensor in tensors), *numbers], strict=True):
         slot = int(table[place])
         if slot >= 0:
-            merge_number(state, columns, slot, lane, value, weight)
+            merge_number(state, strides, slot, lane, value, weight)
 
 
 def _merge_cuda(current, places, at, tensors, numbers, lane, weight_tensor, weight) -> None:

@@ -9,7 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d9d_tracker import TrackerTypeError, TrackerValueError
+from d9d_tracker.bank.scalars import ScalarBank
 from d9d_tracker.series.reductions import REDUCTIONS
+from d9d_tracker_kernels import LANES
 
 
 def operators(call) -> list[str]:
@@ -17,6 +19,11 @@ def operators(call) -> list[str]:
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         call()
     return [event.name for event in profiled.events() if event.name.startswith(("aten::", "d9d_tracker::"))]
+
+
+def test_the_state_of_a_series_lies_together():
+    bank = ScalarBank(8, 100, torch.device("cpu"))
+    assert (bank.current.stride(), bank.window.stride()) == ((1, LANES), (101 * LANES, 1, LANES))
 
 
 READ = ["aten::item", "aten::_local_scalar_dense"]

@@ -60,7 +60,8 @@ def banks(fake_cuda, folder, function, count, change=lambda source: source):
     values = torch.randn(count, generator=torch.Generator().manual_seed(count))
     values[-1:] = float("nan") if count > 1 else values[-1:]
     eager, compiled = make_run("cpu"), make_run("cpu")
-    bank = compiled.buffers.scalars.current
+    scalars = compiled.buffers.scalars
+    bank = scalars.current = scalars.current.contiguous()  # as it lies on a GPU
     empty = bank.clone()
     function(eager, values)
     torch.compile(function, fullgraph=True, backend="eager")(compiled, values)  # hands out the same places

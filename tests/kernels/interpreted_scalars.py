@@ -102,7 +102,7 @@ def split(values):
 
 def merge_all(state, slots, values, lane, weight):
     for slot, value in zip(slots, values, strict=True):
-        merge_number(flat_numbers(state), COLUMNS, slot, lane, float(value), float(weight))
+        merge_number(flat_numbers(state), state.stride(), slot, lane, float(value), float(weight))
 
 
 def test_weights_and_counts_are_those_of_the_calls():

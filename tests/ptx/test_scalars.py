@@ -58,7 +58,7 @@ def test_values_of_every_kind(target, size, lane):
         launch(text, memory, arguments, 32, 1, random.Random(number))
         for place, value in zip(at, values, strict=True):
             if (slot := int(table[place])) >= 0:
-                merge_number(flat_numbers(expected), COLUMNS, slot, lane, float(value), float(weight))
+                merge_number(flat_numbers(expected), expected.stride(), slot, lane, float(value), float(weight))
     assert_same_state(actual, expected)
 
 

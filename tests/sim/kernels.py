@@ -121,7 +121,7 @@ def merge_values(device, grid, current, columns, table, targets, lows, highs, **
         slot = int(table[what >> 4])
         if slot >= 0:
             value = number(target, low, high)
-            merge_number(flat_numbers(current), columns, slot, constants["LANE"], value, weight)
+            merge_number(flat_numbers(current), current.stride(), slot, constants["LANE"], value, weight)
 
 
 def empty_slots(device, grid, current, columns, slots, step, now, **_):
