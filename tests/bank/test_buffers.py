@@ -160,7 +160,7 @@ def test_a_state_that_the_device_does_not_give_in_time_keeps_no_memory(recorded,
         staging = run.buffers.staging
         copy = staging.copy
         with monkeypatch.context() as patch:
-            patch.setattr(staging, "copy", lambda parts: (copy(parts)[0], SimpleNamespace(query=lambda: False)))
+            patch.setattr(staging, "copy", lambda *parts: (copy(*parts)[0], SimpleNamespace(query=lambda: False)))
             for _ in range(3):
                 with pytest.raises(RuntimeError, match="has not answered"):
                     run.buffers.snapshot(0.0)

@@ -1,7 +1,6 @@
 """What Trackio alone does: rows that are stored once, and belong to a run."""
 
 from datetime import datetime
-from typing import Any
 
 import pytest
 
@@ -51,13 +50,17 @@ def test_a_rewind_takes_nothing_from_another_run_of_the_project(trackio_storage:
 
 
 @pytest.mark.parametrize("beside", [{}, {"loss": 1.0}])
-def test_a_value_that_is_logged_again_after_a_flush_is_refused(trackio_storage: TrackioStorage, beside: Any) -> None:
+def test_a_value_that_is_logged_again_takes_the_place_of_the_first(trackio_storage, beside) -> None:
     tracker = trackio_storage.tracker()
     with tracker.open(PROPERTIES) as run:
         for step in (3, 1):
             run.log_at(step, {"accuracy": 0.5, **beside})
             run.flush()
-        with pytest.raises(ValueError, match="'accuracy' at step 1: Trackio keeps what was flushed"):
-            run.log_at(1, {"accuracy": 0.75})
+        run.log_at(1, {"accuracy": 0.75})
+        tracker_state = tracker.state_dict()
+    again = trackio_storage.tracker()
+    again.load_state_dict(tracker_state)
+    with again.open(PROPERTIES) as run:
+        run.log_at(3, {"accuracy": 0.25})
     found = trackio_storage.scalars(str(tracker.run_id))
-    assert {step: value for (name, _, step), value in found.items() if name == "accuracy"} == {1: 0.5, 3: 0.5}
+    assert {step: value for (name, _, step), value in found.items() if name == "accuracy"} == {1: 0.75, 3: 0.25}

@@ -9,8 +9,8 @@ import secrets
 import shlex
 import sqlite3
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +26,7 @@ from d9d_tracker.provider.lock import lock_on_this_machine, unlock_if_it_fails
 from d9d_tracker.provider.names import encodable, storable
 from d9d_tracker.provider.rebin import coarsen
 from d9d_tracker.provider.row_run import RowRun
-from d9d_tracker.record import Histogram, Record
+from d9d_tracker.record import Histogram
 
 from . import TrackioConfig
 
@@ -39,7 +39,8 @@ class TrackioRun(RowRun):
     """A run in Trackio's database, written by Trackio's own storage: one row for what is flushed of a step.
 
     A histogram is 512 bins at most, with edges of its own and its exact minimum, maximum and total; non-finite scalars
-    are text. A row that comes again, after a failure that left it unknown whether it was stored, is ignored.
+    are text. A row that comes again, after a failure that left it unknown whether it was stored, is ignored; a value
+    that comes again takes the place of the one before.
     """
 
     def __init__(self, storage: Any, project: str, run_id: str, properties: RunConfig, group: str | None, lock: int):
@@ -48,7 +49,7 @@ class TrackioRun(RowRun):
         self._project = project
         self._name = encodable(properties.name)
         self._started = time.time() if properties.started is None else properties.started
-        self._stored = -1  # last step of this life that has a row
+        self._stored = -1  # the last step that has a row
         self._config: dict[str, Any] | None = {
             **storable(plain_hparams(properties.hparams)),
             "_Created": _timestamp(self._started),
@@ -59,6 +60,9 @@ class TrackioRun(RowRun):
     def go_on(self, known: dict[str, Any]) -> None:
         """Keep what an earlier life has stored beside the points, unless it is given again."""
         self._config = {**known, **(self._config or {}), **{key: known[key] for key in ("_Created",) if key in known}}
+        with self._database() as database:
+            ((last,),) = database.execute("SELECT MAX(step) FROM metrics WHERE run_id = ?", (self.id,))
+        self._stored = -1 if last is None else last
 
     @functools.cached_property
     def sdk(self) -> Any:
@@ -73,22 +77,30 @@ class TrackioRun(RowRun):
     def rewind(self, step: int) -> None:
         super().rewind(step)
         self._stored = min(self._stored, step - 1)
-        path = self._storage.get_project_db_path(self._project)
-        with closing(sqlite3.connect(path, timeout=30)) as database, database:
+        with self._database() as database:
             database.execute("DELETE FROM metrics WHERE run_id = ? AND step >= ?", (self.id, step))
 
-    @override
-    def write_record(self, record: Record) -> None:
-        if record.step <= self._stored and self._keys_at(record.step) & {key for key, _ in self._names.parts(record)}:
-            raise ValueError(
-                f"{record.name!r} at step {record.step}: Trackio keeps what was flushed; flush between steps"
-            )
-        super().write_record(record)
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        path = self._storage.get_project_db_path(self._project)
+        with closing(sqlite3.connect(path, timeout=30)) as database, database:
+            yield database
 
-    def _keys_at(self, step: int) -> set[str]:
-        with closing(sqlite3.connect(self._storage.get_project_db_path(self._project), timeout=30)) as database:
-            rows = database.execute("SELECT metrics FROM metrics WHERE run_id = ? AND step = ?", (self.id, step))
-            return {key for (row,) in rows for key in json.loads(row)}
+    def _take_back(self) -> None:
+        """Forget what is stored of values that are given again: of two rows alike, Trackio would keep the first."""
+        again = {step: row for step, row in self._rows.items() if step <= self._stored}
+        if not again:
+            return
+        with self._database() as database:
+            for step, row in again.items():
+                where = "FROM metrics WHERE run_id = ? AND step = ?"
+                for number, stored in database.execute(f"SELECT id, metrics {where}", (self.id, step)).fetchall():
+                    kept = {key: value for key, value in json.loads(stored).items() if key not in row}
+                    if kept:
+                        changed = json.dumps(kept).encode()
+                        database.execute("UPDATE metrics SET metrics = ? WHERE id = ?", (changed, number))
+                    else:
+                        database.execute("DELETE FROM metrics WHERE id = ?", (number,))
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
@@ -106,6 +118,7 @@ class TrackioRun(RowRun):
     def sync(self) -> None:
         if not self._rows and self._config is None:
             return
+        self._take_back()
         now = time.time()
         times = [self._times.get(step, now) for step in self._rows] or [self._started]
         self._storage.bulk_log(
