@@ -145,7 +145,7 @@ class Assembly:
         expanded = self._with_earlier(expand(logged, self.rank), window.unfinished)
         for one in windows:
             self._late.add(one.late.records, one.late.hparams)
-        self._nonfinite.look(expanded, parts)
+        self._nonfinite.look(expanded, parts, chain.from_iterable(one.late.records for one in windows))
         merged = expanded if self.ranks is None else self._merge(self.ranks, expanded, window)
         finished, late = None, []
         if merged is not None:

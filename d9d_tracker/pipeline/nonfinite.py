@@ -1,6 +1,7 @@
 """Series that are not finite any more: found in the windows, so without a sync, and told once."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ import numpy as np
 
 from d9d_tracker.delivery.report import NonFinite, RunReport
 from d9d_tracker.ranks.ranks_in_words import spell
+from d9d_tracker.record import Histogram, Record
 from d9d_tracker.series.reductions import VALUE_LANE, has_value
 from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker.windows.plain import Plain
@@ -38,10 +40,10 @@ class NonFiniteWatch:
         self._own: list[NonFinite] = []
         self._heard: list[NonFinite] = []
 
-    def look(self, window: HostWindow, parts: Sequence[HostWindow]) -> None:
-        """Find what is not finite in a window, whose histograms are in parts, and was so far; tell it if alone."""
+    def look(self, window: HostWindow, parts: Sequence[HostWindow], late: Iterable[Record]) -> None:
+        """Find what is not finite and was so far, tell it if alone: in a window, its parts' histograms, points."""
         self._own = []
-        for found in (self._scalars(window), *map(self._histograms, parts)):
+        for found in (self._scalars(window), *map(self._histograms, parts), self._late(late)):
             new = [one for one in found if _key(one.name, one.context) not in self._found]
             self._found |= {_key(one.name, one.context) for one in new}
             self._own += new
@@ -116,6 +118,15 @@ class NonFiniteWatch:
             elements = int(counts[slot, HEADER:].sum()) + nan + inf
             first, last = window.steps[0], window.steps[-1]
             yield NonFinite(series.name, dict(series.context), first, last, "", nan, inf, elements, self._ranks)
+
+    def _late(self, records: Iterable[Record]) -> Iterable[NonFinite]:
+        for name, step, context, value, _ in records:
+            if not isinstance(value, Histogram):
+                if not math.isfinite(value):
+                    yield NonFinite(name, dict(context), step, step, str(value), ranks=self._ranks)
+            elif (inf := value.posinf + value.neginf) + value.nan > 0:
+                elements = value.count + value.nan + inf
+                yield NonFinite(name, dict(context), step, step, "", value.nan, inf, elements, self._ranks)
 
     def _call(self, callback: Callback, found: list[NonFinite]) -> None:
         try:

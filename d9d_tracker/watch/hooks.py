@@ -8,6 +8,7 @@ import torch
 
 from d9d_tracker.bank.placement import is_partial
 from d9d_tracker.calls.histogram_calls import HistogramCalls
+from d9d_tracker_kernels import SUPPORTED_DTYPES
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -44,6 +45,9 @@ class Hooks:
             return "it is nested, and compiled code counts its values() alone"
         if buffers.is_gpu and tensor.device != buffers.device and self.run.holds_places():
             return f"it is on {tensor.device}, and captured and compiled code counts on {buffers.device} alone"
+        kinds = (tensor.is_floating_point(), tensor.is_complex(), tensor.is_quantized)  # of which there are numbers()
+        if tensor.dtype not in SUPPORTED_DTYPES and not any(kinds):
+            return f"its values are of {tensor.dtype}"
         return "it is partial, and exists only after a reduction across ranks" if is_partial(tensor) else None
 
     def say_once(self, what: str, why: str) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from d9d_tracker import AccumulatorConfig, NonFinite, RunConfig
+from d9d_tracker import AccumulatorConfig, Histogram, NonFinite, RunConfig
 from d9d_tracker.accumulator import AccumulatingTracker
 from d9d_tracker.testing import RecordingTracker
 
@@ -51,6 +51,24 @@ def test_a_histogram_is_told_with_its_first_window_and_how_many(tracked, caplog)
             run.bins("gradients", values if step in (5, 9) else torch.ones(1500))
     assert tracker.report.nonfinite == [NonFinite("gradients", {}, 4, 7, "", 17, 2, 6000)]
     words = "gradients: 17 NaN and 2 infinite of 6,000 elements, between steps 4 and 7"
+    assert warnings(caplog) == [f"not finite for the first time: {words}"]
+
+
+def test_what_comes_finished_is_told_with_its_own_step(tracked, caplog):
+    tracker = tracked()
+    counted = {"zeros": 0, "posinf": 0, "neginf": 2, "sum": 1.0, "sum_squares": 1.0, "min": 0.5, "max": 0.5}
+    histogram = Histogram(edges=[0.0, 1.0], counts=[1], nan=3, **counted)
+    with tracker.open(NAME) as run:
+        for step in range(12):
+            run.set_step(step)
+            if step in (6, 9):
+                run.log_at(2, {"val/loss": math.nan, "outputs": histogram, "fine": 1.0}, {"stage": "val"})
+    tags = {"stage": "val"}
+    assert tracker.report.nonfinite == [
+        NonFinite("val/loss", tags, 2, 2, "nan"),
+        NonFinite("outputs", tags, 2, 2, "", 3, 2, 6),
+    ]
+    words = "val/loss stage=val: nan at step 2; outputs stage=val: 3 NaN and 2 infinite of 6 elements, at step 2"
     assert warnings(caplog) == [f"not finite for the first time: {words}"]
 
 

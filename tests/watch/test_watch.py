@@ -164,6 +164,18 @@ def test_a_series_is_watched_once(recorded):
         run.watch(model[2])
 
 
+def test_a_parameter_of_a_type_that_cannot_be_counted_is_left_out_by_name(recorded, caplog):
+    tracker, model = recorded(), nn.Linear(2, 2, bias=False)
+    model.table = nn.Parameter(torch.zeros(3, dtype=torch.uint16), requires_grad=False)
+    with tracker.open() as run:
+        run.watch(model, parameters=True, every=1)
+        model(torch.ones(1, 2)).sum().backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert {record.name for record in tracker.run.records} == {"gradients/weight", "parameters/weight"}
+    words = "watch: parameters/table cannot be counted, and training goes on: its values are of torch.uint16"
+    assert [r.message for r in caplog.records if "cannot be counted" in r.message] == [words]
+
+
 def test_what_cannot_be_watched_is_refused(recorded):
     tracker, model = recorded(), network()
     with tracker.open() as run:
