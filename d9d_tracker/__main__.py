@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--steps", type=_span, metavar="FROM:TO", help="zoom: only these steps")
     one.add_argument(
         "--clip",
-        type=float,
+        type=_percentage,
         default=98.0,
         help="percentage of the points, or of the windows of histograms, in view (default: 98)",
     )
@@ -146,6 +146,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def _percentage(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a percentage above 0, and 100 at most")
     return number
 
 

@@ -132,6 +132,13 @@ def test_more_series_than_fit_are_said(stored, drawn, tmp_path, capsys):
     assert list(panels(drawn[0])) == ["s0", "s1"]
 
 
+@pytest.mark.parametrize("clip", ["0", "101"])
+def test_a_clip_is_a_percentage(clip, capsys):
+    with pytest.raises(SystemExit):
+        main(["plot", "runs", "--clip", clip])
+    assert f"--clip: {clip} is not a percentage above 0, and 100 at most" in capsys.readouterr().err
+
+
 def test_what_cannot_be_drawn_is_said_in_one_line(stored, tmp_path, capsys):
     path = str(stored([Record("loss", 1, {}, 1.0)]))
     assert main(["plot", path, "--series", "acc*"]) == 1

@@ -211,6 +211,19 @@ def test_the_home_folder_in_a_path(uri: str | None, expanded: str | None, monkey
     assert mlflow_tracker._expanded(uri) == expanded
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://me:secret@host:80/x", "https://me:***@host:80/x"),
+        ("postgresql://me@host/runs", "postgresql://me@host/runs"),
+    ],
+)
+def test_no_password_is_shown(uri: str, shown: str) -> None:
+    how = MLflowTracker(MLflowConfig(tracking_uri=uri)).how_to_open()
+    assert how is not None
+    assert shown in how
+
+
 def test_a_rollback_is_warned_of(mlflow_storage: MLflowStorage, caplog: pytest.LogCaptureFixture) -> None:
     tracker = mlflow_storage.tracker()
     with tracker.open(RunConfig(name="a run")) as run:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -166,7 +167,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
 
     @override
     def how_to_open(self) -> str | None:
-        uri = _expanded(self.config.tracking_uri) or get_tracking_uri()
+        uri = _without_password(_expanded(self.config.tracking_uri) or get_tracking_uri())
         if uri.startswith(("http://", "https://")):
             return uri
         return command("mlflow", "ui", "--backend-store-uri", uri)
@@ -208,7 +209,8 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
             if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise
             fate = "is gone"
-        _LOGGER.warning("run %r %s from MLflow %s: starting another", run_id, fate, self.config.tracking_uri)
+        uri = _without_password(self.config.tracking_uri or get_tracking_uri())
+        _LOGGER.warning("run %r %s from MLflow %s: starting another", run_id, fate, uri)
         return None
 
     def _begun(self, client: MlflowClient, new_id: str) -> str | None:
@@ -244,6 +246,11 @@ def _expanded(uri: str | None) -> str | None:
     """Return where MLflow's store is, with the home folder for a ``~`` that begins a path."""
     scheme, mark, path = uri.rpartition("///") if uri and ":///" in uri else ("", "", uri)
     return path and f"{scheme}{mark}{os.path.expanduser(path)}"
+
+
+def _without_password(uri: str) -> str:
+    """Return an address that may be shown."""
+    return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 def _log_params(client: MlflowClient, run_id: str, hparams: Mapping[str, Any]) -> None:
