@@ -510,7 +510,7 @@ def test_what_a_full_disk_could_not_forget_takes_nothing_back_in_the_next_life(b
 
 
 def test_names_and_tags_that_utf8_cannot_encode_are_in_a_state(config, tmp_path, caplog):
-    caplog.set_level(logging.CRITICAL, "d9d_tracker")  # what is captured is sent from worker to worker, as UTF-8
+    caplog.set_level("CRITICAL", "d9d_tracker")  # what is captured is sent from worker to worker, as UTF-8
     backend, name = Recordings(tmp_path), os.fsdecode(b"file \xff")
     first = backend.tracker(**config)
     with first.open(NAME) as run:
