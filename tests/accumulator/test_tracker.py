@@ -491,14 +491,15 @@ def test_what_a_full_disk_could_not_forget_takes_nothing_back_in_the_next_life(b
     backend.raises_in["scalar"] = ConnectionError("gone")
     first = over(backend, config)
 
-    def refuse(_):
+    def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with first.open(NAME) as run:
         for call in calls[:18]:
             call(run)
         first.state_dict()
-        monkeypatch.setattr(Backlog, "_open", refuse)
+        for what in ("put", "_delete"):  # it can still be read
+            monkeypatch.setattr(Backlog, what, refuse)
         backend.raises_in.clear()
         for call in calls[18:]:
             call(run)
