@@ -28,13 +28,8 @@ from .interleave import Spread
 from .models import Mlp
 from .report import Result, Row, losses, machine, show, write_json
 from .training import Training, forward_of
+from .valgrind import ENVIRONMENT, prepare, under_valgrind
 
-_SWITCH = """
-#include <valgrind/callgrind.h>
-void begin(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
-void dump(void) { CALLGRIND_DUMP_STATS; }
-void end(void) { CALLGRIND_DUMP_STATS; CALLGRIND_STOP_INSTRUMENTATION; }
-"""
 _AGAIN = "nothing, once more"
 _COMPILES = 5
 
@@ -100,29 +95,13 @@ def measure(name: str, scalars: int) -> tuple[float, float] | str:
         folder = Path(temporary)
         prepare(folder)
         child = [sys.executable, "-m", "bench.instructions", "--count", name, str(scalars), str(folder)]
-        valgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--separate-threads=yes"]
-        valgrind += [f"--callgrind-out-file={folder}/counts"]
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
-        for command in (child, [*valgrind, *child]):  # the first one fills the compiler's cache
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        for command in (child, [*under_valgrind(folder), *child]):  # the first one fills the compiler's cache
+            done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
             if done.returncode:
                 return (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         totals = {path.name: _total(path) for path in folder.glob("counts*")}
         loop = totals["counts.1-01"]
         return sum(totals.values()) / EVERY, loop / EVERY
-
-
-def prepare(folder: Path) -> None:
-    """Make what ``count`` needs.
-
-    Args:
-        folder: Where.
-    """
-    (folder / "switch.c").write_text(_SWITCH)
-    compile_switch = ["cc", "-O1", "-shared", "-fPIC", "-o", str(folder / "switch.so"), str(folder / "switch.c")]
-    subprocess.run(compile_switch, check=True, capture_output=True)
-    (folder / "cxx").write_text('#!/bin/sh\nexec c++ "$@" -march=haswell\n')
-    (folder / "cxx").chmod(0o755)
 
 
 def _total(path: Path) -> int:

@@ -22,6 +22,8 @@ from rich.table import Table
 
 from d9d_tracker import AccumulatorConfig, NullTrackerConfig, RunConfig, tracker_from_config
 
+from .valgrind import ENVIRONMENT, prepare, under_valgrind
+
 _STEPS = 200
 _CALLS = 21
 _CACHE = "67108864,16,64"  # bytes, ways, bytes of a line
@@ -68,15 +70,13 @@ def touched(outputs: Iterable[str]) -> tuple[int, int]:
 
 
 def _count(series: int) -> tuple[int, int]:
-    from .instructions import prepare  # with all contenders, which a process under Valgrind would import for a minute
-
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder)
-        command = ["valgrind", "--tool=callgrind", "--cache-sim=yes", f"--LL={_CACHE}", "--instr-atstart=no"]
-        command += [f"--callgrind-out-file={folder}/counts", sys.executable, "-m", "bench.lines"]
-        subprocess.run([*command, "--in-here", str(series), str(folder)], capture_output=True, check=True)
-        files = sorted(folder.glob("counts.*"), key=lambda path: int(path.suffix[1:]))
+        command = [*under_valgrind(folder, "--cache-sim=yes", f"--LL={_CACHE}"), sys.executable, "-m", "bench.lines"]
+        command += ["--in-here", str(series), str(folder)]
+        subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=True)
+        files = sorted(folder.glob("counts.*-01"), key=lambda path: int(path.suffix[1:].partition("-")[0]))
         return touched(path.read_text() for path in files)
 
 

@@ -8,7 +8,6 @@ Valgrind counts those of an eager step on one thread, without those of the writi
 import argparse
 import copy
 import ctypes
-import os
 import re
 import subprocess
 import sys
@@ -23,13 +22,13 @@ from torch import nn
 
 from .contenders import Contender, Nothing, Ours, Start, configure, others, start
 from .contenders.base import Kind
-from .instructions import prepare
 from .interleave import synchronize
 from .models import Batch, Gpt
 from .pairs import take_turns
 from .plan import Plan, count_parameters, subject
 from .report import Result, Row
 from .training import Training, forward_of
+from .valgrind import ENVIRONMENT, prepare, under_valgrind
 
 _EVERY = 8
 _COUNTED = 2
@@ -172,10 +171,8 @@ def _counted(name: str) -> float:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder)
-        command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--separate-threads=yes"]
-        command += [f"--callgrind-out-file={folder}/counts", sys.executable, "-m", "bench.norms", "--in-here", name]
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
-        subprocess.run([*command, str(folder)], env=environment, capture_output=True, check=True)
+        command = [*under_valgrind(folder), sys.executable, "-m", "bench.norms", "--in-here", name, str(folder)]
+        subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=True)
         totals = [re.search(r"^totals: (\d+)", path.read_text(), re.MULTILINE) for path in folder.glob("counts*-01")]
         return sum(int(one[1]) for one in totals if one) / _COUNTED
 

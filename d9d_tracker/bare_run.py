@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from .base import BaseTrackerRun, as_step
+from .base import BaseTrackerRun
 from .context import Contexts, as_context, as_items
 from .lazy_torch import is_tensor
 from .points import Points
 from .record import Histogram, Record
 from .sink import Sink
+from .steps import as_step
 
 if TYPE_CHECKING:
     import torch

@@ -1,6 +1,5 @@
 """The contract between a training loop and a backend."""
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -10,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from . import at_exit
 from .config import TrackerConfig
-from .errors import TrackerTypeError, TrackerValueError
-from .lazy_torch import is_tensor
+from .errors import TrackerTypeError
 from .record import Histogram, Record
 
 if TYPE_CHECKING:
@@ -50,28 +48,6 @@ def check_properties(properties: object) -> None:
     """
     if not isinstance(properties, RunConfig):
         raise TrackerTypeError(f"open takes a RunConfig, not {properties!r}; pass RunConfig(name='...')")
-
-
-def as_step(method: str, step: Any) -> int:
-    """Return a step as an int.
-
-    Args:
-        method: The method that was called with it.
-        step: What was given: whatever is an index.
-
-    Raises:
-        TrackerTypeError: If it is none.
-        TrackerValueError: If it is negative, or does not fit into int64.
-    """
-    try:
-        index = None if isinstance(step, bool) or is_tensor(step) else operator.index(step)  # a GPU would be waited for
-    except TypeError:
-        index = None
-    if index is None:
-        raise TrackerTypeError(f"{method}({step!r}): a step is an int, not {type(step).__name__}; pass int(step)")
-    if not 0 <= index < 2**63:
-        raise TrackerValueError(f"{method}({index}): a step is between 0 and 2**63 - 1; count steps from the start")
-    return index
 
 
 class Handle:

@@ -15,7 +15,6 @@ from torch.compiler import is_compiling
 from typing_extensions import override
 
 from d9d_tracker.bank.buffers import Buffers
-from d9d_tracker.base import as_step
 from d9d_tracker.calls.arguments import check_mapping, check_names, check_number
 from d9d_tracker.calls.histogram_calls import AccumulatingBinsHandle, HistogramCalls
 from d9d_tracker.calls.panel_calls import PanelCalls
@@ -26,6 +25,7 @@ from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.hparams import plain_hparams
 from d9d_tracker.pipeline.pipeline import Pipeline
 from d9d_tracker.record import Histogram, Record
+from d9d_tracker.steps import as_step
 from d9d_tracker.tracing import run_as_it_is
 from d9d_tracker.watch.norm_series import Group
 from d9d_tracker.watch.settings import Settings

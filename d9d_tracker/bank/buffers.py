@@ -14,6 +14,7 @@ from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.devices.arrived import Arrived
 from d9d_tracker.devices.devices import device_of
 from d9d_tracker.devices.event_ring import Elapsed
+from d9d_tracker.devices.event_wait import wait_until
 from d9d_tracker.devices.streams import Streams
 from d9d_tracker.record import Record
 from d9d_tracker.series.reductions import VALUE_LANE, Reduction
@@ -226,7 +227,7 @@ class Buffers:
             files = self._per_step or completes
             after = (step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies)
             if files and not completes and not self.is_gpu:
-                self._make(((self._file_and_begin, (now, after, slots)),))  # by NumPy, which no mode sees
+                self._make(((self._file_and_begin, (now, after, slots)),))  # which no mode sees
             elif not files:
                 self._finish(((self._begin, (after, 0)),))
             elif not completes:
@@ -306,13 +307,8 @@ class Buffers:
             host, ready, arrived = self._copy(rows, len(histograms), waits=False)
             self._make_deferred()
         try:
-            deadline = time.monotonic() + timeout
             awaited = [value.is_there for *_, value in readings if isinstance(value, Elapsed)]
-            for is_there in [*([] if ready is None else [ready.query]), *awaited]:
-                while not is_there():
-                    if time.monotonic() > deadline:
-                        raise RuntimeError(f"the device has not answered for {timeout:g} s")
-                    time.sleep(1e-3)
+            wait_until([*([] if ready is None else [ready.query]), *awaited], timeout)
             steps, times = [*clock.filed[: clock.rows], clock.step], [*clock.times[: clock.rows], clock.began]
             came = Late(readings=readings)
             window = Window(0, steps, times, host, None, None, scalars, histograms, came, arrived=arrived)

@@ -4,7 +4,8 @@ import contextlib
 import ctypes
 import functools
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def wait_for(event: torch.Event) -> None:
     """
     with relaxed(), gpu.device(event.device):  # or CUDA would set itself up on this thread's device, the first one
         event.synchronize()
+
+
+def wait_until(conditions: Iterable[Callable[[], bool]], timeout: float) -> None:
+    """Wait until all of them hold, so many seconds at most; ``RuntimeError`` if the device does not answer."""
+    deadline = time.monotonic() + timeout
+    for holds in conditions:
+        while not holds():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the device has not answered for {timeout:g} s")
+            time.sleep(1e-3)
 
 
 @functools.cache

@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("matplotlib", reason="pip install matplotlib")
 
 from bench.__main__ import main  # after the check for what it imports
+from bench.interleave import Spread
+from bench.report import Result, Row
 
 _ROOT = Path(__file__).parents[2]
 
@@ -98,3 +100,18 @@ def test_what_makes_no_sense_is_refused(monkeypatch, capsys, arguments, complain
         main()
     assert ended.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_what_was_measured_outlives_what_ends_the_next_workload(monkeypatch, tmp_path):
+    def ended(plan):
+        raise KeyboardInterrupt
+
+    measured = Result("a", "quick to measure", {"ms": ".1f"}, rows=[Row("x", "ours", {"ms": Spread.of([1.0])}, "")])
+    monkeypatch.setattr("bench.__main__.WORKLOADS", {"a": lambda plan: measured, "b": ended})
+    for setting in ("torch.set_float32_matmul_precision", "torch.set_num_threads", "bench.__main__._quiet"):
+        monkeypatch.setattr(setting, lambda *_: None)  # of the whole process, in which other tests run
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--only", "a,b", "--out", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        main()
+    (found,) = tmp_path.glob("*-quick-cpu.json")
+    assert [result["title"] for result in json.loads(found.read_text())["results"]] == ["quick to measure"]
