@@ -1,14 +1,13 @@
 """What must still be done when the interpreter exits, in time: a run that nobody closed."""
 
 import atexit
-import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
-logger = logging.getLogger("d9d_tracker")
+from .log import logger
 
 _due: dict[int, Callable[[], Any]] = {}
 _is_registered = False
@@ -51,5 +50,4 @@ def _close_all() -> None:
             logger.exception("a run could not be closed at exit")
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_due.clear)  # what the parent opened, the parent closes
+os.register_at_fork(after_in_child=_due.clear)  # what the parent opened, the parent closes

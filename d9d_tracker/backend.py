@@ -3,16 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from .bare_run import BareRun
-from .base import BaseTracker, RunConfig, check_properties
-from .config import TrackerConfig
+from .base import BaseTracker, RunConfig, TConfig, check_properties
 from .sink import LoopSink, RecordRun, Sink
 
 __all__ = ["RecordRun", "RecordTracker", "open_sink"]
-
-TConfig = TypeVar("TConfig", bound=TrackerConfig)
 
 
 class RecordTracker(BaseTracker[TConfig]):

@@ -3,9 +3,7 @@
 import os
 from typing import Any
 
-import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
 from torch.distributed.checkpoint.storage import StorageReader
 
@@ -43,28 +41,18 @@ def load(
             raise ValueError("load: neither checkpoint_id nor storage_reader was given; pass one of them")
         storage_reader = FileSystemReader(checkpoint_id)
     saved = storage_reader.read_metadata().state_dict_metadata
+
+    def values_below(prefix: str) -> dict[str, Any]:
+        values: dict[str, Any] = dict.fromkeys(name for name in saved if name.startswith(prefix))
+        load_checkpoint(values, storage_reader=storage_reader, no_dist=True)
+        return {name.removeprefix(prefix): value for name, value in values.items()}
+
     if f"{key}.world_size" in saved:
-        size = _read(storage_reader, saved, [f"{key}.world_size"])[f"{key}.world_size"]
+        size = values_below(f"{key}.world_size")[""]
         ranks = list(saved_ranks(tracker.rank, tracker.world_size, size)) or [0]
-        states = {str(rank): _read_below(storage_reader, saved, f"{key}.ranks.{rank}.") for rank in ranks}
+        states = {str(rank): values_below(f"{key}.ranks.{rank}.") for rank in ranks}
         tracker.load_state_dict({"world_size": size, "ranks": states})
     elif f"{key}.table" in saved:
-        state = _read_below(storage_reader, saved, f"{key}.")
-        tracker.load_state_dict({"world_size": 1, "ranks": {"0": state}})
+        tracker.load_state_dict({"world_size": 1, "ranks": {"0": values_below(f"{key}.")}})
     else:
         raise ValueError(f"load: the checkpoint has no tracker under {key!r}; pass the key it was saved under")
-
-
-def _read_below(reader: StorageReader, saved: dict[str, Any], prefix: str) -> dict[str, Any]:
-    names = [name for name in saved if name.startswith(prefix)]
-    return {name.removeprefix(prefix): value for name, value in _read(reader, saved, names).items()}
-
-
-def _read(reader: StorageReader, saved: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    state: dict[str, Any] = {}
-    for name in names:
-        entry = saved[name]
-        is_tensor = isinstance(entry, TensorStorageMetadata)
-        state[name] = torch.empty(entry.size, dtype=entry.properties.dtype) if is_tensor else None
-    load_checkpoint(state, storage_reader=reader, no_dist=True)
-    return state

@@ -97,12 +97,7 @@ class Points(Sequence[Record]):
             numbers = [getattr(value, number) for number in STATISTICS]
             histograms.append([name, step, dict(context), time, len(value.counts), *numbers])
             arrays += [value.edges, value.counts]
-        about = {
-            "numbers": len(self.values),
-            "series": self.series,
-            "histograms": histograms,
-            "hparams": self.hparams,
-        }
+        about = {"numbers": len(self.values), "series": self.series, "histograms": histograms, "hparams": self.hparams}
         header = json.dumps(about).encode()
         return b"".join(
             [len(header).to_bytes(8, "little"), header, *(np.ascontiguousarray(array).tobytes() for array in arrays)]

@@ -176,18 +176,9 @@ class Histogram:
                 edges = _with_bounds(edges, kind, minimum, maximum)
         else:
             edges, cells, minimum, maximum = np.zeros(1), cells[:0], math.nan, math.nan
-        return cls(
-            edges=edges,
-            counts=cells,
-            sum=float(moments[Moment.SUM]),
-            sum_squares=float(moments[Moment.SUM_SQUARES]),
-            min=minimum,
-            max=maximum,
-            zeros=int(counts[ZEROS]),
-            nan=int(counts[NAN]),
-            posinf=int(counts[POSINF]),
-            neginf=int(counts[NEGINF]),
-        )
+        total, squares = moments[[Moment.SUM, Moment.SUM_SQUARES]].tolist()
+        zeros, nan, posinf, neginf = counts[[ZEROS, NAN, POSINF, NEGINF]].tolist()
+        return cls(edges, cells, total, squares, minimum, maximum, zeros, nan, posinf, neginf)
 
     def to_cells(self, binning: Binning) -> tuple[np.ndarray, np.ndarray]:
         """Return a row of a histogram bank: what ``from_cells`` reads.

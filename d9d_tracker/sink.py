@@ -148,21 +148,14 @@ class RecordSink(Sink):
                     if not self._takes_another(place, records, early, last):
                         taken.error = error
                         return taken
-                    error = self._insist(record, error, taken)
+                    for _ in range(_ATTEMPTS - 1):
+                        error = None if error is None else self._attempt(record, taken)
                 if error is not None:
                     taken.refused.append(Refusal(record.name, record.step, error))
                     taken.accepted = place + 1
                     continue
             last, self.step, taken.accepted = record, max(self.step, record.step), place + 1
         return taken
-
-    def _insist(self, record: Record, error: Exception, taken: Taken) -> Exception | None:
-        for _ in range(_ATTEMPTS - 1):
-            again = self._attempt(record, taken)
-            if again is None:
-                return None
-            error = again
-        return error
 
     def _attempt(self, record: Record, taken: Taken) -> Exception | None:
         try:

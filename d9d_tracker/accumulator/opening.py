@@ -1,6 +1,5 @@
 """How a run is opened with each of its backends, on a thread or in a process of its own."""
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +9,14 @@ from d9d_tracker.backend import open_sink
 from d9d_tracker.base import BaseTracker, RunConfig
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.delivery.backlog import Backlog
-from d9d_tracker.delivery.delivery import OPEN_SECONDS, Delivery
+from d9d_tracker.delivery.delivery import OPEN_SECONDS, Delivery, close_all
 from d9d_tracker.hparams import plain_hparams
+from d9d_tracker.log import logger
 from d9d_tracker.pipeline.checkpoint import Snapshot
 from d9d_tracker.sink import Sink
 from d9d_tracker.writer.portable import is_portable
 from d9d_tracker.writer.predecessor import wait_for_predecessor
 from d9d_tracker.writer.process import ProcessSink
-
-logger = logging.getLogger("d9d_tracker")
 
 
 def open_deliveries(
@@ -37,17 +35,9 @@ def open_deliveries(
         for delivery in deliveries.values():
             delivery.wait_until_open(max(0.0, deadline - time.monotonic()))
     except BaseException as error:
-        close_at_once(deliveries, error)
+        close_all(deliveries.values(), 0, error)
         raise
     return deliveries
-
-
-def close_at_once(deliveries: dict[str, Delivery], error: BaseException) -> None:
-    """Close what was opened for a run that does not begin."""
-    for delivery in deliveries.values():
-        delivery.begin_close(error)
-    for delivery in deliveries.values():
-        delivery.close(0, error)
 
 
 def _deliver(
@@ -58,7 +48,7 @@ def _deliver(
     run: str,
     loaded: Snapshot | None,
 ) -> Delivery:
-    file = f"{run}-{name}" if name else run
+    file, kind = f"{run}-{name}" if name else run, type(backend).__name__
     backlog = Backlog(config.backlog_dir, file, config.backlog_bytes, _description(backend, properties))
     kept = [] if loaded is None else loaded.backend.kept.get(name, [])
     if kept and not backlog.path.exists():
@@ -72,25 +62,24 @@ def _deliver(
         logger.warning(
             "%s is not made from a configuration that another process could import, or read as JSON (a SecretStr it "
             "could not; have the SDK read it from the environment): it stays on a thread of this one",
-            type(backend).__name__,
+            kind,
         )
     if loaded is not None and backend.resume_id is None and backend.new_id is None:
         logger.warning(
             "%s had not opened its run when the state was saved, and names its runs itself: what the state holds goes "
             "to a new one",
-            type(backend).__name__,
+            kind,
         )
     was_open = False
 
     def come_here(why: str) -> None:
         nonlocal elsewhere
         elsewhere = False
-        logger.warning(
+        words = (
             "run.backend: %s. Until then %s, which was in a process of its own, goes on on a thread of this one, where "
-            "it takes time from the training",
-            why,
-            type(backend).__name__,
+            "it takes time from the training"
         )
+        logger.warning(words, why, kind)
 
     @contextmanager
     def open_backend() -> Iterator[Sink]:
@@ -105,15 +94,9 @@ def _deliver(
             backlog.describe(state=backend.state_dict())
             yield sink
 
+    rewind_to, patience = None if loaded is None else loaded.rewind_to, config.flush_timeout
     try:
-        return Delivery(
-            name or type(backend).__name__,
-            open_backend,
-            backlog,
-            config.flush_timeout,
-            rewind_to=None if loaded is None else loaded.rewind_to,
-            amends=backend.amends,
-        )
+        return Delivery(name or kind, open_backend, backlog, patience, rewind_to=rewind_to, amends=backend.amends)
     except BaseException:
         backlog.close()
         raise

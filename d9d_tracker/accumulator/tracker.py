@@ -18,7 +18,7 @@ from d9d_tracker import at_exit
 from d9d_tracker.bank.buffers import Buffers
 from d9d_tracker.base import BaseTracker, RunConfig, check_properties
 from d9d_tracker.config import AccumulatorConfig, TrackerConfig
-from d9d_tracker.delivery.delivery import Delivery
+from d9d_tracker.delivery.delivery import Delivery, close_all
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.errors import TrackerValueError
 from d9d_tracker.pipeline import checkpoint, job_state
@@ -32,7 +32,7 @@ from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
 from d9d_tracker.windows.late import Late
 
-from .opening import close_at_once, open_deliveries
+from .opening import open_deliveries
 from .run import AccumulatingRun
 
 logger = logging.getLogger("d9d_tracker")
@@ -318,7 +318,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
                 ranks.close()
                 raise
         except BaseException as error:
-            close_at_once(deliveries, error)
+            close_all(deliveries.values(), 0, error)
             raise
 
     def _make_pipeline(
@@ -331,7 +331,7 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             left = self._loaded.left
             left = replace(left, late=Late(), in_transit=replace(left.in_transit, taken=taken))
         assembly = Assembly(rank, ranks, nonfinite, report, left, has_one_row)
-        return Pipeline(self._run.buffers, deliveries, assembly, nonfinite, report, self._config.flush_timeout)
+        return Pipeline(self._run.buffers, deliveries, assembly, self._config.flush_timeout)
 
     def _snapshot(self) -> Snapshot:
         pipeline = self._pipeline

@@ -49,7 +49,8 @@ def draw_curves(
     axes: "Axes", curves: Sequence[tuple[Look, Sequence[Scalars]]], smooth: int | None, clip: float, log: bool
 ) -> None:
     """Draw scalar series: points in a thin line, means around them in a thick one; of several, quantiles."""
-    every = np.concatenate([series.values for _, several in curves for series in several])
+    all_series = [series for _, several in curves for series in several]
+    every = np.concatenate([series.values for series in all_series])
     finite = every[np.isfinite(every)]
     if not finite.size:
         say(axes, f"all {len(every):,} values are NaN or infinite")
@@ -63,7 +64,9 @@ def draw_curves(
             steps, values = smoothed(steps, values, points)
         dots = {"marker": "o", "markersize": 3} if len(steps) <= _DOTS_UP_TO else {}
         axes.plot(*thinned(steps, values), color=look.color, linestyle=look.line, linewidth=1.4, **dots)
-    _mark_broken_curves(axes, [series for _, several in curves for series in several])
+    broken = np.concatenate([series.steps[~np.isfinite(series.values)] for series in all_series])
+    if broken.size:
+        _mark(axes, np.unique(broken), f"{len(broken):,} NaN or inf from step {broken.min()}")
     shown = finite[finite > 0] if log else finite
     if not shown.size:
         return
@@ -90,13 +93,6 @@ def _draw_many(axes: "Axes", look: Look, several: Sequence[Scalars]) -> tuple[np
             steps, *np.nanquantile(table, [low, high], axis=0), color=look.color, alpha=alpha, linewidth=0
         )
     return steps, np.nanmedian(table, axis=0)
-
-
-def _mark_broken_curves(axes: "Axes", series: Sequence[Scalars]) -> None:
-    broken = [one.steps[~np.isfinite(one.values)] for one in series]
-    steps = np.concatenate(broken)
-    if steps.size:
-        _mark(axes, np.unique(steps), f"{len(steps):,} NaN or inf from step {steps.min()}")
 
 
 class HistogramView(NamedTuple):

@@ -13,33 +13,25 @@ import numpy as np
 
 from d9d_tracker.reading import Histograms, Scalars, read
 
+from . import panels
 from .labels import in_words, labels_of, shortened, shortened_apart, together, unmatched
 from .norm_panels import common_view, family_of, surface
-from .panels import (
-    COLORS,
-    LINES,
-    Look,
-    draw_bands,
-    draw_curves,
-    draw_heat_map,
-    finish_histograms,
-    merged,
-    say,
-    view_histograms,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 T = TypeVar("T", Scalars, Histograms)
-_Looks = defaultdict[str, Look]
+_Loaded = list[list[Scalars | Histograms]]  # of each run
+_Found = list[tuple[str, list[T]]]  # by what the legend calls them
+_Looks = defaultdict[str, panels.Look]
+_Views = dict[str, tuple[float, float] | None]
 _PANEL_INCHES = (4.6, 2.7)
 _COLUMNS = 3
 _TITLE, _LABEL = 58, 48  # characters
 _INSIDE = 4, 26  # labels, and characters of the longest, for which a legend fits into a panel
 _TOLD_APART = 8  # contexts of a run; of more that differ in a number, such as the rank, quantiles are drawn
-_MOST_LOOKS = len(COLORS) * len(LINES)
+_MOST_LOOKS = len(panels.COLORS) * len(panels.LINES)
 _MOST_HEAT_MAPS = 8
 _UNITS = {"time": "s", "memory": "B"}  # of the instrument panel; not of what counts or names a rank
 _WITHOUT_UNIT = ("/retries", "/max_rank")
@@ -93,20 +85,21 @@ def plot(
         remarks.append(f"left out {len(left_out)} series, from {left_out[0]!r} on: choose by --series, or raise --max")
     labels = labels_of(runs)
     # One look for each label in all panels.
-    looks: _Looks = defaultdict(itertools.cycle(Look(color, line) for line in LINES for color in COLORS).__next__)
+    all_looks = (panels.Look(color, line) for line in panels.LINES for color in panels.COLORS)
+    looks: _Looks = defaultdict(itertools.cycle(all_looks).__next__)
     shown = scalars[:most]
     views = {family: common_view(_all_of(loaded, family)) for family in map(family_of, shown) if family}
-    panels = [
+    parts = [
         *_surfaces(loaded, labels, shown),
         *(_curves(name, _of(loaded, labels, name, Scalars), looks, smooth, clip, log, views) for name in shown),
     ]
     for name in histograms[: max(0, most - len(scalars))]:
-        panels += _histograms(name, _of(loaded, labels, name, Histograms), looks, clip, remarks)
+        parts += _histograms(name, _of(loaded, labels, name, Histograms), looks, clip, remarks)
     with rc_context({"font.family": families(), "text.usetex": False}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what matplotlib and NumPy warn of is said in the picture
         figure = Figure(layout="constrained")
         title = ", ".join(dict.fromkeys(run.name for run in runs))
-        remarks += _arrange(figure, panels, looks, title)
+        remarks += _arrange(figure, parts, looks, title)
         remarks += _save(figure, out)
     return remarks
 
@@ -118,18 +111,16 @@ def _within(series: Scalars | Histograms, steps: tuple[int, int] | None) -> Scal
     return replace(series, steps=series.steps[kept], values=series.values[kept], times=series.times[kept])
 
 
-def _names(loaded: list[list[Scalars | Histograms]], kind: type) -> list[str]:
+def _names(loaded: _Loaded, kind: type) -> list[str]:
     """Return the names as first logged, but the norms of a family beside each other, behind that of the whole."""
     families = {one.name: family_of(one.name) or one.name for own in loaded for one in own if isinstance(one, kind)}
     places = {family: place for place, family in enumerate(dict.fromkeys(families.values()))}
     return sorted(families, key=lambda name: (places[families[name]], name != families[name]))
 
 
-def _of(
-    loaded: list[list[Scalars | Histograms]], labels: list[str], name: str, kind: type[T]
-) -> list[tuple[str, list[T]]]:
+def _of(loaded: _Loaded, labels: list[str], name: str, kind: type[T]) -> _Found[T]:
     """Return the series of a name in all runs, with what the legend calls them; those of many ranks as one."""
-    found: list[tuple[str, list[T]]] = []
+    found: _Found[T] = []
     for label, own in zip(labels, loaded, strict=True):
         series = [one for one in own if isinstance(one, kind) and one.name == name]
         tags = dict.fromkeys(tag for one in series for tag in one.context)
@@ -145,20 +136,14 @@ def _of(
 
 
 def _curves(
-    name: str,
-    found: list[tuple[str, list[Scalars]]],
-    looks: _Looks,
-    smooth: int | None,
-    clip: float,
-    log: bool,
-    views: dict[str, tuple[float, float] | None],
+    name: str, found: _Found[Scalars], looks: _Looks, smooth: int | None, clip: float, log: bool, views: _Views
 ) -> Panel:
     from matplotlib.ticker import EngFormatter
 
     curves, family = [(looks[label], series) for label, series in found], family_of(name)
 
     def draw(axes: "Axes") -> None:
-        draw_curves(axes, curves, smooth, clip, log or family is not None)
+        panels.draw_curves(axes, curves, smooth, clip, log or family is not None)
         if family is not None and (view := views[family]) is not None:  # one for all of the family
             axes.set_yscale("log", nonpositive="mask")
             axes.set_ylim(*view)
@@ -168,41 +153,39 @@ def _curves(
     return Panel(name, draw, [label for label, _ in found])
 
 
-def _all_of(loaded: list[list[Scalars | Histograms]], family: str) -> list[Scalars]:
+def _all_of(loaded: _Loaded, family: str) -> list[Scalars]:
     """Return the norms of a family in all runs."""
     return [one for own in loaded for one in own if isinstance(one, Scalars) and family_of(one.name) == family]
 
 
-def _surfaces(loaded: list[list[Scalars | Histograms]], labels: list[str], shown: list[str]) -> list[Panel]:
+def _surfaces(loaded: _Loaded, labels: list[str], shown: list[str]) -> list[Panel]:
     """Return a panel for each run and family of norms, of all that were chosen, drawn as curves or not."""
-    panels = []
+    parts = []
     for family in dict.fromkeys(filter(None, map(family_of, shown))):
         for label, own in zip(labels, loaded, strict=True):
             series = _all_of([own], family)
             if len(series) > 1:
-                panels.append(Panel(together(f"{family}, layer by step", label), partial(surface, family, series), []))
-    return panels
+                parts.append(Panel(together(f"{family}, layer by step", label), partial(surface, family, series), []))
+    return parts
 
 
-def _histograms(
-    name: str, found: list[tuple[str, list[Histograms]]], looks: _Looks, clip: float, remarks: list[str]
-) -> list[Panel]:
+def _histograms(name: str, found: _Found[Histograms], looks: _Looks, clip: float, remarks: list[str]) -> list[Panel]:
     """Return the panels of a histogram series: its quantiles, and a heat map of each run, on axes that are the same."""
     labels = [label for label, _ in found]
-    all_series = [several[0] if len(several) == 1 else merged(several) for _, several in found]
+    all_series = [several[0] if len(several) == 1 else panels.merged(several) for _, several in found]
     all_looks = [looks[label] for label in labels]
-    view = view_histograms(all_series, clip)
+    view = panels.view_histograms(all_series, clip)
 
     def bands(axes: "Axes") -> None:
         if view is not None:
             for series, look in zip(all_series, all_looks, strict=True):
-                draw_bands(axes, series, look, view)
-        finish_histograms(axes, all_series, view)
+                panels.draw_bands(axes, series, look, view)
+        panels.finish_histograms(axes, all_series, view)
 
     def heat_map(series: Histograms, axes: "Axes") -> None:
         if view is not None:
-            draw_heat_map(axes, series, view)
-        finish_histograms(axes, [series], view)
+            panels.draw_heat_map(axes, series, view)
+        panels.finish_histograms(axes, [series], view)
 
     if len(found) > _MOST_HEAT_MAPS:
         remarks.append(f"left out {len(found) - _MOST_HEAT_MAPS} heat maps of {name!r}: its bands are drawn")
@@ -211,12 +194,12 @@ def _histograms(
     return [first, *(Panel(together(name, label), partial(heat_map, series), []) for label, series in shown)]
 
 
-def _arrange(figure: "Figure", panels: list[Panel], looks: _Looks, title: str) -> list[str]:
+def _arrange(figure: "Figure", parts: list[Panel], looks: _Looks, title: str) -> list[str]:
     """Draw the panels in rows; return what could not be drawn."""
     from .fonts import drawable
 
     rows: list[list[Panel]] = []
-    for panel in panels:
+    for panel in parts:
         if not rows or panel.begins_row or len(rows[-1]) == _COLUMNS:
             rows.append([])
         rows[-1].append(panel)
@@ -306,5 +289,5 @@ def _replaced(axes: "Axes", figure: "Figure") -> str | None:
 
 def _clear(axes: "Axes", title: str, error: Exception) -> str:
     axes.clear()
-    say(axes, "could not be drawn")
+    panels.say(axes, "could not be drawn")
     return f"{title!r} could not be drawn: {type(error).__name__}: {error}"

@@ -93,12 +93,9 @@ def _replay_one(
     sent = position.last.points
     position.opening = is_new
     position.save()
+    ended = None if end is None else end.time
     properties = RunConfig(
-        name=run.name,
-        description=run.description,
-        hparams=hparams,
-        started=run.started,
-        ended=None if end is None else end.time,
+        name=run.name, description=run.description, hparams=hparams, started=run.started, ended=ended
     )
     try:
         with tracker.open(properties) as opened:

@@ -141,10 +141,7 @@ def _table_of_series(loaded: list[Scalars | Histograms], console: Console, rows:
         name = Text(series.name)
         if series.context:
             name.append(f" {in_words(series.context)}", style="dim")
-        if isinstance(series, Histograms):
-            last, *span, drawing = _of_histograms(series, blocks, characters)
-        else:
-            last, *span, drawing = _of_scalars(series, blocks, characters)
+        last, *span, drawing = _values_of(series, blocks, characters)
         drawings = (*(span if is_wide else ()), *((drawing,) if console.width >= _NARROW_TERMINAL else ()))
         table.add_row(name, f"{len(series.steps):,}", last, *drawings)
     if len(loaded) > rows:
@@ -152,25 +149,21 @@ def _table_of_series(loaded: list[Scalars | Histograms], console: Console, rows:
     return table
 
 
-def _of_histograms(series: Histograms, blocks: str, characters: int) -> list[Text]:
-    last = series.values[-1]
-    low = min((one.min for one in series.values if one.count), default=np.nan)
-    high = max((one.max for one in series.values if one.count), default=np.nan)
-    drawing = Text(bars(last, characters, blocks))
-    broken = [step for step, one in zip(series.steps, series.values, strict=True) if one.nan + one.posinf + one.neginf]
-    if broken:
-        drawing.append(f" not finite from {broken[0]}", style="bold red")
-    return [Text(f"{last.mean:.3g} ± {last.std:.2g}"), Text(_number(low)), Text(_number(high)), drawing]
-
-
-def _of_scalars(series: Scalars, blocks: str, characters: int) -> list[Text]:
-    is_finite = np.isfinite(series.values)
-    finite = series.values[is_finite]
-    low, high = (finite.min(), finite.max()) if finite.size else (np.nan, np.nan)
-    drawing = Text(sparkline(_trend(series.values, characters), blocks))
-    if not is_finite.all():
-        drawing.append(f" not finite from {series.steps[~is_finite][0]}", style="bold red")
-    last = Text(_number(series.values[-1]), "" if is_finite[-1] else "bold red")
+def _values_of(series: Scalars | Histograms, blocks: str, characters: int) -> list[Text]:
+    """Return the last value, the least and the largest, and all of them in a line of characters."""
+    if isinstance(series, Histograms):
+        end, used = series.values[-1], [one for one in series.values if one.count]
+        broken = np.array([one.nan + one.posinf + one.neginf for one in series.values]) > 0
+        lows, highs = [one.min for one in used], [one.max for one in used]
+        last, drawing = Text(f"{end.mean:.3g} ± {end.std:.2g}"), Text(bars(end, characters, blocks))
+    else:
+        broken = ~np.isfinite(series.values)
+        lows = highs = series.values[~broken]
+        last = Text(_number(series.values[-1]), "bold red" if broken[-1] else "")
+        drawing = Text(sparkline(_trend(series.values, characters), blocks))
+    if broken.any():
+        drawing.append(f" not finite from {series.steps[broken][0]}", style="bold red")
+    low, high = (np.min(lows), np.max(highs)) if len(lows) else (np.nan, np.nan)
     return [last, Text(_number(low)), Text(_number(high)), drawing]
 
 

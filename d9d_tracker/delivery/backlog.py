@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import logging
 import os
 import sqlite3
 import threading
@@ -14,10 +13,9 @@ from typing import Any, Self
 from urllib.parse import quote
 from weakref import WeakSet
 
+from d9d_tracker.log import logger
 from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
-
-logger = logging.getLogger("d9d_tracker")
 
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS windows (
@@ -222,16 +220,13 @@ def _forget_in_child() -> None:
         backlog._lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _points_of_text(text: str) -> Points:
     """Return what version 0.2.0 and older kept of a window: its records, as JSON."""
-    records = []
-    for item in json.loads(text):
-        value = item["value"]
-        if isinstance(value, dict):
-            value = Histogram(**value)
-        records.append(Record(item["name"], item["step"], item["context"], value, item.get("time")))
-    return Points.of(records)
+    items = json.loads(text)
+    for item in items:
+        if isinstance(item["value"], dict):
+            item["value"] = Histogram(**item["value"])
+    return Points.of([Record(**item) for item in items])

@@ -1,23 +1,19 @@
 """One backend's thread: it owns the backend from open to close, and hands it points in order, whatever it does."""
 
-import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import AbstractContextManager
 
+from d9d_tracker.log import logger
 from d9d_tracker.points import Points
 from d9d_tracker.sink import Sink, SinkLostError
 
 from .backlog import TAKES_NOTHING_BACK, Backlog
 from .held_step import HeldStep
 from .outbound import MEMORY_BYTES, Call, Outbound, Queued, in_words
-from .owned_sink import OwnedSink, StoppedError
+from .owned_sink import Opener, OwnedSink, StoppedError
 from .report import DeliveryReport
-
-logger = logging.getLogger("d9d_tracker")
 
 OPEN_SECONDS = 30.0  # for a server that must be asked first, or a database that must be made
 _FIRST_RETRY_SECONDS = 0.1
@@ -48,7 +44,7 @@ class Delivery:
     def __init__(
         self,
         name: str,
-        open_backend: Callable[[], AbstractContextManager[Sink]],
+        open_backend: Opener,
         backlog: Backlog,
         patience: float,
         *,
@@ -88,9 +84,10 @@ class Delivery:
             if not points and not points.hparams:
                 return
             self._queue.append(points, first)
-            if self._down_since is None and self._hangs():
+            patience = self._patience if self._owned.sink is not None else max(self._patience, OPEN_SECONDS)
+            if self._down_since is None and self._owned.hangs(patience):
                 self.report.failures += 1
-                self._go_down(f"it has not returned from a call for {self._patience:g} s")
+                self._go_down(f"it has not returned from a call for {patience:g} s")
             if self._down_since is not None or self._is_over:
                 self._queue.keep()
             elif self._queue.memory > MEMORY_BYTES:
@@ -110,15 +107,14 @@ class Delivery:
         """Wait some seconds for the first attempt to open the backend; raise what trying again does not mend."""
         try:
             self.opened.result(timeout)
-        except FutureTimeoutError:
-            with self._changed:
-                self._goes_without = not self.opened.done()
-            words = "%s has not opened the run for %g s: training goes on, what is logged is kept for it"
-            logger.error(words, self.name, OPEN_SECONDS)
         except FINAL_ERRORS:
             raise
-        except Exception:
-            pass  # it is down, which was said
+        except Exception:  # it is down, which was said, or has not answered yet
+            with self._changed:
+                self._goes_without = not self.opened.done()
+            if self._goes_without:
+                words = "%s has not opened the run for %g s: training goes on, what is logged is kept for it"
+                logger.error(words, self.name, OPEN_SECONDS)
 
     def flush(self, timeout: float) -> bool:
         """Wait some seconds until the backend has accepted everything, say what it has not; return whether it has."""
@@ -136,12 +132,12 @@ class Delivery:
     def settle(self, timeout: float) -> list[int]:
         """Wait some seconds for the backend, and put on disk what it has not accepted; return these windows."""
         with self._changed:
-            if not self._changed.wait_for(self._is_safe, timeout):
+            if not self._changed.wait_for(lambda: not self._queue.unsafe and not self._queue.calls, timeout):
                 self._queue.keep()
-            unsafe = [queued for queued in self._queue.windows if not queued.kept]
-            if unsafe or self._queue.calls:
-                words = in_words(unsafe, len(self._queue.calls))
-                logger.error("neither with the backend nor on disk: %s; a kill would lose them", words)
+            unsafe, calls = self._queue.unsafe, len(self._queue.calls)
+            if unsafe or calls:
+                words = "neither with the backend nor on disk: %s; a kill would lose them"
+                logger.error(words, in_words(unsafe, calls))
             return self.kept()
 
     def kept(self, before: float = float("inf")) -> list[int]:
@@ -178,9 +174,8 @@ class Delivery:
             if self.report.dropped:
                 logger.error("%s: %d records in all no longer fitted into the backlog", self.name, self.report.dropped)
             if windows:
-                kept = all(queued.kept for queued in windows)
-                fate = f"kept in {self.backlog.path} for the next process that resumes this run" if kept else "LOST"
-                logger.error("not delivered: %s; %s", in_words(windows), fate)
+                kept = f"kept in {self.backlog.path} for the next process that resumes this run"
+                logger.error("not delivered: %s; %s", in_words(windows), "LOST" if self._queue.unsafe else kept)
         if self._is_closing:
             self._thread.join(timeout)
         if self._thread.is_alive():
@@ -188,14 +183,8 @@ class Delivery:
         self.backlog.close()  # which what came after the thread had left has opened once more
         return True
 
-    def _is_safe(self) -> bool:
-        return not self._queue.calls and all(queued.kept for queued in self._queue.windows)
-
     def _words(self) -> str:
         return in_words(self._queue.windows, len(self._queue.calls))
-
-    def _hangs(self) -> bool:
-        return self._owned.hangs(self._patience if self._owned.sink is not None else max(self._patience, OPEN_SECONDS))
 
     def _work(self) -> None:
         pause = _FIRST_RETRY_SECONDS
@@ -244,7 +233,7 @@ class Delivery:
         """Have the backend opened again, and given the window that it lost from its beginning."""
         self._owned.close_to_reopen(self._error)
         with self._changed:
-            if self._queue and isinstance(head := self._queue.head, Queued):
+            if isinstance(head := self._queue.head, Queued):
                 head.begin_again()
                 first, after = head.contents.first, self._owned.rewind_to
                 self._owned.rewind_to = first if after is None else min(first, after)
@@ -263,7 +252,7 @@ class Delivery:
 
     def _do_next(self, sink: Sink) -> None:
         with self._changed:
-            item = self._queue.head if self._queue else None
+            item = self._queue.head
         if isinstance(item, Queued):
             points = item.points
             if points is None:
@@ -323,3 +312,13 @@ class Delivery:
                 call.set_exception(self.cause)
         else:
             call.cancel()
+
+
+def close_all(deliveries: Collection[Delivery], timeout: float, error: BaseException | None) -> None:
+    """Deliver what is left and close the backends side by side, within some seconds; see ``Delivery.close``."""
+    for delivery in deliveries:
+        delivery.begin_close(error)
+    deadline = time.monotonic() + timeout
+    for delivery in deliveries:
+        if not delivery.close(max(0.0, deadline - time.monotonic()), error):
+            logger.error("%s hangs; it is left to close in the background", delivery.name)

@@ -1,18 +1,16 @@
 """What is on its way to a backend, in order: windows, in memory or in the backlog on disk, and calls between them."""
 
-import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from d9d_tracker.log import logger
 from d9d_tracker.points import Points
 
 from .backlog import Backlog, Contents
 from .report import DeliveryReport
-
-logger = logging.getLogger("d9d_tracker")
 
 MEMORY_BYTES = 16 * 2**20
 _MOST_CALLS = 1000
@@ -70,14 +68,19 @@ class Outbound:
         return len(self._items)
 
     @property
-    def head(self) -> Queued | Call:
-        """What is next."""
-        return self._items[0]
+    def head(self) -> Queued | Call | None:
+        """What is next; None if nothing waits."""
+        return self._items[0] if self._items else None
 
     @property
     def windows(self) -> list[Queued]:
         """The windows, oldest first."""
         return [item for item in tuple(self._items) if isinstance(item, Queued)]  # a signal handler may add more
+
+    @property
+    def unsafe(self) -> list[Queued]:
+        """The windows that are not on disk, oldest first."""
+        return [queued for queued in self.windows if not queued.kept]
 
     @property
     def calls(self) -> list[Call]:
@@ -119,8 +122,7 @@ class Outbound:
 
     def keep(self) -> None:
         """Put all windows on disk, and out of memory but for the one that is being delivered."""
-        windows = self.windows
-        new = [queued for queued in windows if not queued.kept]
+        windows, new = self.windows, self.unsafe
         if new:
             with self._writing():
                 dropped = self._backlog.put([(one.number, _loaded(one), one.contents) for one in new])
@@ -132,9 +134,8 @@ class Outbound:
                 while new and self.memory > self._backlog.max_bytes:
                     self._drop([new.pop(0)])
                 return
-        head = self._items[0] if self._items else None
         for queued in windows:
-            if queued is not head:
+            if queued is not self.head:
                 self._release(queued)
                 queued.points = None
 

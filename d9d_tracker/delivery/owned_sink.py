@@ -1,18 +1,18 @@
 """A backend's run as a delivery's thread has it: opened, called while others see for how long, and closed."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from d9d_tracker.bare_run import BareRun
+from d9d_tracker.log import logger
 from d9d_tracker.points import Points
 from d9d_tracker.sink import Refusal, Sink
 
 from .outbound import Call, Queued
 from .report import DeliveryReport
 
-logger = logging.getLogger("d9d_tracker")
+Opener = Callable[[], AbstractContextManager[Sink]]
 
 
 class StoppedError(Exception):
@@ -28,13 +28,7 @@ class OwnedSink:
         is_stopped: Whether the thread is to leave, also out of the middle of a window.
     """
 
-    def __init__(
-        self,
-        name: str,
-        open_backend: Callable[[], AbstractContextManager[Sink]],
-        report: DeliveryReport,
-        rewind_to: int | None,
-    ):
+    def __init__(self, name: str, open_backend: Opener, report: DeliveryReport, rewind_to: int | None):
         self.sink: Sink | None = None
         self.rewind_to = rewind_to
         self.is_stopped = False

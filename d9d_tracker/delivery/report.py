@@ -53,12 +53,12 @@ class NonFinite:
     def __str__(self) -> str:
         """Return it in words."""
         tags = "".join(f" {tag}={value}" for tag, value in self.context.items())
+        steps = f"at step {self.first:,}"
         if self.value:
-            return f"{self.name}{tags}: {self.value} at step {self.first:,}"
+            return f"{self.name}{tags}: {self.value} {steps}"
+        if self.first < self.last:
+            steps = f"between steps {self.first:,} and {self.last:,}"
         kinds = [f"{self.nan:,} NaN"] * (self.nan > 0) + [f"{self.inf:,} infinite"] * (self.inf > 0)
-        steps = (
-            f"at step {self.first:,}" if self.first == self.last else f"between steps {self.first:,} and {self.last:,}"
-        )
         return f"{self.name}{tags}: {' and '.join(kinds)} of {self.elements:,} elements, {steps}"
 
     def joined(self, other: "NonFinite") -> "NonFinite":

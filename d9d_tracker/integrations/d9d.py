@@ -129,15 +129,7 @@ def _histogram(counts: np.ndarray) -> Histogram:
     used = np.flatnonzero(counts)
     first, last = (int(used[0]), int(used[-1])) if used.size else (0, -1)
     counts, integers = counts[first : last + 1].astype(np.int64), np.arange(first, last + 2, dtype=np.float64)
-    return Histogram(
-        edges=integers,
-        counts=counts,
-        sum=float(counts @ integers[:-1]),
-        sum_squares=float(counts @ integers[:-1] ** 2),
-        min=float(first) if used.size else math.nan,
-        max=float(last) if used.size else math.nan,
-        zeros=int(counts[0]) if used.size and first == 0 else 0,
-        nan=0,
-        posinf=0,
-        neginf=0,
-    )
+    low, high = (first, last) if used.size else (math.nan, math.nan)
+    zeros = counts[0] if used.size and first == 0 else 0
+    sums = float(counts @ integers[:-1]), float(counts @ integers[:-1] ** 2)
+    return Histogram(integers, counts, *sums, low, high, zeros, nan=0, posinf=0, neginf=0)

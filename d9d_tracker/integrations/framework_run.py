@@ -1,7 +1,6 @@
 """The run of a framework: opened when it is first asked for, and again when it is asked for after its end."""
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self, cast
@@ -13,11 +12,10 @@ from d9d_tracker.bare_run import BareRun
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.config import TrackerConfig
 from d9d_tracker.factory import AnyTrackerConfig, tracker_from_config
+from d9d_tracker.log import logger
 from d9d_tracker.watch.watch import Watch
 
 from .framework_values import numbers_of, same
-
-logger = logging.getLogger("d9d_tracker")
 
 AnyTracker = BaseTracker[Any] | TrackerConfig | dict[str, Any]
 AnyRun = AccumulatingRun | BareRun

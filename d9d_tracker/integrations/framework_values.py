@@ -1,6 +1,5 @@
 """What of the things that a framework logs is a number."""
 
-import logging
 import math
 from collections.abc import Mapping
 from numbers import Real
@@ -8,9 +7,7 @@ from typing import Any
 
 import torch
 
-logger = logging.getLogger("d9d_tracker")
-
-_left_out: set[str] = set()
+from d9d_tracker.log import warn_once
 
 
 def numbers_of(metrics: Mapping[Any, Any]) -> dict[str, float | torch.Tensor]:
@@ -26,12 +23,10 @@ def numbers_of(metrics: Mapping[Any, Any]) -> dict[str, float | torch.Tensor]:
             numbers[str(name)] = value
         elif (number := _as_float(value)) is not None:
             numbers[str(name)] = number
-        elif name not in _left_out:
-            _left_out.add(name)
+        else:
             shape = f" of shape {list(value.shape)}" if getattr(value, "shape", None) else ""
-            logger.warning(
-                "%r is left out, now and later: it is no number but a %s%s", name, type(value).__name__, shape
-            )
+            words = "%r is left out, now and later: it is no number but a %s%s"
+            warn_once(("no number", name), words, name, type(value).__name__, shape)
     return numbers
 
 

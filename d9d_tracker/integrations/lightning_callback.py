@@ -1,12 +1,11 @@
 """What ``TrackerCallback`` does in either of Lightning's packages."""
 
 import itertools
-import logging
 from typing import Any
 
-from .lightning_logger import LoggerPart
+from d9d_tracker.log import logger
 
-logger = logging.getLogger("d9d_tracker")
+from .lightning_logger import LoggerPart
 
 
 class CallbackPart:
@@ -116,10 +115,8 @@ class CallbackPart:
             now = trainer.logged_metrics
             metrics = {name: value.item() for name, value in now.items() if value is not before.get(name)}
             step = metrics.pop("step", None)
-            self._logger.log_metrics(
-                {**metrics, **({"epoch": trainer.current_epoch} if step is None and metrics else {})},
-                None if step is None else int(step),
-            )
+            epoch = {"epoch": trainer.current_epoch} if step is None and metrics else {}
+            self._logger.log_metrics({**metrics, **epoch}, None if step is None else int(step))
         checkpoint["callbacks"][self.state_key] = self._logger.tracked.state_of_all()  # Lightning saves that of rank 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

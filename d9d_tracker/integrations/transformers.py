@@ -69,11 +69,8 @@ class TrackerCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer writes into ``trainer_state.json``: whose run a checkpoint is part of."""
-        attributes = {
-            "run_id": self.tracked.tracker.run_id,
-            "name": self.tracked.properties.name,
-            "output_dir": str(Path(self._output).absolute()),
-        }
+        run_id, name = self.tracked.tracker.run_id, self.tracked.properties.name
+        attributes = {"run_id": run_id, "name": name, "output_dir": str(Path(self._output).absolute())}
         return {"args": {"tracker": _AS_IT_WAS}, "attributes": attributes}
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:

@@ -1,6 +1,5 @@
 """Where the Trainer of transformers keeps a checkpoint, and which of them it has loaded."""
 
-import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-logger = logging.getLogger("d9d_tracker")
+from d9d_tracker.log import logger
 
 
 def save(state: dict[str, Any], run_id: str | None, output: str | None, step: int, rank: int) -> None:
@@ -22,12 +21,7 @@ def save(state: dict[str, Any], run_id: str | None, output: str | None, step: in
 
 
 def load(
-    saved: dict[str, Any] | list[dict[str, Any]],
-    name: str,
-    told: Iterable[object],
-    output: str | None,
-    step: int,
-    rank: int,
+    saved: Any, name: str, told: Iterable[object], output: str | None, step: int, rank: int
 ) -> dict[str, Any] | None:
     """Return the state of the run that the loaded ``trainer_state.json`` names; None, with a word, if it is not found.
 

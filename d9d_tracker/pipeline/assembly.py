@@ -1,7 +1,6 @@
 """Windows become points: with what was written of their first step, what other ranks say, and what came late."""
 
 import functools
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -10,6 +9,7 @@ from typing import NamedTuple
 from d9d_tracker.bank.staging import Window
 from d9d_tracker.delivery.backlog import TAKES_NOTHING_BACK
 from d9d_tracker.delivery.report import RunReport
+from d9d_tracker.log import logger
 from d9d_tracker.points import Points
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
@@ -24,8 +24,6 @@ from d9d_tracker.windows.window_points import points
 from d9d_tracker_kernels import COUNT
 
 from .nonfinite import NonFiniteWatch
-
-logger = logging.getLogger("d9d_tracker")
 
 _RECENT = 2  # windows that a rank saves though rank 0 has them, which may have saved its state before
 
@@ -70,21 +68,15 @@ class Assembly:
     """
 
     def __init__(
-        self,
-        rank: int,
-        ranks: Ranks | None,
-        nonfinite: NonFiniteWatch,
-        report: RunReport,
-        left: State,
-        has_one_row: bool,
+        self, rank: int, ranks: Ranks | None, nonfinite: NonFiniteWatch, report: RunReport, left: State, one_row: bool
     ):
         self.rank = rank
         self.ranks = ranks
         self.promises = Promises()
         self.has_merged = False
-        self._nonfinite = nonfinite
-        self._report = report
-        self._has_one_row = has_one_row
+        self.nonfinite = nonfinite
+        self.report = report
+        self._has_one_row = one_row
         self._newest = -1
         self._tail = left.tail
         self._late = Late()
@@ -145,7 +137,7 @@ class Assembly:
         expanded = self._with_earlier(expand(logged, self.rank), window.unfinished)
         for one in windows:
             self._late.add(one.late.records, one.late.hparams)
-        self._nonfinite.look(expanded, parts, chain.from_iterable(one.late.records for one in windows))
+        self.nonfinite.look(expanded, parts, chain.from_iterable(one.late.records for one in windows))
         merged = expanded if self.ranks is None else self._merge(self.ranks, expanded, window)
         finished, late = None, []
         if merged is not None:
@@ -163,7 +155,7 @@ class Assembly:
         try:
             return window.wait()
         except Exception as error:
-            self._report.unread += 1
+            self.report.unread += 1
             logger.error("window %d (steps %s) is lost: %r", window.index, window.steps, error)
             return window.without_values()  # the other ranks wait for this one's part
 
@@ -217,7 +209,7 @@ class Assembly:
 
     def _merge(self, ranks: Ranks, host: HostWindow, window: Window) -> HostWindow | None:
         """Merge a window with those of the other ranks, and take what they say besides."""
-        note = self._nonfinite.take_note()
+        note = self.nonfinite.take_note()
         if self.rank > 0:
             note, self._late = _with_late(note, self._late), Late()
         elif note:
@@ -225,17 +217,17 @@ class Assembly:
         merged = ranks.reduce(host, window.unfinished is None, window.is_last, note)
         self._hear(ranks)
         if merged is None:
-            self._report.unread += ranks.is_lost
+            self.report.unread += ranks.is_lost
         return merged
 
     def _hear(self, ranks: Ranks) -> None:
         others: list[Record] = []
         for _, note in sorted(ranks.take_notes(), key=lambda one: -one[0]):  # the lowest rank has the last word
             found, late = _without_late(note)
-            self._nonfinite.hear(found)
+            self.nonfinite.hear(found)
             others += late
         self._late.records = [*others, *self._late.records]
-        self._nonfinite.tell(is_told_elsewhere=self.rank > 0 and not ranks.is_lost)
+        self.nonfinite.tell(is_told_elsewhere=self.rank > 0 and not ranks.is_lost)
 
     def _finish_window(self, host: HostWindow, unfinished: int | None) -> tuple[Finished, list[Record]]:
         """Return the points of a window, and what of it came late and was not merged."""

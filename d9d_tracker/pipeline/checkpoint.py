@@ -7,7 +7,6 @@ JSON text; ``arrays``, the numbers, an ``.npz`` file in base64.
 
 import base64
 import io
-import logging
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,14 +21,12 @@ from d9d_tracker.points import Points
 from d9d_tracker.series.registry import ContextItems, HistogramSeries, ScalarSeries
 from d9d_tracker.windows.clock import Clock
 from d9d_tracker.windows.host_window import HostWindow, Tail
-from d9d_tracker.windows.in_transit import InTransit
+from d9d_tracker.windows.in_transit import InTransit, from_text, to_text
 from d9d_tracker.windows.late import Late
 from d9d_tracker.windows.plain import Plain
 from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, MOMENTS
 
 from .assembly import State
-
-logger = logging.getLogger("d9d_tracker")
 
 VERSION = 2
 Total = tuple[tuple[str, ContextItems], float]
@@ -70,7 +67,7 @@ class _Table(_Steps):
     tail: _Steps | None = None
     late: str = ""
     tail_late: str = ""
-    expanded: _Steps | None = None
+    expanded: str = ""
     moving: str = ""  # what is in transit
     totals: list[Total] = field(default_factory=list)
 
@@ -122,23 +119,13 @@ def save(snapshot: Snapshot) -> dict[str, Any]:
     """Return a state: plain values that load with ``torch.load(..., weights_only=True)``."""
     window, left = snapshot.window, snapshot.left
     tail = None if left.tail is None else left.tail.as_window()
-    table = _Table(
-        window.scalars,
-        window.histograms,
-        window.steps,
-        window.times,
-        snapshot.resolution,
-        snapshot.first,
-        snapshot.passed,
-        snapshot.windows,
-        _steps_of(tail),
-        _to_text(left.late),
-        "" if left.tail is None else _to_text(Late(left.tail.late)),
-        _steps_of(left.expanded),
-        left.in_transit.dump(),
-        list(left.totals.items()),
-    )
-    arrays = _arrays_of(window, "") | _arrays_of(tail, "tail_") | _arrays_of(left.expanded, "expanded_")
+    clock = snapshot.resolution, snapshot.first, snapshot.passed, snapshot.windows
+    written = None if tail is None else _Steps(*_columns(tail))
+    late, tail_late = _late_to_text(left.late), "" if left.tail is None else _late_to_text(Late(left.tail.late))
+    expanded = "" if left.expanded is None else to_text(left.expanded)
+    moving, totals = left.in_transit.dump(), list(left.totals.items())
+    table = _Table(*_columns(window), *clock, written, late, tail_late, expanded, moving, totals)
+    arrays = _arrays_of(window, "") | ({} if tail is None else _arrays_of(tail, "tail_"))
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     return {
@@ -163,13 +150,15 @@ def read(state: Any) -> Snapshot:
     if missing:
         raise ValueError(f"this is not the state of a d9d_tracker: it has no {', '.join(missing)}")
     try:
-        backend, table, arrays = _parse(state)
+        backend, table = _BACKEND.load(state["backend"]), _TABLE.load(state["table"])
+        file = io.BytesIO(zlib.decompress(base64.b64decode(state["arrays"], validate=True)))
+        arrays = dict(np.load(file, allow_pickle=False))
         _check(table)
         tail = None if table.tail is None else Tail.of(_window(table.tail, arrays, "tail_"), None)
         if tail is not None:
-            tail.late = _from_text(table.tail_late).records
-        expanded = None if table.expanded is None else _window(table.expanded, arrays, "expanded_")
-        left = State(tail, _from_text(table.late), expanded, InTransit.load(table.moving), dict(table.totals))
+            tail.late = _late_from_text(table.tail_late).records
+        expanded = from_text(table.expanded) if table.expanded else None
+        left = State(tail, _late_from_text(table.late), expanded, InTransit.load(table.moving), dict(table.totals))
         window = _window(table, arrays, "")
         return Snapshot(table.resolution, table.first, table.passed, table.windows, window, backend, left)
     except (TypeError, ValueError, LookupError, AttributeError, OSError, zlib.error) as error:
@@ -217,28 +206,21 @@ def apply(snapshot: Snapshot, buffers: Buffers) -> None:
     buffers.restore(snapshot.clock, Late(late.records[:], dict(late.hparams)))
 
 
-def _to_text(late: Late) -> str:
+def _late_to_text(late: Late) -> str:
     return base64.b64encode(late.points().dump()).decode() if late else ""
 
 
-def _from_text(text: str) -> Late:
+def _late_from_text(text: str) -> Late:
     points = Points.load(base64.b64decode(text, validate=True)) if text else Points.of([])
     return Late(list(points), points.hparams)
 
 
-def _steps_of(window: HostWindow | None) -> _Steps | None:
-    return None if window is None else _Steps(window.scalars, window.histograms, window.steps, window.times)
+def _columns(window: HostWindow) -> tuple[list[ScalarSeries], list[HistogramSeries], list[int], list[float]]:
+    return window.scalars, window.histograms, window.steps, window.times
 
 
-def _arrays_of(window: HostWindow | None, prefix: str) -> dict[str, np.ndarray]:
-    names = () if window is None else ("lanes", "counts", "moments")
-    return {f"{prefix}{name}": getattr(window, name) for name in names}
-
-
-def _parse(state: Mapping[str, Any]) -> tuple[BackendState, _Table, Mapping[str, np.ndarray]]:
-    file = io.BytesIO(zlib.decompress(base64.b64decode(state["arrays"], validate=True)))
-    arrays = np.load(file, allow_pickle=False)
-    return _BACKEND.load(state["backend"]), _TABLE.load(state["table"]), dict(arrays)
+def _arrays_of(window: HostWindow, prefix: str) -> dict[str, np.ndarray]:
+    return {f"{prefix}{name}": getattr(window, name) for name in ("lanes", "counts", "moments")}
 
 
 def _window(table: _Steps, arrays: Mapping[str, np.ndarray], prefix: str) -> HostWindow:

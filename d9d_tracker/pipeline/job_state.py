@@ -1,19 +1,17 @@
 """The state of a job is one per rank, by its number: which of them a rank goes on with, on any number of ranks."""
 
 import functools
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from d9d_tracker.log import logger
 from d9d_tracker.windows.host_window import contradictions, empty_window, merge_windows
 from d9d_tracker.windows.late import Late
 from d9d_tracker.windows.spread import completed, expand, merge_expanded, of_spread
 
 from .assembly import State
 from .checkpoint import Snapshot, read
-
-logger = logging.getLogger("d9d_tracker")
 
 
 def wrap(state: dict[str, Any], rank: int, size: int) -> dict[str, Any]:
@@ -81,20 +79,14 @@ def merged(snapshots: list[Snapshot]) -> Snapshot:
     lefts = [snapshot.left for snapshot in snapshots]
     expanded = [one.expanded for one in lefts if one.expanded is not None]
     held = [one.in_transit.held for one in lefts if one.in_transit.held is not None]
-    in_transit = replace(
-        first.left.in_transit,
-        windows=[window for one in lefts for window in one.in_transit.windows],
-        held=functools.reduce(merge_expanded, held) if held else None,
-    )
+    together, waiting = (functools.reduce(merge_expanded, some) if some else None for some in (expanded, held))
+    moving = [window for one in lefts for window in one.in_transit.windows]
+    in_transit = replace(first.left.in_transit, windows=moving, held=waiting)
+    late = Late([record for one in reversed(lefts) for record in one.late.records], first.left.late.hparams)
     return replace(
         first,
         window=window,
-        left=replace(
-            first.left,
-            expanded=functools.reduce(merge_expanded, expanded) if expanded else None,
-            in_transit=in_transit,
-            late=Late([record for one in reversed(lefts) for record in one.late.records], first.left.late.hparams),
-        ),
+        left=replace(first.left, expanded=together, in_transit=in_transit, late=late),
         first=min(snapshot.first for snapshot in snapshots),
         passed=max(len(window.steps) - 1, *(snapshot.passed for snapshot in snapshots)),
         windows=max(snapshot.windows for snapshot in snapshots),

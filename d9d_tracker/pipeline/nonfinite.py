@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from d9d_tracker.delivery.report import NonFinite, RunReport
+from d9d_tracker.log import logger
 from d9d_tracker.ranks.ranks_in_words import spell
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker.series.reductions import VALUE_LANE, has_value
 from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker.windows.plain import Plain
 from d9d_tracker_kernels import CALLS, HEADER, NAN, NEGINF, POSINF
-
-logger = logging.getLogger("d9d_tracker")
 
 _NOTE = Plain(list[NonFinite])
 _NAMED = 5
@@ -78,10 +77,9 @@ class NonFiniteWatch:
             call.daemon = True
             try:
                 call.start()
+                self._calls.append(call)
             except RuntimeError as error:  # no thread is left, or the interpreter is on its way out
                 logger.error("on_nonfinite is not called: %s", error)
-            else:
-                self._calls.append(call)
 
     def close(self, timeout: float) -> None:
         """Wait so many seconds for the callback, at most."""

@@ -1,7 +1,6 @@
 """From the bank to the backends: the thread that waits for copies, merges ranks, and passes points on, in order."""
 
 import contextlib
-import logging
 import os
 import queue
 import threading
@@ -12,16 +11,13 @@ from concurrent.futures import Future
 
 from d9d_tracker.bank.buffers import Buffers
 from d9d_tracker.bank.staging import Window
-from d9d_tracker.delivery.delivery import Delivery
+from d9d_tracker.delivery.delivery import Delivery, close_all
 from d9d_tracker.delivery.outbound import Call
-from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.log import logger
 from d9d_tracker.record import Record
 
 from .assembly import Assembly, Finished, State
-from .nonfinite import NonFiniteWatch
-
-logger = logging.getLogger("d9d_tracker")
 
 _GLANCE_SECONDS = 0.2
 _REST_SECONDS = 0.3  # between two passes: each takes the interpreter from the training
@@ -41,22 +37,13 @@ class Pipeline:
         latest: The points of the last window, where this process writes.
     """
 
-    def __init__(
-        self,
-        buffers: Buffers,
-        deliveries: Mapping[str, Delivery],
-        assembly: Assembly,
-        nonfinite: NonFiniteWatch,
-        report: RunReport,
-        timeout: float,
-    ):
+    def __init__(self, buffers: Buffers, deliveries: Mapping[str, Delivery], assembly: Assembly, timeout: float):
         self.assembly = assembly
         self.process = os.getpid()
-        self.report = report
+        self.report = assembly.report
         self.latest: Sequence[Record] = ()
         self._buffers = buffers
         self._deliveries = dict(deliveries)
-        self._nonfinite = nonfinite
         self._timeout = timeout
         self._pending: deque[Window] = deque()  # put, and not yet turned into points
         self._calls: set[Call] = set()  # put, and not yet with their backends
@@ -66,7 +53,7 @@ class Pipeline:
         self._items: queue.SimpleQueue[Window | dict[str, Call] | threading.Event | None] = queue.SimpleQueue()
         self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._rests_until = 0.0
-        buffers.is_awaited = self._is_waiting
+        buffers.is_awaited = lambda: bool(self._pending) or self.assembly.awaits_one
         self._thread = threading.Thread(target=self._work, name="d9d_tracker collector", daemon=True)
         self._thread.start()
 
@@ -88,9 +75,6 @@ class Pipeline:
         self.send()
         self._items.put(item)
         self._asked.put(None)
-
-    def _is_waiting(self) -> bool:
-        return bool(self._pending) or self.assembly.awaits_one
 
     def drain(self, failed: bool = False) -> bool:
         """Wait ``flush_timeout`` at most until all that was swapped has become points; return whether it has."""
@@ -169,12 +153,12 @@ class Pipeline:
                 logger.error(words, self.report.without_slot)
         finally:
             self._end_thread(max(0.1, deadline - time.monotonic()), isinstance(error, Exception))
-            self._close_deliveries(self._timeout, error)
-            self._nonfinite.close(min(_SETTLE_SECONDS, self._timeout))
+            close_all(self._deliveries.values(), self._timeout, error)
+            self.assembly.nonfinite.close(min(_SETTLE_SECONDS, self._timeout))
 
     def abandon(self) -> None:
         """Leave at once, after a second interruption: what is in memory is put on disk."""
-        self._close_deliveries(0, None)
+        close_all(self._deliveries.values(), 0, None)
 
     def _end_thread(self, timeout: float, failed: bool) -> None:
         if self.assembly.ranks is not None:
@@ -189,14 +173,6 @@ class Pipeline:
             if unread:
                 self.report.unread += len(unread)
                 logger.error("lost, because not read in time: %s", self._words())
-
-    def _close_deliveries(self, timeout: float, error: BaseException | None) -> None:
-        for delivery in self._deliveries.values():
-            delivery.begin_close(error)
-        deadline = time.monotonic() + timeout
-        for delivery in self._deliveries.values():
-            if not delivery.close(max(0.0, deadline - time.monotonic()), error):
-                logger.error("%s hangs; it is left to close in the background", delivery.name)
 
     def _words(self) -> str:
         windows = {window.index: window for window in list(self._pending)}

@@ -1,6 +1,6 @@
 """What the end of a run prints on a terminal: where it is, how to open it, and what became of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -49,25 +49,20 @@ def print_summary(
         table.add_row("", f"and {len(values) - _LAST_VALUES} more series")
     kind = "copy" if copies == 1 else "copies"
     table.add_row("points", f"{report.delivered:,} written, in {copies:,} {kind} to the host")
-    for label, words in _losses(report):
-        table.add_row(label, Text(words, style="bold red"))
+    most = ", ".join(f"{name} ({count:,})" for name, count in report.refused.most_common(3))
+    losses = (
+        ("refused", report.refused.total(), f" by a backend: {most}"),
+        ("dropped", report.dropped, " that no longer fitted into the backlog"),
+        ("waiting", report.undelivered, " in the backlog: python -m d9d_tracker deliver"),
+        ("lost", report.unread, " windows that never left the device or another rank"),
+        ("without a slot", report.without_slot, ": raise max_scalars or max_histograms"),
+    )
+    for label, count, words in losses:
+        if count:
+            table.add_row(label, Text(f"{count:,}{words}", style="bold red"))
     if report.nonfinite:
         table.add_row("not finite", Text(in_words(report.nonfinite), style="bold red"))
     console.print(table)
     for backend, opener in openers.items():  # on a line of its own, which can be pasted however narrow the terminal is
         label = f"open {backend}" if len(openers) > 1 else "open"
         console.print(Text(f" {label}  ", style="dim").append(opener, style="not dim"), soft_wrap=True)
-
-
-def _losses(report: RunReport) -> Iterable[tuple[str, str]]:
-    if report.refused:
-        names = ", ".join(f"{name} ({count:,})" for name, count in report.refused.most_common(3))
-        yield "refused", f"{report.refused.total():,} by a backend: {names}"
-    if report.dropped:
-        yield "dropped", f"{report.dropped:,} that no longer fitted into the backlog"
-    if report.undelivered:
-        yield "waiting", f"{report.undelivered:,} in the backlog: python -m d9d_tracker deliver"
-    if report.unread:
-        yield "lost", f"{report.unread:,} windows that never left the device or another rank"
-    if report.without_slot:
-        yield "without a slot", f"{report.without_slot:,}: raise max_scalars or max_histograms"

@@ -23,11 +23,11 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import TrackerConfig
+from d9d_tracker.log import logger
 from d9d_tracker.record import Histogram, Record
 
 from .rebin import rebin
 
-_LOGGER = logging.getLogger("d9d_tracker")
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.-:=+*#"
 _TREND = 32
@@ -71,16 +71,12 @@ def bars(histogram: Histogram, bins: int = 24, blocks: str = BLOCKS) -> str:
     return "".join(blocks[height - 1] if height else " " for height in heights)
 
 
-def _number(value: float) -> str:
-    return f"{value:.5g}"
-
-
 def _describe(value: float | Histogram) -> str:
     if not isinstance(value, Histogram):
-        return _number(value)
+        return f"{value:.5g}"
     parts = [f"n={value.count}"]
     if value.count:
-        parts += [f"p{q:02}={_number(value.quantile(q / 100))}" for q in (5, 50, 95)]
+        parts += [f"p{q:02}={value.quantile(q / 100):.5g}" for q in (5, 50, 95)]
     parts += [f"{key}={count}" for key, count in _non_finite(value).items() if count]
     return " ".join(parts)
 
@@ -115,8 +111,8 @@ class ConsoleRun(RecordRun):
         self._lock = threading.Lock()
         self._series: dict[tuple[str, tuple[tuple[str, str], ...]], _Series] = {}
         self._live = self._start_live(console) if console.is_interactive and console.file.isatty() else None
-        if self._live is None and not _LOGGER.isEnabledFor(logging.INFO):
-            _LOGGER.warning(
+        if self._live is None and not logger.isEnabledFor(logging.INFO):
+            logger.warning(
                 "run %r: not on a terminal, and logging shows nothing of level INFO, so its values will not be seen; "
                 "call logging.basicConfig(level=logging.INFO)",
                 self._name,
@@ -127,9 +123,8 @@ class ConsoleRun(RecordRun):
         try:
             live.start()
         except LiveError:
-            _LOGGER.warning(
-                "run %r: another live display is open, so values go to the log instead of a table", self._name
-            )
+            words = "run %r: another live display is open, so values go to the log instead of a table"
+            logger.warning(words, self._name)
             return None
         console.show_cursor(True)
         return live
@@ -158,12 +153,8 @@ class ConsoleRun(RecordRun):
         else:
             alarming = not math.isfinite(record.value)
             drawing = sparkline(list(series.trend), self._blocks)
-        return (
-            name,
-            Text(str(record.step)),
-            Text(_describe(record.value), "bold red" if alarming else ""),
-            Text(drawing),
-        )
+        value = Text(_describe(record.value), "bold red" if alarming else "")
+        return name, Text(str(record.step)), value, Text(drawing)
 
     @override
     def sync(self) -> None:
@@ -197,7 +188,7 @@ class ConsoleRun(RecordRun):
                 value = f"[{value}]" if isinstance(series.record.value, Histogram) else value
                 lines.setdefault(tags, []).append(f"{series.record.name}@{series.record.step}={value}")
         for tags, values in lines.items():
-            _LOGGER.info("%s %s%s", self._name, _tags(dict(tags)) + " " if tags else "", "  ".join(values))
+            logger.info("%s %s%s", self._name, _tags(dict(tags)) + " " if tags else "", "  ".join(values))
 
     @override
     def release(self) -> None:

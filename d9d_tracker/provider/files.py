@@ -1,12 +1,10 @@
 """Files that survive the machine: writes that are whole or not there at all."""
 
 import errno
-import logging
 import os
 from pathlib import Path
 
-_LOGGER = logging.getLogger("d9d_tracker")
-_warned: set[Path] = set()
+from d9d_tracker.log import logger, warn_once
 
 
 def append(file: int, size: int, data: bytes) -> None:
@@ -35,7 +33,7 @@ def path_of_run(folder: Path, run_id: str, resumes: bool, ending: str = "") -> P
     if path.name != name:
         raise ValueError(f"the loaded state names the run {run_id!r}, which is not the name of a {kind}: load another")
     if resumes and not path.exists():
-        _LOGGER.warning("run %r: its %s is gone and starts anew, without what it held: %s", run_id, kind, path)
+        logger.warning("run %r: its %s is gone and starts anew, without what it held: %s", run_id, kind, path)
     return path
 
 
@@ -51,7 +49,5 @@ def sync_folder(folder: Path) -> None:
         # A folder above the runs may be one that this user passes through and must not list.
         if error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        if folder not in _warned:
-            words = "%s: names cannot be synced here (%s), so new files may be lost in a power cut"
-            _LOGGER.warning(words, folder, error)
-        _warned.add(folder)
+        words = "%s: names cannot be synced here (%s), so new files may be lost in a power cut"
+        warn_once(folder, words, folder, error)

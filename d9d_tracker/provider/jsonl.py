@@ -1,7 +1,6 @@
 """Backend that appends one JSON object a line to one file a run: no server, no SDK, readable by anything."""
 
 import errno
-import logging
 import math
 import os
 import secrets
@@ -15,6 +14,7 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordRun, RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.config import TrackerConfig
+from d9d_tracker.log import logger
 from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
@@ -22,8 +22,6 @@ from .command_line import command
 from .files import append, not_stored, path_of_run, sync_folder
 from .jsonl_format import end_line, hparams_line, points_lines, record_line, run_line, whole_lines
 from .lock import hold, lock_file, unlock, unlock_if_it_fails
-
-_LOGGER = logging.getLogger("d9d_tracker")
 
 
 class JsonlTrackerConfig(TrackerConfig):
@@ -112,7 +110,7 @@ class JsonlRun(RecordRun):
         unlock(self._file)
         self._file = file
         sync_folder(self._path.parent)
-        _LOGGER.warning("run %r: its file had vanished and was written anew with all it held: %s", self.id, self._path)
+        logger.warning("run %r: its file had vanished and was written anew with all it held: %s", self.id, self._path)
 
     def rewind(self, step: int) -> None:
         """Take the lines of ``step`` or later out of the file, and wait until that is on disk."""

@@ -39,16 +39,9 @@ _quoted = functools.lru_cache(maxsize=10_000)(json.dumps)
 
 def run_line(run_id: str, properties: RunConfig) -> bytes:
     """Write the first line of a run's file."""
-    return _line(
-        {
-            "type": "run",
-            "id": run_id,
-            "name": properties.name,
-            "description": properties.description,
-            "hparams": plain_hparams(properties.hparams),
-            "time": time.time() if properties.started is None else properties.started,
-        }
-    )
+    names = {"id": run_id, "name": properties.name, "description": properties.description}
+    started = time.time() if properties.started is None else properties.started
+    return _line({"type": "run", **names, "hparams": plain_hparams(properties.hparams), "time": started})
 
 
 def end_line(error: BaseException | None, ended: float | None = None) -> bytes:
@@ -100,17 +93,9 @@ def record_line(record: Record) -> bytes:
         began = "" if record.time is None else f',"time":{record.time!r}'
         return f"{line}{began}}}\n".encode("ascii")
     histogram = record.value
-    line = _line(
-        {
-            "type": "histogram",
-            "name": record.name,
-            "step": record.step,
-            "context": dict(record.context),
-            "count": histogram.count,
-            **{key: getattr(histogram, key) for key in STATISTICS},
-            **({} if record.time is None else {"time": record.time}),
-        }
-    )
+    head = {"type": "histogram", "name": record.name, "step": record.step, "context": dict(record.context)}
+    statistics = {key: getattr(histogram, key) for key in ("count", *STATISTICS)}
+    line = _line({**head, **statistics, **({} if record.time is None else {"time": record.time})})
     # Hundreds of numbers: edges are few in all, and are written out once.
     edges, counts = _without_gaps(histogram)
     edges = ",".join(map(_number, edges.tolist()))

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,15 +9,14 @@ from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
-_LOGGER = logging.getLogger("d9d_tracker")
+from d9d_tracker.log import warn_once
+
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _HELD: dict[int, Path | None] = {}  # descriptors, and what is removed when the lock is lifted
-_warned = False
 
 
 def hold(file: int, what: str, remove: Path | None = None) -> None:
     """Lock an open file for this run alone, without waiting; warn once where the file system has no locks."""
-    global _warned
     try:
         flock(file, LOCK_EX | LOCK_NB)
     except BlockingIOError:
@@ -29,10 +27,8 @@ def hold(file: int, what: str, remove: Path | None = None) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        if not _warned:
-            words = "%s: the file system has no locks (%s), so that two jobs could write to one run"
-            _LOGGER.warning(words, what, error.strerror)
-        _warned = True
+        words = "%s: the file system has no locks (%s), so that two jobs could write to one run"
+        warn_once("no locks", words, what, error.strerror)
     _HELD[file] = remove
 
 

@@ -24,11 +24,10 @@ def _flat_name(name: str, tags: tuple[tuple[str, str], ...], sign: str) -> str:
 
 
 def _quote(text: str, *signs: str) -> str:
-    codes = {sign: f"%{ord(sign):02X}" for sign in signs}
     # A percent sign stays as it is where it could not be taken for the start of a code.
     text = re.sub("%(?=2[5F]|3[AD])", "%25", text)
-    for sign, code in codes.items():
-        text = text.replace(sign, code)
+    for sign in signs:
+        text = text.replace(sign, f"%{ord(sign):02X}")
     return text
 
 
@@ -37,12 +36,12 @@ def encodable(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
 
 
-def storable(value: Any, finite: bool = True, int64: bool = True) -> Any:
+def storable(value: Any, finite: bool = True, int64: bool = True, empty_key: str = "") -> Any:
     """Rewrite plain data for backends that have no form for some: lone surrogates become escapes, some numbers text."""
     if isinstance(value, dict):
-        return {encodable(key): storable(part, finite, int64) for key, part in value.items()}
+        return {encodable(key) or empty_key: storable(part, finite, int64, empty_key) for key, part in value.items()}
     if isinstance(value, list):
-        return [storable(part, finite, int64) for part in value]
+        return [storable(part, finite, int64, empty_key) for part in value]
     if isinstance(value, float) and finite and not math.isfinite(value):
         return repr(value)
     return repr(value) if isinstance(value, int) and int64 and value not in _INT64 else encodable(value)

@@ -1,14 +1,22 @@
-"""Histograms on equal bins, for backends that know no others."""
+"""Histograms for backends that know fewer, or equal bins alone, and none that are not finite."""
+
+from collections.abc import Iterator
 
 import numpy as np
 
 from d9d_tracker.record import Histogram
 
 
-def non_finite(histogram: Histogram) -> dict[str, int]:
-    """Return how many elements are NaN and how many infinite, where there are any."""
-    counts = {"nan": histogram.nan, "inf": histogram.posinf + histogram.neginf}
-    return {kind: count for kind, count in counts.items() if count}
+def parts_of(value: float | Histogram) -> Iterator[tuple[str, float | Histogram]]:
+    """Yield a number, or a histogram if it has a finite value, and how many others it has; each with its suffix."""
+    if not isinstance(value, Histogram):
+        yield "", value
+        return
+    if value.count:
+        yield "", value
+    for suffix, count in (("/nan", value.nan), ("/inf", value.posinf + value.neginf)):
+        if count:
+            yield suffix, count
 
 
 def rebin(histogram: Histogram, bins: int) -> tuple[np.ndarray, float, float]:

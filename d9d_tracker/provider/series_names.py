@@ -1,14 +1,8 @@
 """Names that a backend makes by adding to those of series: kept apart from series that are called so."""
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from d9d_tracker.record import Histogram, Record
-
-from .names import flat_name
-from .rebin import non_finite
-
-_LOGGER = logging.getLogger(__name__)
+from d9d_tracker.log import logger
 
 _MARK = "~"
 _BACKEND: tuple[str, str] = ("", "")
@@ -35,26 +29,10 @@ class SeriesNames:
         while self._owners.setdefault(name, owner) != owner:
             name += _MARK
         if name != series + suffix:
-            _LOGGER.warning(
-                "run %r: %s is written as %r, because %s is so called already; give one of them another name",
-                self._run_id,
-                _words(owner),
-                name,
-                _words(self._owners[series + suffix]),
-            )
+            words = "run %r: %s is written as %r, because %s is so called already; give one of them another name"
+            logger.warning(words, self._run_id, _words(owner), name, _words(self._owners[series + suffix]))
         self._names[owner] = name
         return name
-
-    def parts(self, record: Record) -> Iterator[tuple[str, float | Histogram]]:
-        """Yield key and value of what a backend without tags writes of a point: NaN and infinities have their own."""
-        key, value = flat_name(self.name(record.name), record.context), record.value
-        if not isinstance(value, Histogram):
-            yield key, value
-            return
-        if value.count:
-            yield key, value
-        for kind, count in non_finite(value).items():
-            yield flat_name(self.name(record.name, f"/{kind}"), record.context), count
 
 
 def _words(owner: tuple[str, str]) -> str:

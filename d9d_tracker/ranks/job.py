@@ -1,7 +1,6 @@
 """The ranks that share a run: who they are, and what they must agree on when a run is opened."""
 
 import hashlib
-import logging
 import os
 import secrets
 import time
@@ -12,14 +11,13 @@ import torch.distributed as dist
 
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.log import logger
 
 from .board import Board, BoardLostError, wait
 from .lead import Lead
 from .member import Member
 from .ranks import Ranks
 from .ranks_in_words import spell
-
-logger = logging.getLogger("d9d_tracker")
 
 _SAY_SECONDS = 10.0
 

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
+from d9d_tracker.log import logger
 from d9d_tracker.windows.host_window import HostWindow, empty_window
 from d9d_tracker.windows.in_transit import from_text
 from d9d_tracker.windows.spread import merge_expanded
@@ -20,8 +20,6 @@ from .board import Board, BoardLostError, wait
 from .meeting import END, Meeting, Met
 from .ranks import MovedError, Ranks
 from .ranks_in_words import spell
-
-logger = logging.getLogger("d9d_tracker")
 
 _SILENT_SECONDS = 5.0
 _SAY_SECONDS = 10.0
@@ -96,18 +94,15 @@ class Lead(Ranks):
                     except (MovedError, RuntimeError, BoardLostError):
                         self._drop_group()  # whoever has not heard it learns it from the next generation
                 break
-            except MovedError:
+            except Exception as error:
                 self._drop_group()
-            except RuntimeError as error:
-                self._drop_group()
-                self._exclude(self._silent(), str(error))
-            except BoardLostError as error:
-                self._drop_group()
-                self._exclude(self._others, str(error))
-                self._away, self._is_formed = {}, True
-            except Exception:  # it would raise again: the others are met anew with the next window
-                self._drop_group()
-                raise
+                if isinstance(error, BoardLostError):
+                    self._exclude(self._others, str(error))
+                    self._away, self._is_formed = {}, True
+                elif isinstance(error, RuntimeError):
+                    self._exclude(self._silent(), str(error))
+                elif not isinstance(error, MovedError):  # it would raise again: the others are met with the next window
+                    raise
         self.taken = self.taken | {rank: index + 1 for rank, index in met.indices.items() if rank > 0}
         self._notes += met.notes
         self._part_from([rank for rank, theirs in met.points.items() if rank and theirs == END], point)

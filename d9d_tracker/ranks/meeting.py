@@ -1,12 +1,12 @@
 """Where windows of several ranks become one: a short head to all, a maximum, two sums, and a word from rank 0."""
 
 import hashlib
-import logging
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from d9d_tracker.log import logger
 from d9d_tracker.series.registry import HistogramSeries, ScalarSeries, label
 from d9d_tracker.windows.host_window import HostWindow, arranged, contradictions, union_of_series
 from d9d_tracker.windows.in_transit import SERIES, pack, unpack
@@ -15,8 +15,6 @@ from d9d_tracker_kernels import CALLS, COUNT
 
 from .group import Group, as_tensor
 from .reduction import reduce_window
-
-logger = logging.getLogger("d9d_tracker")
 
 END = np.iinfo(np.int64).max
 

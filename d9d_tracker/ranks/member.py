@@ -1,12 +1,12 @@
 """A rank above 0 among the ranks of a run: it brings its windows where the lead says, and knows which have arrived."""
 
 import base64
-import logging
 import time
 from collections.abc import Callable, Iterator
 
 from typing_extensions import override
 
+from d9d_tracker.log import logger
 from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker.windows.in_transit import to_text
 
@@ -14,8 +14,6 @@ from .board import Board, BoardLostError, wait
 from .meeting import END, Meeting
 from .pulse import Pulse
 from .ranks import MovedError, Ranks
-
-logger = logging.getLogger("d9d_tracker")
 
 _LATER_THAN_THE_LEAD = 6  # periods
 

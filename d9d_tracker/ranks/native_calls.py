@@ -42,5 +42,4 @@ def _begin() -> None:
 
 
 atexit.register(_end)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin)
+os.register_at_fork(after_in_child=_begin)

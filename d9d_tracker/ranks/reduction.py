@@ -1,5 +1,6 @@
 """Windows of the same rows and slots become one on rank 0: a maximum and two sums, whatever the number of series."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -24,21 +25,17 @@ def reduce_window(window: HostWindow, group: Group) -> HostWindow:
     rank = group.rank
     lanes, counts, moments = window.lanes, window.counts, window.moments
     last_rank = np.where(lanes[:, COUNT] > 0, rank, -1)
-    most = [
-        _ordered(lanes[:, MAX : NEGATED_MIN + 1]),
-        _ordered(moments[:, Moment.MAX]),
-        _ordered(-moments[:, Moment.MIN]),
-        counts[:, LAST_STEP],
-        last_rank,
-    ]
-    extremes, largest, smallest, last_step, last_rank = _maxima(most, group)
+    floats = lanes[:, MAX : NEGATED_MIN + 1], moments[:, Moment.MAX], -moments[:, Moment.MIN]
+    most = [*map(_ordered, floats), counts[:, LAST_STEP], last_rank]
+    extremes, largest, smallest, last_step, last_rank = _across(most, group.all_reduce_max)
     ranks, values = rank_columns(window.scalars)
     if ranks:  # of the ranks with the largest value, the highest
         has_most = (_ordered(lanes[:, MAX]) == extremes[:, 0])[:, values] & (lanes[:, COUNT][:, values] > 0)
-        (last_rank[:, ranks],) = _maxima([np.where(has_most, rank, -1)], group)
+        (last_rank[:, ranks],) = _across([np.where(has_most, rank, -1)], group.all_reduce_max)
     last = np.where(last_rank == rank, lanes[:, LAST], 0.0)
-    sums, last, sums_of_moments = _sums([lanes[:, : COUNT + 1], last, moments[:, : Moment.MIN]], group)
-    (counts,) = _sums([counts], group)
+    added = [lanes[:, : COUNT + 1], last, moments[:, : Moment.MIN]]
+    sums, last, sums_of_moments = _across(added, group.reduce_sum)
+    (counts,) = _across([counts], group.reduce_sum)
     counts[:, LAST_STEP] = last_step
     return replace(
         window,
@@ -48,25 +45,12 @@ def reduce_window(window: HostWindow, group: Group) -> HostWindow:
     )
 
 
-def _maxima(parts: list[np.ndarray], group: Group) -> list[np.ndarray]:
-    packed = _packed(parts)
-    group.all_reduce_max(packed)
-    return _unpacked(packed, parts)
-
-
-def _sums(parts: list[np.ndarray], group: Group) -> list[np.ndarray]:
-    packed = _packed(parts)
-    group.reduce_sum(packed)
-    return _unpacked(packed, parts)
-
-
-def _packed(parts: list[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([np.ravel(part) for part in parts]))
-
-
-def _unpacked(packed: torch.Tensor, like: list[np.ndarray]) -> list[np.ndarray]:
-    pieces = np.split(packed.numpy(), np.cumsum([part.size for part in like])[:-1])
-    return [piece.reshape(part.shape) for piece, part in zip(pieces, like, strict=True)]
+def _across(parts: list[np.ndarray], collective: Callable[[torch.Tensor], None]) -> list[np.ndarray]:
+    """Return arrays of one dtype, of any shapes, as one collective makes them of those of all ranks."""
+    packed = torch.from_numpy(np.concatenate([np.ravel(part) for part in parts]))
+    collective(packed)
+    pieces = np.split(packed.numpy(), np.cumsum([part.size for part in parts])[:-1])
+    return [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
 
 
 def _ordered(floats: np.ndarray) -> np.ndarray:

@@ -2,21 +2,23 @@
 
 import contextlib
 import functools
+import heapq
 import json
-import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from d9d_tracker.log import logger
 from d9d_tracker.record import Histogram, Record
 
 from .scan import Key, Part, blocks, scan
 
-_LOGGER = logging.getLogger("d9d_tracker")
 _LONGEST_END = 1 << 16  # bytes
 
 
@@ -126,7 +128,7 @@ def read(path: str | Path) -> list["StoredRun"]:
         try:
             runs.append(StoredRun(file))
         except (OSError, ValueError) as error:  # of a colleague, for one, who lets nobody read it
-            _LOGGER.warning("left out: %s", error)
+            logger.warning("left out: %s", error)
     if not runs:
         raise FileNotFoundError(f"{path} holds no run (no file *.jsonl of one): point at a folder or file of runs")
     return runs
@@ -206,7 +208,7 @@ class StoredRun:
         Raises:
             KeyError: If there is no such series, or there are several.
         """
-        return Scalars(**self._find("scalar", name, context))
+        return Scalars(*self._find("scalar", name, context))
 
     def histograms(self, name: str, context: Mapping[str, str] | None = None) -> Histograms:
         """Return a histogram series.
@@ -218,7 +220,7 @@ class StoredRun:
         Raises:
             KeyError: If there is no such series, or there are several.
         """
-        return Histograms(**self._find("histogram", name, context))
+        return Histograms(*self._find("histogram", name, context))
 
     def load(self, *patterns: str) -> list[Scalars | Histograms]:
         """Return all series of which the name matches, reading the file once.
@@ -232,26 +234,13 @@ class StoredRun:
             return any(fnmatchcase(key.name, pattern) for pattern in patterns)
 
         return [
-            (Scalars if key.kind == "scalar" else Histograms)(**_latest(key, parts))
+            (Scalars if key.kind == "scalar" else Histograms)(*_latest(key, parts))
             for key, parts in self._collect(wanted, only=True).items()
         ]
 
     def records(self) -> Iterator[Record]:
         """Yield all points in the order of their steps: what a backend takes."""
-        loaded = self.load()
-        steps = np.concatenate([np.empty(0, np.int64), *(series.steps for series in loaded)])
-        owner = np.repeat(np.arange(len(loaded)), [len(series.steps) for series in loaded])
-        within = np.concatenate([np.empty(0, np.int64), *(np.arange(len(series.steps)) for series in loaded)])
-        for position in np.argsort(steps, kind="stable").tolist():
-            series, index = loaded[owner[position]], within[position]
-            value, time = series.values[index], float(series.times[index])
-            yield Record(
-                series.name,
-                int(steps[position]),
-                series.context,
-                value if isinstance(value, Histogram) else float(value),
-                None if np.isnan(time) else time,
-            )
+        yield from heapq.merge(*map(_records_of, self.load()), key=attrgetter("step"))
 
     def to_pandas(self, pattern: str = "*") -> Any:
         """Return scalar series as a pandas DataFrame: a row a point.
@@ -290,7 +279,7 @@ class StoredRun:
             columns[name] = repeated([series.context.get(tag) for series in loaded])
         return columns
 
-    def _find(self, kind: str, name: str, context: Mapping[str, str] | None) -> dict[str, Any]:
+    def _find(self, kind: str, name: str, context: Mapping[str, str] | None) -> tuple[Any, ...]:
         tags = None if context is None else tuple(sorted(context.items()))
 
         def wanted(key: Key) -> bool:
@@ -314,7 +303,13 @@ class StoredRun:
         return parts
 
 
-def _latest(key: Key, parts: list[Part]) -> dict[str, Any]:
+def _records_of(series: Scalars | Histograms) -> Iterator[Record]:
+    values = series.values if isinstance(series, Histograms) else series.values.tolist()
+    for step, value, time in zip(series.steps.tolist(), values, series.times.tolist(), strict=True):
+        yield Record(series.name, step, series.context, value, None if math.isnan(time) else time)
+
+
+def _latest(key: Key, parts: list[Part]) -> tuple[Any, ...]:
     """Return a series by rising step; of several points of a step, the last that was written."""
     steps = np.concatenate([part.steps for part in parts])
     order = np.argsort(steps, kind="stable")
@@ -322,10 +317,5 @@ def _latest(key: Key, parts: list[Part]) -> dict[str, Any]:
     kept = order[np.append(ordered[1:] != ordered[:-1], True)]
     dtype = np.float64 if key.kind == "scalar" else object
     values = np.concatenate([np.array(part.values, dtype=dtype) for part in parts])[kept]
-    return {
-        "name": key.name,
-        "context": dict(key.context),
-        "steps": steps[kept],
-        "values": values if key.kind == "scalar" else list(values),
-        "times": np.concatenate([part.times for part in parts])[kept],
-    }
+    times = np.concatenate([part.times for part in parts])[kept]
+    return key.name, dict(key.context), steps[kept], values if key.kind == "scalar" else list(values), times

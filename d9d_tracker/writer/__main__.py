@@ -13,6 +13,7 @@ from d9d_tracker.backend import open_sink
 from d9d_tracker.bare_run import BareRun
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
+from d9d_tracker.log import logger
 from d9d_tracker.points import Points
 from d9d_tracker.provider.lock import unlock
 
@@ -74,15 +75,7 @@ class Writer:
             self.say(done=True, **(answer or {}))
 
     def _open(
-        self,
-        _: Any,
-        types: list[str],
-        config: Any,
-        properties: Any,
-        lock: str,
-        arguments: list[str],
-        python_path: str | None,
-        state: Any,
+        self, _: Any, types: Any, config: Any, properties: Any, lock: str, arguments: Any, python_path: Any, state: Any
     ) -> dict[str, Any]:
         # What an SDK asks its process for is what the training would say.
         sys.argv[:] = arguments
@@ -139,23 +132,13 @@ class Writer:
         os._exit(1)
 
 
-class _Forward(logging.Handler):
-    """Has the training say what is said here."""
-
-    def __init__(self, writer: Writer):
-        super().__init__()
-        self._writer = writer
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._writer.say(log=record.levelno, words=record.getMessage())
-
-
 def main() -> None:
     """Serve the training that has started this process."""
     connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
     writer = Writer(connection, parent)
-    logger = logging.getLogger("d9d_tracker")
-    logger.addHandler(_Forward(writer))
+    handler = logging.Handler()  # the training says what is said here
+    handler.emit = lambda record: writer.say(log=record.levelno, words=record.getMessage())
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     writer.serve()

@@ -1,6 +1,5 @@
 """The training's end of the pipe to a writer: a run whose backend is open in a process of its own."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -13,14 +12,13 @@ from typing_extensions import override
 
 from d9d_tracker.base import BaseTracker, BaseTrackerRun, RunConfig
 from d9d_tracker.hparams import plain_hparams
+from d9d_tracker.log import logger
 from d9d_tracker.points import Points
 from d9d_tracker.sink import Refusal, Sink, SinkLostError, Taken
 
 from .portable import obstacle, path_of
 from .terminal import Terminal
 from .wire import from_error, receive, send, to_error
-
-logger = logging.getLogger("d9d_tracker")
 
 _GLANCE_SECONDS = 0.2
 _EXIT_SECONDS = 5.0
@@ -76,8 +74,6 @@ class ProcessSink(Sink):
         try:
             for answer in self._answers({"call": "write_points"}, points):
                 self.on_progress(bool(answer))
-        except SinkLostError:
-            raise
         except BaseException:
             self._close_early()
             raise
@@ -123,10 +119,10 @@ class ProcessSink(Sink):
                 send(self._connection, {"call": "close", "failure": None})
         self._close_pipe()
 
-    def _ask(self, request: dict[str, Any], points: Points | None = None) -> dict[str, Any]:
-        return list(self._answers(request, points))[-1]
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        return list(self._answers(request))[-1]
 
-    def _answers(self, request: dict[str, Any], points: Points | None) -> Iterator[dict[str, Any]]:
+    def _answers(self, request: dict[str, Any], points: Points | None = None) -> Iterator[dict[str, Any]]:
         """Yield what the writer answers, and an empty answer five times a second while it does not."""
         printed = "" if self._terminal is None else self._terminal.take()
         with self._alive() as connection:

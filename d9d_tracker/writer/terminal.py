@@ -13,11 +13,8 @@ class Terminal:
 
     def __init__(self) -> None:
         self._written: deque[str] | None = deque(maxlen=_MOST_WRITES)
-        self._streams = [
-            (stream, stream.write, functools.partial(self._write, stream.write))
-            for stream in (sys.stdout, sys.stderr)
-            if stream is not None
-        ]
+        streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+        self._streams = [(one, one.write, functools.partial(self._write, one.write)) for one in streams]
         for stream, _, ours in self._streams:
             stream.write = ours
 

@@ -1,5 +1,6 @@
 """The backlog is durable, ordered, bounded, and used by one process at a time."""
 
+import json
 import math
 import os
 import shutil
@@ -38,6 +39,18 @@ def test_records_come_back_bit_for_bit(tmp_path):
     reopened = Backlog(tmp_path, "run", 10**6)
     assert reopened.contents() == {4: Contents(0, 7, 7, ("empty", "histogram", "scalar"))}
     assert content(reopened.get(4)) == content(records)
+
+
+def test_what_version_0_2_0_has_kept_is_read(tmp_path):
+    histogram = Record("histogram", 7, {"a": "b"}, Histogram.from_values(torch.tensor([1.0, math.inf])), 1.5)
+    value = {name: getattr(histogram.value, name) for name in Histogram.__slots__}
+    value |= {"edges": value["edges"].tolist(), "counts": value["counts"].tolist()}
+    items = [{"name": "scalar", "step": 7, "context": {}, "value": 2.0}, {**histogram._asdict(), "value": value}]
+    backlog = Backlog(tmp_path, "run", 10**6)
+    with backlog._open() as database:
+        row = (0, 7, 7, 2, json.dumps(["histogram", "scalar"]), 1, json.dumps(items))
+        database.execute("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    assert content(backlog.get(0)) == content([Record("scalar", 7, {}, 2.0), histogram])
 
 
 def test_nothing_is_created_before_it_is_needed(tmp_path):

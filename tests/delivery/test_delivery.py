@@ -382,6 +382,19 @@ def test_a_backend_that_hangs_while_it_opens_is_one_that_is_down(tmp_path, monke
     assert delivery.close(10)
 
 
+def test_an_opening_that_ends_by_a_timeout_of_its_own_has_failed_and_is_not_awaited(tmp_path, caplog):
+    @contextlib.contextmanager
+    def open_run():
+        raise TimeoutError("no answer")
+        yield
+
+    delivery = Delivery("mute", open_run, Backlog(tmp_path, "run", 10**6), 30.0)
+    delivery.wait_until_open(10)
+    assert "the backend failed: TimeoutError('no answer')" in caplog.text
+    assert "has not opened the run" not in caplog.text
+    assert delivery.close(0)
+
+
 def test_a_rewind_that_fails_is_tried_again_on_the_same_run(tmp_path):
     opened, failures = [], iter([ConnectionError("a moment"), ConnectionError("a moment")])
 

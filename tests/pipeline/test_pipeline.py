@@ -168,22 +168,24 @@ def test_a_call_behind_a_device_that_hangs_is_cancelled_at_the_end(recorded, mon
     go.set()
 
 
-@pytest.mark.parametrize("moment", ["_end_thread", "_close_deliveries", "close"])
+@pytest.mark.parametrize("moment", ["_end_thread", "close_all", "close"])
 def test_a_call_that_comes_while_the_run_closes_is_made_or_cancelled(recorded, monkeypatch, moment):
-    futures, original = [], getattr(Pipeline, moment)
+    owner, recording = pipeline_module if moment == "close_all" else Pipeline, recorded()
+    futures, original = [], getattr(owner, moment)
 
-    def beside(pipeline, *arguments):
+    def beside(*arguments):
+        pipeline = recording.tracker._pipeline
         futures.extend(pipeline.call(None, lambda its: "made", {}).values())
-        original(pipeline, *arguments)
+        original(*arguments)
         futures.extend(pipeline.call(None, lambda its: "too late", {}).values())
 
-    monkeypatch.setattr(Pipeline, moment, beside)
-    with recorded().open() as run:
+    monkeypatch.setattr(owner, moment, beside)
+    with recording.open() as run:
         run.scalar("a", 1.0)
     assert len(futures) == 2
     assert all(future.done() for future in futures)
     assert futures[1].cancelled()
-    assert futures[0].cancelled() == (moment == "_close_deliveries")
+    assert futures[0].cancelled() == (moment == "close_all")
 
 
 def test_a_backend_that_is_none_of_the_runs_is_refused_by_name(tmp_path, config):

@@ -13,7 +13,7 @@ import torch
 from aim.storage.context import Context
 from pydantic import ValidationError
 
-from d9d_tracker import AccumulatorConfig, tracker_from_config
+from d9d_tracker import AccumulatorConfig, log, tracker_from_config
 from d9d_tracker.base import RunConfig
 from d9d_tracker.provider.aim import AimConfig
 from d9d_tracker.provider.aim.tracker import AimTracker
@@ -107,9 +107,7 @@ def test_a_live_writer_is_protected_and_a_killed_one_can_be_followed(aim_storage
 
 
 def test_what_looks_like_a_secret_is_not_stored(tmp_path, monkeypatch, caplog):
-    from d9d_tracker.provider.aim import system_params
-
-    monkeypatch.setattr(system_params, "_has_said", False)
+    monkeypatch.setattr(log, "_said", set())
     secrets = (
         "WANDB_API_KEY",
         "HF_TOKEN",

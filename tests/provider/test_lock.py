@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from d9d_tracker import log
 from d9d_tracker.provider import files, lock
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(lock, "_warned", False)
+    monkeypatch.setattr(log, "_said", set())
 
 
 def test_the_file_of_a_lock_is_short_whatever_the_run_is_called_and_removed(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_the_environment_says_what_the_configuration_does_not(
     wandb.teardown()  # it has read the environment already
     tracker = WandbTracker(WandbConfig(accumulator=None))
     with tracker.open(PROPERTIES) as run:
-        found = run._run
+        found = run.sdk
         assert (found.project, found.group, found.tags) == ("a project", "a group", ("one", "two"))
         run.scalar("loss", 1.0)
     assert tracker.run_id == "chosen"

@@ -2,34 +2,30 @@
 
 from typing import Any
 
-import aim
-
 _COLUMNS = ("val", "epoch", "time", "step")
 _METRIC_VERSION = 2
 _SYSTEM = "__system__"
 
 
-def rewind(run: aim.Run, step: int) -> None:
+def rewind(run: Any, step: int) -> None:
     """Delete the points at ``step`` or later, and those that a kill cut in half, but not Aim's system metrics.
 
     Aim overwrites a point that is logged again at its step. One that is not, such as the histogram of a window that
     ended early, would stand beside those that hold the same values.
     """
-    meta: Any = run.meta_run_tree
     for kind in ("metric", "distributions"):
-        for context, names in list(meta.get(("typed_traces", kind), {}).items()):
+        for context, names in list(run.meta_run_tree.get(("typed_traces", kind), {}).items()):
             for name in names:
                 if not name.startswith(_SYSTEM):
                     _cut(run, kind, context, name, step)
-    tracker: Any = run._tracker
-    tracker.sequence_infos.clear()
-    tracker._preload_sequence_infos()
+    run._tracker.sequence_infos.clear()
+    run._tracker._preload_sequence_infos()
 
 
-def _cut(run: aim.Run, kind: str, context: int, name: str, step: int) -> None:
-    meta: Any = run.meta_run_tree.subtree(("traces", context, name))
+def _cut(run: Any, kind: str, context: int, name: str, step: int) -> None:
+    meta = run.meta_run_tree.subtree(("traces", context, name))
     version = meta.get("version", 1)
-    series: Any = run.series_run_trees[version].subtree((context, name))
+    series = run.series_run_trees[version].subtree((context, name))
     # The keys of a metric are hashes of its steps; those of a distribution are its steps.
     names = _COLUMNS if version == _METRIC_VERSION else _COLUMNS[:-1]
     columns = {column: dict(series.array(column).items()) for column in names}

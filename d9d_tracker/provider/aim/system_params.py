@@ -1,6 +1,5 @@
 """What Aim stores of the system, without secrets."""
 
-import logging
 import os
 import re
 import sys
@@ -8,26 +7,22 @@ from typing import Any
 
 from aim.ext.utils import get_git_info, get_installed_packages
 
-_LOGGER = logging.getLogger("d9d_tracker")
+from d9d_tracker.log import warn_once
+
 _SECRET = re.compile(
     r"key|token|secret|passw|passphrase|pwd\b|_pass\b|credential|auth|cookie|private|cert|dsn|webhook|signature",
     re.IGNORECASE,
 )
 _ACCOUNT = re.compile(r"(?<=//)[^/\s@]+@")  # of an address: user:password@
 _LEFT_OUT = "(left out)"
-_has_said = False
 
 
 def system_params() -> dict[str, Any]:
     """Return what Aim's ``log_system_params`` stores, without secrets, as told by their names, which are said once."""
-    global _has_said
     secret = sorted(name for name in os.environ if _is_secret(name))
-    if secret and not _has_said:
-        _has_said = True
-        _LOGGER.warning(
-            "Aim stores the environment with the run (log_system_params) without what looks like a secret: %s",
-            ", ".join(secret),
-        )
+    if secret:
+        words = "Aim stores the environment with the run (log_system_params) without what looks like a secret: %s"
+        warn_once("secrets", words, ", ".join(secret))
     git = get_git_info()
     if git.get("remote_origin_url"):
         git["remote_origin_url"] = _ACCOUNT.sub("", git["remote_origin_url"])

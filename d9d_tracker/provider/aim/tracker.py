@@ -1,6 +1,5 @@
 """Backend that writes to an Aim repository."""
 
-import logging
 import secrets
 import sys
 import threading
@@ -24,11 +23,12 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
+from d9d_tracker.log import logger
 from d9d_tracker.provider.command_line import command
 from d9d_tracker.provider.lock import lock_file, unlock
 from d9d_tracker.provider.locked_run import LockedRun
 from d9d_tracker.provider.names import storable
-from d9d_tracker.provider.rebin import non_finite, rebin
+from d9d_tracker.provider.rebin import parts_of, rebin
 from d9d_tracker.record import Histogram, Record
 
 from . import AimConfig
@@ -36,19 +36,12 @@ from .full_disk import abandon, check_room, reopen
 from .rewind import rewind
 from .system_params import system_params
 
-_LOGGER = logging.getLogger("d9d_tracker")
 _BINS = 64
 
 
 def _hparams(hparams: Mapping[str, Any]) -> Any:
     """Return hyperparameters as Aim takes them: it refuses integers beyond 64 bits, lone surrogates and empty keys."""
-
-    def with_keys(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key or "(empty)": with_keys(part) for key, part in value.items()}
-        return [with_keys(part) for part in value] if isinstance(value, list) else value
-
-    return with_keys(storable(plain_hparams(hparams), finite=False))
+    return storable(plain_hparams(hparams), finite=False, empty_key="(empty)")
 
 
 def _get_repo(path: str) -> Any:
@@ -88,93 +81,82 @@ class AimRun(LockedRun):
     Logging the same series and step again overwrites the point. A histogram is stored as 64 equal bins between its
     exact minimum and maximum, with an exact total; non-finite scalars as they are. ``flush`` makes all survive a
     failing machine.
+
+    Attributes:
+        sdk: Aim's own run.
     """
 
     def __init__(self, run: aim.Run, lock: int | None, open_again: Callable[[], aim.Run]):
         super().__init__(run.hash, lock)
-        self._run = run
+        self.sdk: Any = run  # an aim.Run, of which more is used than it shows
         self._open_again = open_again
         self._torn = False
 
-    @property
-    def sdk(self) -> aim.Run:
-        """Aim's own run."""
-        return self._run
-
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
-        before: Any = self._run.get("hparams", {})
-        self._run["hparams"] = {**before, **_hparams(hparams)}
+        self.sdk["hparams"] = {**self.sdk.get("hparams", {}), **_hparams(hparams)}
 
     @override
     def write_record(self, record: Record) -> None:
-        if not isinstance(record.value, Histogram):
-            self._track(record.value, record)
-            return
-        histogram = record.value
-        if histogram.count:
-            counts, low, high = rebin(histogram, _BINS)
-            self._track(aim.Distribution.from_histogram(counts, (low, high)), record)
-        for kind, count in non_finite(histogram).items():
-            self._track(float(count), record, f"/{kind}")
+        for suffix, value in parts_of(record.value):
+            if isinstance(value, Histogram):
+                counts, low, high = rebin(value, _BINS)
+                self._track(aim.Distribution.from_histogram(counts, (low, high)), record, suffix)
+            else:
+                self._track(float(value), record, suffix)
 
-    def _track(self, value: float | aim.Distribution, record: Record, kind: str = "") -> None:
-        context: Any = dict(record.context)
-        name = self._names.name(record.name, kind)
+    def _track(self, value: float | aim.Distribution, record: Record, suffix: str) -> None:
+        name, began = self._names.name(record.name, suffix), record.time or time.time()
         self._mend()
         try:
             # What Run.track does, which would take the moment of the call for the time.
-            tracker: Any = self._run._tracker
-            tracker._track(value, record.time or time.time(), name, record.step, context=context)
+            self.sdk._tracker._track(value, began, name, record.step, context=dict(record.context))
         except RocksIOError as error:
             self._torn = True
             raise OSError(
-                f"Aim could not store {name!r} at step {record.step} in {self._run.repo.path}: {error}"
+                f"Aim could not store {name!r} at step {record.step} in {self.sdk.repo.path}: {error}"
             ) from error
 
     def _mend(self) -> None:
         if self._torn:
-            self._run = reopen(self._run, self._open_again)
+            self.sdk = reopen(self.sdk, self._open_again)
             self._torn = False
             # Takes back no step, but the half of a point that was stored: Aim would pair all later values of its series
             # with wrong steps.
-            rewind(self._run, sys.maxsize)
+            rewind(self.sdk, sys.maxsize)
 
     def rewind(self, step: int) -> None:
         """Delete what an earlier life wrote at ``step`` or later, and what its death cut in half; not on a server."""
         super().rewind(step)
-        if self._run.repo.is_remote_repo:
-            _LOGGER.warning(
-                "run %r: points at step %d or later that are not logged again stay on the server", self.id, step
-            )
+        if self.sdk.repo.is_remote_repo:
+            words = "run %r: points at step %d or later that are not logged again stay on the server"
+            logger.warning(words, self.id, step)
             return
-        rewind(self._run, step)
+        rewind(self.sdk, step)
         self.sync()
 
     @override
     def sync(self) -> None:
-        repo: Any = self._run.repo
-        if repo.is_remote_repo:
-            repo._client.get_queue().wait_for_finish()
+        if self.sdk.repo.is_remote_repo:
+            self.sdk.repo._client.get_queue().wait_for_finish()
             return
         self._mend()
         for container in ("meta", "seqs"):
-            repo.request_container(container, self.id, read_only=False).db.flush_wal(True)
+            self.sdk.repo.request_container(container, self.id, read_only=False).db.flush_wal(True)
 
     @override
     def close_run(self) -> None:
-        repo: Any = self._run.repo
         try:
-            if not repo.is_remote_repo:
-                check_room(Path(repo.path))
+            if not self.sdk.repo.is_remote_repo:
+                check_room(Path(self.sdk.repo.path))
             self.sync()
         except OSError:
-            abandon(self._run)
+            abandon(self.sdk)
             raise
-        self._run.close()
+        self.sdk.close()
         # It would keep RocksDB's files open for writing, and a reader in this process that spells the path
         # differently would open them a second time, which damages them.
-        del self._run
+        del self.sdk
 
 
 class AimTracker(RecordTracker[AimConfig]):
@@ -201,7 +183,7 @@ class AimTracker(RecordTracker[AimConfig]):
         # Aim remembers the list of runs for half a second, in which the run may have been born.
         repo._all_run_hashes.cache_clear()
         if run_id is not None and not _has(repo, run_id):
-            _LOGGER.warning("run %r is gone from Aim repository %s: starting another", run_id, self.config.repo)
+            logger.warning("run %r is gone from Aim repository %s: starting another", run_id, self.config.repo)
             run_id, self.new_id = None, self.new_id or self.make_id(properties)
         if run_id is None and self.new_id is not None and _has(repo, self.new_id):
             run_id = self.new_id

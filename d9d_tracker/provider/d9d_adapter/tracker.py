@@ -25,17 +25,15 @@ class D9dRun(RecordRun):
 
     Every histogram is written as quantiles, moments and counts, too, because d9d's trackers may leave histograms out
     without a word. d9d's runs have no flush: what they keep back is theirs to lose.
+
+    Attributes:
+        sdk: The run of d9d.
     """
 
     def __init__(self, run_id: str, context: AbstractContextManager[Any]):
         super().__init__(run_id)
         self._d9d_context = context
-        self._run = context.__enter__()
-
-    @property
-    def sdk(self) -> Any:
-        """The run of d9d."""
-        return self._run
+        self.sdk = context.__enter__()
 
     @override
     def write_record(self, record: Record) -> None:
@@ -49,7 +47,7 @@ class D9dRun(RecordRun):
             self._send(record, f"{record.name}/{kind}", d9d.Scalar(value=number))
 
     def _send(self, record: Record, name: str, value: Any) -> None:
-        self._run.write(d9d.TrackerPoint(name=name, step=record.step, context=dict(record.context)), value)
+        self.sdk.write(d9d.TrackerPoint(name=name, step=record.step, context=dict(record.context)), value)
 
     @override
     def release(self) -> None:

@@ -1,7 +1,6 @@
 """Backend that writes to an MLflow server or store."""
 
 import json
-import logging
 import math
 import os
 import re
@@ -16,16 +15,13 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
-from mlflow.utils.validation import (
-    MAX_METRICS_PER_BATCH,
-    MAX_PARAM_VAL_LENGTH,
-    MAX_TAG_VAL_LENGTH,
-)
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 from typing_extensions import override
 
 from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import flat_hparams, plain_hparams
+from d9d_tracker.log import logger
 from d9d_tracker.provider.command_line import command
 from d9d_tracker.provider.lock import lock_on_this_machine, unlock_if_it_fails
 from d9d_tracker.provider.locked_run import LockedRun
@@ -35,7 +31,6 @@ from d9d_tracker.record import Histogram, Record
 from . import MLflowConfig
 from .keys import chunks, valid_key
 
-_LOGGER = logging.getLogger("d9d_tracker")
 _OUR_ID = "d9d_tracker.id"  # a tag: MLflow's own ids cannot be chosen
 _PARAMS_PER_BATCH = 20  # of 6000 escaped characters each, in a request of a megabyte at most
 
@@ -50,23 +45,21 @@ class MLflowRun(LockedRun):
     MLflow can neither replace nor delete a value: a step that holds one keeps it, and what is logged for it later is
     left out; but at the last step of an earlier life, which may have ended in its middle, another value is added with a
     later time, and the last one holds. What comes again after an unanswered flush, MLflow knows by its time stamp.
+
+    Attributes:
+        sdk: MLflow's own client; the run is ``id`` there.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, lock: int, ended: float | None = None):
         super().__init__(run_id, lock)
         self._ended = ended
-        self._client = client
+        self.sdk = client
         self._pending: dict[tuple[str, int], Metric] = {}
         self._last: dict[str, int] = {}  # last step sent of every key
         self._late: dict[str, set[int]] = {}  # all steps that MLflow has, of keys of which a value came late
         self._rewound: int | None = None
         self._has_said_kept = False
         self._kept: dict[str, dict[int, float]] = {}  # values of an earlier life, of the keys that were logged since
-
-    @property
-    def sdk(self) -> MlflowClient:
-        """MLflow's own client; the run is ``id`` there."""
-        return self._client
 
     def rewind(self, step: int) -> None:
         """Leave out what an earlier life of this run wrote at ``step`` or later: MLflow keeps it, once."""
@@ -77,7 +70,7 @@ class MLflowRun(LockedRun):
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
-        _log_params(self._client, self.id, hparams)
+        _log_params(self.sdk, self.id, hparams)
 
     @override
     def write_record(self, record: Record) -> None:
@@ -109,54 +102,51 @@ class MLflowRun(LockedRun):
         if step > self._last.get(key, -1):
             return False
         if key not in self._late:
-            self._late[key] = {metric.step for metric in self._client.get_metric_history(self.id, key)}
+            self._late[key] = {metric.step for metric in self.sdk.get_metric_history(self.id, key)}
         return step in self._late[key]
 
     @override
     def sync(self) -> None:
         if self._rewound is not None:
             self._leave_out_what_is_kept(self._rewound)
-        waiting = list(self._pending.items())
+        waiting = list(self._pending.values())
         for start in range(0, len(waiting), MAX_METRICS_PER_BATCH):
             batch = waiting[start : start + MAX_METRICS_PER_BATCH]
-            self._client.log_batch(self.id, metrics=[metric for _, metric in batch], synchronous=True)
-            for key, metric in batch:
-                del self._pending[key]
+            self.sdk.log_batch(self.id, metrics=batch, synchronous=True)
+            for metric in batch:
+                del self._pending[metric.key, metric.step]
                 self._last[metric.key] = max(metric.step, self._last.get(metric.key, -1))
                 self._late.get(metric.key, set()).add(metric.step)
 
     def _leave_out_what_is_kept(self, first: int) -> None:
         for key in {key for key, _ in self._pending} - self._kept.keys():
-            history = self._client.get_metric_history(self.id, key)
+            history = self.sdk.get_metric_history(self.id, key)
             in_time = sorted(history, key=lambda metric: metric.timestamp)
             self._kept[key] = {metric.step: metric.value for metric in in_time if metric.step >= first}
-        dropped = []
-        for (key, step), metric in self._pending.items():
+        has_dropped = False
+        for (key, step), metric in list(self._pending.items()):
             kept = self._kept[key]
             if step not in kept:
                 continue
             if step == max(kept) and metric.value != kept[step]:
                 self._pending[key, step] = Metric(key, metric.value, round(time.time() * 1000), step)
             else:
-                dropped.append((key, step))
-        for key in dropped:
-            del self._pending[key]
-        if dropped and not self._has_said_kept:
+                del self._pending[key, step]
+                has_dropped = True
+        if has_dropped and not self._has_said_kept:
             self._has_said_kept = True
-            _LOGGER.warning(
+            words = (
                 "run %r: MLflow keeps what it was given of step %d and later before the run was taken back to it, and "
-                "what is logged there now is not stored",
-                self.id,
-                first,
+                "what is logged there now is not stored"
             )
+            logger.warning(words, self.id, first)
 
     @override
     def close_run(self) -> None:
         self.sync()
-        status = "FINISHED"
-        if self._error is not None:
-            status = "FAILED" if isinstance(self._error, Exception) else "KILLED"
-        self._client.set_terminated(self.id, status, _milliseconds(self._ended))
+        failed = "FAILED" if isinstance(self._error, Exception) else "KILLED"
+        status = "FINISHED" if self._error is None else failed
+        self.sdk.set_terminated(self.id, status, _milliseconds(self._ended))
 
 
 class MLflowTracker(RecordTracker[MLflowConfig]):
@@ -168,9 +158,8 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
     @override
     def how_to_open(self) -> str | None:
         uri = _without_password(_expanded(self.config.tracking_uri) or get_tracking_uri())
-        if uri.startswith(("http://", "https://")):
-            return uri
-        return command("mlflow", "ui", "--backend-store-uri", uri)
+        is_server = uri.startswith(("http://", "https://"))
+        return uri if is_server else command("mlflow", "ui", "--backend-store-uri", uri)
 
     @override
     def make_id(self, properties: RunConfig) -> str:
@@ -193,7 +182,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
             if not is_new and client.get_run(run_id).info.status != "RUNNING":
                 client.update_run(run_id, status="RUNNING")
             elif not is_new:
-                _LOGGER.warning(
+                logger.warning(
                     "run %r is still marked as running: its last job was killed; or it runs on another machine, where "
                     "it must be stopped",
                     run_id,
@@ -210,7 +199,7 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
                 raise
             fate = "is gone"
         uri = _without_password(self.config.tracking_uri or get_tracking_uri())
-        _LOGGER.warning("run %r %s from MLflow %s: starting another", run_id, fate, uri)
+        logger.warning("run %r %s from MLflow %s: starting another", run_id, fate, uri)
         return None
 
     def _begun(self, client: MlflowClient, new_id: str) -> str | None:
@@ -219,8 +208,13 @@ class MLflowTracker(RecordTracker[MLflowConfig]):
         return runs[0].info.run_id if runs else None
 
     def _create(self, client: MlflowClient, properties: RunConfig) -> str:
+        # The hyperparameters as they are nested, too, as JSON.
+        tags = chunks("hparams", json.dumps(plain_hparams(properties.hparams)), MAX_TAG_VAL_LENGTH)
+        if properties.description is not None:
+            tags |= chunks(MLFLOW_RUN_NOTE, encodable(properties.description), MAX_TAG_VAL_LENGTH)
+        if self.new_id is not None:
+            tags[_OUR_ID] = self.new_id
         started, name = _milliseconds(properties.started), encodable(properties.name)
-        tags = _tags(properties) | ({} if self.new_id is None else {_OUR_ID: self.new_id})
         return client.create_run(self._experiment(client), started, tags, name).info.run_id
 
     def _experiment(self, client: MlflowClient) -> str:
@@ -262,12 +256,3 @@ def _log_params(client: MlflowClient, run_id: str, hparams: Mapping[str, Any]) -
         client.log_batch(run_id, params=params[start : start + _PARAMS_PER_BATCH])
     if changed := [key for key, text in texts.items() if known.get(key, text) != text]:
         raise ValueError(f"MLflow cannot change parameters, and keeps what it has of {', '.join(changed)}")
-
-
-def _tags(properties: RunConfig) -> dict[str, str]:
-    """Return the tags of a new run: its description, and its hyperparameters as they are nested, as JSON."""
-    hparams = json.dumps(plain_hparams(properties.hparams))
-    tags = chunks("hparams", hparams, MAX_TAG_VAL_LENGTH)
-    if properties.description is not None:
-        tags |= chunks(MLFLOW_RUN_NOTE, encodable(properties.description), MAX_TAG_VAL_LENGTH)
-    return tags

@@ -44,18 +44,9 @@ def point(tag: str, value: float | Histogram) -> Any:
     if not isinstance(value, Histogram):
         with np.errstate(over="ignore"):
             return _SUMMARIES.Summary.Value(tag=tag, simple_value=float(np.float32(value)))
-    return _SUMMARIES.Summary.Value(
-        tag=tag,
-        histo=_SUMMARIES.HistogramProto(
-            min=value.min,
-            max=value.max,
-            num=value.count,
-            sum=value.sum,
-            sum_squares=value.sum_squares,
-            bucket_limit=value.edges[1:].tolist(),
-            bucket=value.counts.tolist(),
-        ),
-    )
+    facts = {"min": value.min, "max": value.max, "num": value.count, "sum": value.sum, "sum_squares": value.sum_squares}
+    bins = {"bucket_limit": value.edges[1:].tolist(), "bucket": value.counts.tolist()}
+    return _SUMMARIES.Summary.Value(tag=tag, histo=_SUMMARIES.HistogramProto(**facts, **bins))
 
 
 def properties(run: RunConfig, run_id: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Backend that writes TensorBoard event files."""
 
 import functools
-import logging
 import os
 import re
 import secrets
@@ -15,16 +14,16 @@ from typing_extensions import override
 
 from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
+from d9d_tracker.log import logger
 from d9d_tracker.provider.command_line import command
 from d9d_tracker.provider.files import append, not_stored, path_of_run, sync_folder
 from d9d_tracker.provider.lock import lock_file, unlock_if_it_fails
+from d9d_tracker.provider.locked_run import RowRun
 from d9d_tracker.provider.names import encodable
-from d9d_tracker.provider.row_run import RowRun
 from d9d_tracker.record import Histogram
 
 from . import TensorBoardConfig, events
 
-_LOGGER = logging.getLogger("d9d_tracker")
 _TITLE_BYTES = 64
 _FILES = "events.out.tfevents.*"
 
@@ -109,7 +108,7 @@ class TensorBoardRun(RowRun):
         content = events.file_start()
         if self._file is not None:
             content = os.pread(self._file, self._size, 0)
-            _LOGGER.warning("run %r: its file had vanished and is written anew: %s", self.id, self._path)
+            logger.warning("run %r: its file had vanished and is written anew: %s", self.id, self._path)
         self._folder.mkdir(parents=True, exist_ok=True)
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         try:

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import logging
 import os
 import secrets
 import shlex
@@ -21,16 +20,16 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
+from d9d_tracker.log import logger
 from d9d_tracker.provider.command_line import command
 from d9d_tracker.provider.lock import lock_on_this_machine, unlock_if_it_fails
+from d9d_tracker.provider.locked_run import RowRun
 from d9d_tracker.provider.names import encodable, storable
 from d9d_tracker.provider.rebin import coarsen
-from d9d_tracker.provider.row_run import RowRun
 from d9d_tracker.record import Histogram
 
 from . import TrackioConfig
 
-_LOGGER = logging.getLogger("d9d_tracker")
 _BINS = 512  # as many as Trackio keeps
 _RESERVED = ("project", "run", "timestamp", "step", "time", "metrics")
 
@@ -50,12 +49,10 @@ class TrackioRun(RowRun):
         self._name = encodable(properties.name)
         self._started = time.time() if properties.started is None else properties.started
         self._stored = -1  # the last step that has a row
-        self._config: dict[str, Any] | None = {
-            **storable(plain_hparams(properties.hparams)),
-            "_Created": _timestamp(self._started),
-            **({} if properties.description is None else {"_Description": encodable(properties.description)}),
-            **({} if group is None else {"_Group": encodable(group)}),
-        }
+        created, described = _timestamp(self._started), encodable(properties.description)
+        texts = {"_Created": created, "_Description": described, "_Group": encodable(group)}
+        beside = {key: text for key, text in texts.items() if text is not None}
+        self._config: dict[str, Any] | None = {**storable(plain_hparams(properties.hparams)), **beside}
 
     def go_on(self, known: dict[str, Any]) -> None:
         """Keep what an earlier life has stored beside the points, unless it is given again."""
@@ -170,7 +167,7 @@ class TrackioTracker(RecordTracker[TrackioConfig]):
             if known is not None:
                 run.go_on(known)
             elif run_id:
-                _LOGGER.warning("run %r is not in Trackio's project %r: it starts anew", run_id, self.config.project)
+                logger.warning("run %r is not in Trackio's project %r: it starts anew", run_id, self.config.project)
             run.sync()
         return run
 

@@ -71,8 +71,5 @@ class LogFile:
 
     def sync(self) -> None:
         """Wait until what W&B has written to the file is on disk."""
-        file = os.open(self._path, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())

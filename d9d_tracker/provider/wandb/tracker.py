@@ -1,6 +1,5 @@
 """Backend that writes to Weights & Biases."""
 
-import logging
 import os
 import secrets
 import time
@@ -14,17 +13,17 @@ from typing_extensions import override
 from d9d_tracker.backend import RecordTracker
 from d9d_tracker.base import RunConfig
 from d9d_tracker.hparams import plain_hparams
+from d9d_tracker.log import logger
 from d9d_tracker.provider.command_line import command
 from d9d_tracker.provider.lock import lock_on_this_machine, unlock_if_it_fails
+from d9d_tracker.provider.locked_run import RowRun
 from d9d_tracker.provider.names import encodable, storable
 from d9d_tracker.provider.rebin import coarsen
-from d9d_tracker.provider.row_run import RowRun
 from d9d_tracker.record import Histogram, Record
 
 from . import WandbConfig
 from .log_file import LogFile
 
-_LOGGER = logging.getLogger("d9d_tracker")
 _BINS = 511
 _SECONDS_BETWEEN_WRITES = 0.005
 _WRITE_TIMEOUT = 20.0
@@ -41,22 +40,20 @@ class WandbRun(RowRun):
     A histogram keeps 512 of its edges at most, with its exact minimum, maximum and total; non-finite scalars are stored
     as they are. ``flush`` waits until the rows are on disk in W&B's log, from which its own process uploads them (if
     that dies first, ``wandb sync`` does).
+
+    Attributes:
+        sdk: W&B's own run. What is logged there goes with ``commit=False``: its steps are those of the loop.
     """
 
     def __init__(self, run: wandb.Run, log: LogFile | None, earlier: list[LogFile], lock: int):
         super().__init__(run.id, lock, _RESERVED)
-        self._run = run
+        self.sdk = run
         self._log = log
         self._earlier = earlier
         self._first = run.starting_step if run.resumed else 0  # what an earlier life has stored ends before it
         self._stored = self._first - 1  # last step of which W&B takes nothing more
         self._rewound: int | None = None
         self._unconfirmed: int | None = None
-
-    @property
-    def sdk(self) -> wandb.Run:
-        """W&B's own run. What is logged there goes with ``commit=False``: its steps are those of the loop."""
-        return self._run
 
     def rewind(self, step: int) -> None:
         """Take back what an earlier life wrote at ``step`` or later, offline; online, W&B keeps it."""
@@ -65,18 +62,16 @@ class WandbRun(RowRun):
             log.cut_from(step)
         self._rewound = step
         if self._stored >= step:
-            _LOGGER.warning(
+            words = (
                 "run %r: W&B holds steps %d to %d of an earlier life already and keeps them; what is logged for them "
-                "now is not stored",
-                self.id,
-                step,
-                self._stored,
+                "now is not stored"
             )
+            logger.warning(words, self.id, step, self._stored)
         self._stored = max(self._stored, step - 1)  # offline, an earlier life's log holds it
 
     @override
     def add_hparams(self, hparams: Mapping[str, Any]) -> None:
-        self._run.config.update(storable(plain_hparams(hparams), int64=False), allow_val_change=True)
+        self.sdk.config.update(storable(plain_hparams(hparams), int64=False), allow_val_change=True)
 
     @override
     def write_record(self, record: Record) -> None:
@@ -97,7 +92,7 @@ class WandbRun(RowRun):
     def sync(self) -> None:
         for step, row in list(self._rows.items()):
             began = {"_timestamp": self._times[step]} if step in self._times else {}
-            self._run.log({**began, **row}, step=step, commit=True)
+            self.sdk.log({**began, **row}, step=step, commit=True)
             self._stored = self._unconfirmed = step
             del self._rows[step]
             self._times.pop(step, None)
@@ -123,7 +118,7 @@ class WandbRun(RowRun):
         try:
             self.sync()
         finally:
-            self._run.finish(exit_code=0 if self._error is None else 1)
+            self.sdk.finish(exit_code=0 if self._error is None else 1)
 
 
 class WandbTracker(RecordTracker[WandbConfig]):
@@ -150,10 +145,10 @@ class WandbTracker(RecordTracker[WandbConfig]):
         with unlock_if_it_fails(lock):
             earlier = sorted(folder.glob(f"*wandb/offline-run-*/run-{new_id}.wandb"))
             if run_id and mode == "offline" and not earlier:
-                _LOGGER.warning("run %r: W&B's earlier files are not in %s: going on without them", run_id, folder)
+                logger.warning("run %r: W&B's earlier files are not in %s: going on without them", run_id, folder)
             folder.mkdir(parents=True, exist_ok=True)
             # The only run is also `wandb.run`, which people's own code calls.
-            is_only = getattr(wandb.setup(), "most_recent_active_run", wandb) is None
+            is_only = wandb.setup().most_recent_active_run is None
             run = wandb.init(
                 project=config.project,
                 entity=config.entity,
