@@ -226,8 +226,16 @@ class Buffers:
             completes = passed + 1 == self.sync_every
             files = self._per_step or completes
             after = (step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies)
-            if files and not completes and not self.is_gpu:
-                self._make(((self._file_and_begin, (now, after, slots)),))  # which no mode sees
+            if files and not completes and not self.is_gpu:  # in few frames: it is what a step costs on a CPU
+                self._changes.append((self._pass_on_host, (now, after, slots)))
+                try:
+                    self._pass_on_host(now, after, slots)  # which no mode sees
+                    self._changes.popleft()
+                except BaseException:
+                    self._make_changes()
+                    raise
+                if self._deferred:
+                    self._make_deferred()
             elif not files:
                 self._finish(((self._begin, (after, 0)),))
             elif not completes:
@@ -342,6 +350,21 @@ class Buffers:
                 times.append(began)
             filed.append(step)
         self._steps.begin(slots, after[0])
+        self.now = after
+
+    def _pass_on_host(self, before: Now, after: Now, slots: int) -> None:
+        """Do both on a CPU, and without the frames of ``HostScalars.file`` and ``begin``."""
+        host = self._steps
+        if slots != host.slots:
+            host.use(slots)
+        step, began, _, filed, times, row, _, _, _ = before
+        if len(filed) == row:
+            host.rows[row][:] = host.used  # of memoryviews: NumPy goes through more code, which is fetched from far
+            if len(times) == row:
+                times.append(began)
+            filed.append(step)
+        host.used[:] = host.blank
+        host.step[0] = after[0]
         self.now = after
 
     def _begin(self, after: Now, slots: int) -> None:

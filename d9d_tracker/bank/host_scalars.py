@@ -34,11 +34,11 @@ class HostScalars:
         self._current = current.numpy()
         self._window = window.numpy()
         of_step: Any = step.numpy()  # a buffer, of which its stubs know nothing
-        self._step = memoryview(of_step)
+        self.step = memoryview(of_step)
         self._numbers, self._initial = flat_numbers(current), flat_numbers(initial)
         self._numbers_of_rows = [flat_numbers(row) for row in window]
         self._strides = current.stride()
-        self._use(0)
+        self.use(0)
         self.known: dict[tuple[str, ContextItems, Reduction], int] = {}
 
     def merge(self, slots: Iterable[int], values: Sequence[float], reduce: Reduction, weight: float) -> None:
@@ -50,9 +50,9 @@ class HostScalars:
 
     def file(self, row: int, slots: int) -> None:
         """Copy the state of the step to a row of the window; see ``ScalarBank.file``."""
-        if slots != self._slots:
-            self._use(slots)
-        self._rows[row][:] = self._used  # of memoryviews: NumPy goes through more code, which is fetched from far
+        if slots != self.slots:
+            self.use(slots)
+        self.rows[row][:] = self.used  # of memoryviews: NumPy goes through more code, which is fetched from far
 
     def has_values(self, rows: int, slots: int) -> bool:
         """Whether something was logged in the first rows of the window or in the current step."""
@@ -60,17 +60,17 @@ class HostScalars:
 
     def begin(self, slots: int, step: int) -> None:
         """Start a step; see ``ScalarBank.begin``."""
-        if slots != self._slots:
-            self._use(slots)
-        self._used[:] = self._blank
-        self._step[0] = step
+        if slots != self.slots:
+            self.use(slots)
+        self.used[:] = self.blank
+        self.step[0] = step
 
-    def _use(self, slots: int) -> None:
+    def use(self, slots: int) -> None:
         # Views are kept, because slots are new for a few steps, and every step files and begins.
-        self._slots = slots
+        self.slots = slots
         numbers = slice(slots * LANES)
-        self._used, self._blank = self._numbers[numbers], self._initial[numbers]
-        self._rows = [row[numbers] for row in self._numbers_of_rows]
+        self.used, self.blank = self._numbers[numbers], self._initial[numbers]
+        self.rows = [row[numbers] for row in self._numbers_of_rows]
 
 
 def as_number(value: Any) -> float | None:

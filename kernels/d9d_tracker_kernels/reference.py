@@ -13,9 +13,10 @@ where two cores have no cache in common, memory that one wrote and the other rea
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from d9d_tracker_kernels.binning import (
@@ -84,14 +85,14 @@ def _add(
     low: float,
     high: float,
 ) -> None:
-    header_row, cells = counts[row].split([HEADER, CELLS])
-    header = header_row.tolist()
+    state, statistics = counts[row].numpy(), moments[row].numpy()  # which cost less per call than tensors of one row
+    header = state[:HEADER].tolist()
     is_near = kind != LINEAR or _is_near(bins, low, high)
     dtype = torch.float32 if is_near and values.dtype in _NARROW else torch.float64
-    linear = _linear(bins, low, high, dtype) if kind == LINEAR else None
+    cell_of = _cell_of(kind, bins, low, high, dtype)
     zero = torch.zeros((), dtype=dtype, device="cpu")
-    total, squares, smallest, largest = moments[row].tolist()
-    counted = torch.zeros(CELLS, dtype=torch.int64, device="cpu")
+    total, squares, smallest, largest = statistics.tolist()
+    counted = np.zeros(CELLS, np.int64)
     for piece in _chunks(values):
         chunk = piece.resolve_neg()
         exact = _as_float64(chunk)
@@ -110,24 +111,18 @@ def _add(
             located = chunk if chunk.dtype == dtype else chunk.to(dtype)
         else:
             located = _round_to_odd(chunk) if chunk.dtype == torch.int64 else exact
-        if linear is not None:
-            cell = _linear_cell(located, *linear)
-        elif kind == INTEGER:
-            cell = _integer_cell(located, bins)
-        else:
-            cell = _exponential_cell(located, mantissa_bits(bins))
-        counted_here = _count(cell)
+        counted_here = _count(cell_of(located)).numpy()
         counted += counted_here
         # Exponential cells next to zero are mostly empty, and then there is no zero to look for.
         if kind != EXPONENTIAL or counted_here[0] or counted_here[bins // 2]:
             # In half the time of `torch.count_nonzero`.
             header[ZEROS] += int(torch.eq(located, zero, out=_scratch.like(located)).sum())
     # All at the end: an exception from a signal handler in the midst of a large tensor leaves the row as it was.
-    cells += counted
-    moments[row] = torch.tensor([total, squares, smallest, largest], dtype=torch.float64, device="cpu")
     header[CALLS] += 1
     header[LAST_STEP] = step
-    header_row.copy_(torch.tensor(header, dtype=torch.int64, device="cpu"))
+    state[HEADER:] += counted
+    statistics[:] = total, squares, smallest, largest
+    state[:HEADER] = header
 
 
 def add_counts_(values: torch.Tensor, counts: torch.Tensor, moments: torch.Tensor, step: int, row: int) -> None:
@@ -274,11 +269,24 @@ def _look_up(table: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> tor
     return out
 
 
-def _exponential_cell(values: torch.Tensor, k: int) -> torch.Tensor:
+def _cell_of(kind: int, bins: int, low: float, high: float, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What gives each of the finite values of a type its cell."""
+    if kind == LINEAR:
+        thresholds, offset, scale = _linear(bins, low, high, dtype)
+        return lambda values: _linear_cell(values, thresholds, offset, scale)
+    if kind == INTEGER:
+        return lambda values: _integer_cell(values, bins)
+    k = mantissa_bits(bins)
+    # Tensors, because numbers would be made into some at each chunk.
+    shift, mask = torch.tensor([23 - k, (1 << (9 + k)) - 1], dtype=torch.int32, device="cpu")
+    return lambda values: _exponential_cell(values, k, shift, mask)
+
+
+def _exponential_cell(values: torch.Tensor, k: int, shift: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Sign, exponent and K mantissa bits of the float32 pattern, for finite values."""
     if values.dtype == torch.float32:
-        cell = torch.bitwise_right_shift(values.view(torch.int32), 23 - k, out=_scratch.cell(values.numel()))
-        return cell.bitwise_and_((1 << (9 + k)) - 1)
+        cell = torch.bitwise_right_shift(values.view(torch.int32), shift, out=_scratch.cell(values.numel()))
+        return cell.bitwise_and_(mask)
     # From the float64 pattern, truncated: a conversion to float32 would round values across edges.
     pattern = values.view(torch.int64)
     normal = ((pattern & (2**63 - 1)) >> (52 - k)) - (896 << k)
