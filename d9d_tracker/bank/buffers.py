@@ -28,6 +28,7 @@ from d9d_tracker_kernels import CALLS, CELLS, HEADER, LANES, MOMENTS, allocate
 from d9d_tracker_kernels.device import GPU, has_kernels
 
 from .elsewhere import Elsewhere
+from .host_scalars import HostScalars
 from .places import Places
 from .scalars import Number, ScalarBank
 from .staging import Staging, Window
@@ -221,15 +222,15 @@ class Buffers:
         with self._lock:
             if self._changes or self._deferred:
                 self._finish()
-            now, slots = self.now, len(self.scalar_series.series)
+            now, host, slots = self.now, self.scalars.host, len(self.scalar_series.series)
             _, _, first, filed, times, rows, passed, windows, copies = now
             completes = passed + 1 == self.sync_every
             files = self._per_step or completes
             after = (step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies)
-            if files and not completes and not self.is_gpu:  # in few frames: it is what a step costs on a CPU
-                self._changes.append((self._pass_on_host, (now, after, slots)))
+            if host is not None and files and not (completes or self.is_gpu):  # in few frames: a step of a CPU
+                self._changes.append((self._pass_on_host, (host, now, after, slots)))
                 try:
-                    self._pass_on_host(now, after, slots)  # which no mode sees
+                    self._pass_on_host(host, now, after, slots)  # which no mode sees
                     self._changes.popleft()
                 except BaseException:
                     self._make_changes()
@@ -262,7 +263,7 @@ class Buffers:
             after = self.clock._replace(rows=self.clock.rows + 1)
             self._end_window(after, len(self.scalar_series.series), None if is_last else after.step, is_last)
 
-    def _finish(self, changes: Sequence[_Change] = ()) -> None:
+    def _finish(self, changes: tuple[_Change, ...] = ()) -> None:
         """Make changes, after those still due. An exception from a signal handler finds none or all of them made.
 
         SIGINT and SIGTERM may raise between any two lines of ``advance``, and what is then sent on the way out must
@@ -280,7 +281,7 @@ class Buffers:
             self.follow()
         self._make(changes)
 
-    def _make(self, changes: Sequence[_Change]) -> None:
+    def _make(self, changes: tuple[_Change, ...]) -> None:
         due = self._changes
         try:
             due.extend(changes)
@@ -352,9 +353,8 @@ class Buffers:
         self._steps.begin(slots, after[0])
         self.now = after
 
-    def _pass_on_host(self, before: Now, after: Now, slots: int) -> None:
+    def _pass_on_host(self, host: HostScalars, before: Now, after: Now, slots: int) -> None:
         """Do both on a CPU, and without the frames of ``HostScalars.file`` and ``begin``."""
-        host = self._steps
         if slots != host.slots:
             host.use(slots)
         step, began, _, filed, times, row, _, _, _ = before

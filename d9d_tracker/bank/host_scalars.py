@@ -27,6 +27,11 @@ class HostScalars:
         step: The current step, int64 of shape ``[1]``.
 
     Attributes:
+        slots: How many slots are in use.
+        used: Numbers of the current step in these.
+        blank: Those of a step in which nothing was logged.
+        rows: Those of each finished step.
+        step: The current step, as the one number of a buffer.
         known: Slots of series of this run that were logged in the most ordinary way, which are looked up quickest.
     """
 
@@ -66,7 +71,7 @@ class HostScalars:
         self.step[0] = step
 
     def use(self, slots: int) -> None:
-        # Views are kept, because slots are new for a few steps, and every step files and begins.
+        """Keep views of what so many slots have, because slots are new for a few steps, and every step needs them."""
         self.slots = slots
         numbers = slice(slots * LANES)
         self.used, self.blank = self._numbers[numbers], self._initial[numbers]

@@ -269,7 +269,9 @@ def _look_up(table: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> tor
     return out
 
 
-def _cell_of(kind: int, bins: int, low: float, high: float, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+def _cell_of(
+    kind: int, bins: int, low: float, high: float, dtype: torch.dtype
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """What gives each of the finite values of a type its cell."""
     if kind == LINEAR:
         thresholds, offset, scale = _linear(bins, low, high, dtype)
