@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from typing_extensions import override
 
 from .base import BaseTrackerRun
@@ -43,7 +44,7 @@ def as_float(name: str, value: "float | torch.Tensor") -> float:
                 f"scalar {name!r} got a tensor of shape {shape}: reduce it to one element, or log it as bins"
             )
         value = value.detach().item()
-    if not isinstance(value, numbers.Real):
+    if not isinstance(value, numbers.Real) or isinstance(value, np.timedelta64):
         raise TypeError(f"scalar {name!r} got {value!r} of type {type(value).__name__}: pass a real number")
     try:
         return float(value)

@@ -85,7 +85,9 @@ class Points(Sequence[Record]):
             edges, counts = take(bins + 1, np.float64), take(bins, np.int64)
             histogram = Histogram(edges=edges, counts=counts, **dict(zip(STATISTICS, numbers, strict=True)))
             histograms.append(Record(name, step, context, histogram, time))
-        series = [tuple(one) for one in about["series"]]
+        series = [(name, context) for name, context in about["series"]]
+        if len(places) and not 0 <= places.min() <= places.max() < len(series):
+            raise ValueError("a number belongs to no series")
         return cls(series, places, steps, times, values, histograms, about["hparams"])
 
     def dump(self) -> bytes:

@@ -121,9 +121,11 @@ class RecordSink(Sink):
     """A sink that takes one record at a time, and may raise on it.
 
     ``TypeError`` and ``ValueError`` refuse a record for good. On anything else another record of the same step is
-    tried: if the backend takes that, the record is at fault, and is refused after five attempts; if not, the backend is
-    down.
+    tried, or else the last one that the backend took, which must become durable then. If it takes that, the record is
+    at fault, and is refused after five attempts; if not, or where there is none, the backend is down.
     """
+
+    _last_taken: Record | None = None
 
     @abstractmethod
     def write_record(self, record: Record) -> None:
@@ -140,12 +142,11 @@ class RecordSink(Sink):
     @override
     def write_points(self, points: Points) -> Taken:
         taken, records, early = Taken(), list(points), set[int]()
-        last: Record | None = None  # that the backend took
         for place, record in enumerate(records):
             self.on_progress(True)
             if place not in early and (error := self._attempt(record, taken)) is not None:
                 if not isinstance(error, TypeError | ValueError):
-                    if not self._takes_another(place, records, early, last):
+                    if not self._takes_another(place, records, early):
                         taken.error = error
                         return taken
                     for _ in range(_ATTEMPTS - 1):
@@ -154,7 +155,7 @@ class RecordSink(Sink):
                     taken.refused.append(Refusal(record.name, record.step, error))
                     taken.accepted = place + 1
                     continue
-            last, self.step, taken.accepted = record, max(self.step, record.step), place + 1
+            self._last_taken, self.step, taken.accepted = record, max(self.step, record.step), place + 1
         return taken
 
     def _attempt(self, record: Record, taken: Taken) -> Exception | None:
@@ -165,14 +166,22 @@ class RecordSink(Sink):
             return error
         return None
 
-    def _takes_another(self, place: int, records: list[Record], early: set[int], last: Record | None) -> bool:
-        """Have the backend take one more record of the same step: one that comes later, or the last one again."""
-        step = records[place].step
+    def _takes_another(self, place: int, records: list[Record], early: set[int]) -> bool:
+        """Have the backend take one more record: a later one of the same step, or the last one again."""
+        step, last = records[place].step, self._last_taken
         for later in range(place + 1, min(place + 1 + _WITNESSES, len(records))):
             if records[later].step == step and later not in early and self._attempt(records[later], Taken()) is None:
                 early.add(later)
                 return True
-        return last is not None and last.step == step and self._attempt(last, Taken()) is None
+        if last is None or last.step > self.step:  # it was taken back since
+            return False
+        try:
+            self.write_record(last)
+            if last.step != step:  # to note it proves nothing of a backend that stores what was noted later
+                self.flush()
+        except Exception:
+            return False
+        return True
 
 
 class LoopSink(RecordSink):

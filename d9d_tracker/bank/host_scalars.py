@@ -14,7 +14,18 @@ from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 from .typed_tensors import local_types
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
-_NUMBERS = (float, int, np.floating, np.integer, np.bool_)
+# Not np.integer, of which a np.timedelta64 is one.
+_NUMBERS: tuple[type, ...] = (
+    float,
+    int,
+    np.floating,
+    np.unsignedinteger,
+    np.int64,
+    np.int32,
+    np.int16,
+    np.int8,
+    np.bool_,
+)
 
 
 class HostScalars:

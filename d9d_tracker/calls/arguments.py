@@ -18,7 +18,7 @@ from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 from d9d_tracker.lazy_torch import assume_constant_result
 from d9d_tracker.series.reductions import Reduction
 from d9d_tracker.series.registry import ContextItems, Named, label
-from d9d_tracker.tracing import hangs_on_data
+from d9d_tracker.tracing import FakeTensor, hangs_on_data
 from d9d_tracker_kernels import why_not_counted
 from d9d_tracker_kernels.device import GPU, gpu
 
@@ -84,6 +84,10 @@ def check_number(
     if isinstance(value, torch.Tensor):
         return _check_element(name, items, value, device, reduce)
     if torch.compiler.is_compiling():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            fail(
+                TrackerValueError, f"{label(name, items)}: an int of this size does not fit into int64; pass float(...)"
+            )
         if isinstance(value, bool | int | float):
             return value
     elif isinstance(value, Real | np.bool_):
@@ -103,6 +107,9 @@ def _check_size(name: str | Named, items: ContextItems, value: Any, device: torc
             f"{label(name, items)}: the value is a Python number, which every replay of the CUDA graph that is being "
             f"captured would log again as it is now; pass a tensor on {device}, or log it outside of the capture",
         )
+    if isinstance(value, np.timedelta64):
+        hint = "a time, not a number; divide it by np.timedelta64(1, 's')"
+        fail(TrackerTypeError, f"{label(name, items)}: {value!r} is {hint}")
     try:
         return float(value)
     except OverflowError:
@@ -137,12 +144,14 @@ def _check_element(
             f"{label(name, items)}: with reduce={reduce!r}, ranks cannot make a whole of this part of a sum, or shard, "
             "when their windows meet; bring it together first, by .full_tensor() or all_reduce, on each of these ranks",
         )
+    fake = not torch.compiler.is_compiling() and isinstance(value, FakeTensor)
+    if fake or value.device.type == "meta":
+        kind = "FakeTensor" if fake else "tensor"
+        fail(
+            TrackerValueError, f"{label(name, items)}: a {kind} on {value.device} has no value; log what it stands for"
+        )
     if value.device == device:
         return value
-    if value.device.type == "meta":
-        fail(
-            TrackerValueError, f"{label(name, items)}: a tensor on {value.device} has no value; log what it stands for"
-        )
     if torch.compiler.is_compiling():
         return value.to(device, non_blocking=True) if device.type == GPU else value
     if GPU in (device.type, value.device.type) and gpu.is_current_stream_capturing():
@@ -177,6 +186,8 @@ def check_population(
     if not isinstance(values, torch.Tensor):
         kind = type(values).__name__
         fail(TrackerTypeError, f"{label(name, items)}: bins takes a tensor, not {kind}; pass torch.as_tensor(...)")
+    if not torch.compiler.is_compiling() and isinstance(values, FakeTensor):
+        fail(TrackerValueError, f"{label(name, items)}: a FakeTensor has no values; log what it stands for")
     try:
         values, counts = local_share(values) if is_distributed(values) else (values, typed_share(values))
     except TypeError:

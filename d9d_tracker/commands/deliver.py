@@ -76,6 +76,8 @@ def _deliver_one(backlog: Backlog, description: dict[str, Any], steps: range, ti
         return f"{type(error).__name__}: {error}"
     delivery.flush(timeout)
     delivery.close(timeout)
+    if dropped := delivery.report.dropped:
+        return f"{dropped} records were damaged, and are in files beside it"
     if not delivery.report.undelivered:
         return _DELIVERED
     cause = "" if delivery.cause is None else f": {type(delivery.cause).__name__}: {delivery.cause}"

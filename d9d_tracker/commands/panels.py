@@ -69,6 +69,8 @@ def draw_curves(
         _mark(axes, np.unique(broken), f"{len(broken):,} NaN or inf from step {broken.min()}")
     shown = finite[finite > 0] if log else finite
     if not shown.size:
+        if finite.size:
+            _remark(axes, "not logarithmic: nothing is above zero")
         return
     scaled = np.log10(shown) if log else shown
     low, high, hidden = view_of(scaled, scaled, clip)

@@ -27,6 +27,10 @@ _TABLES = (
 TAKES_NOTHING_BACK = 2**62  # the first step of a window that writes none
 
 
+class DamagedError(Exception):
+    """A kept window cannot be read, ever."""
+
+
 @dataclass(frozen=True)
 class Contents:
     """How many records a window has, of which series, up to which step.
@@ -83,12 +87,21 @@ class Backlog:
             return self._drop_excess(database)
 
     def get(self, number: int) -> Points:
-        """Return the points of a kept window."""
-        with self._lock:
-            row = self._open().execute("SELECT payload FROM windows WHERE window = ?", (number,)).fetchone()
-        if row is None:
-            raise KeyError(f"window {number} is not in the backlog {self.path}")
-        return _points_of_text(row[0]) if isinstance(row[0], str) else Points.load(row[0])
+        """Return the points of a kept window; ``DamagedError`` if that cannot be read: its bytes are put aside."""
+        payload: Any = b""
+        try:
+            with self._lock:
+                ((payload,),) = self._open().execute("SELECT payload FROM windows WHERE window = ?", (number,))
+            return _points_of_text(payload) if isinstance(payload, str) else Points.load(payload)
+        except (OSError, MemoryError, RuntimeError, sqlite3.OperationalError):  # which may pass
+            raise
+        except Exception as error:
+            words = f"window {number} of {self.path}: {error!r}"
+            if payload:
+                aside = self.path.with_suffix(f".{number}.damaged")
+                aside.write_bytes(payload if isinstance(payload, bytes) else str(payload).encode())
+                words = f"{words}; its bytes are put aside as {aside}"
+            raise DamagedError(words) from error
 
     def remove(self, number: int) -> None:
         """Forget a window that was delivered, and those before it."""
@@ -197,6 +210,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         with database:
             for table in _TABLES:
                 database.execute(table)
+            database.execute("SELECT COUNT(names) FROM windows").fetchone()  # reads all but the points
     except BaseException:
         database.close()
         raise

@@ -9,7 +9,8 @@ from d9d_tracker.log import logger
 from d9d_tracker.points import Points
 from d9d_tracker.sink import Sink, SinkLostError
 
-from .backlog import TAKES_NOTHING_BACK, Backlog
+from .backlog import TAKES_NOTHING_BACK, Backlog, DamagedError
+from .bounded import bounded
 from .held_step import HeldStep
 from .outbound import MEMORY_BYTES, Call, Outbound, Queued, in_words
 from .owned_sink import Opener, OwnedSink, StoppedError
@@ -169,10 +170,9 @@ class Delivery:
             self._is_over = True
             self._queue.keep()
             self._end_calls()
-            windows = self._queue.windows
-            self.report.undelivered = sum(queued.contents.records for queued in windows)
+            windows = self.count_left()
             if self.report.dropped:
-                logger.error("%s: %d records in all no longer fitted into the backlog", self.name, self.report.dropped)
+                logger.error("%s: dropped from the backlog: %d records in all", self.name, self.report.dropped)
             if windows:
                 kept = f"kept in {self.backlog.path} for the next process that resumes this run"
                 logger.error("not delivered: %s; %s", in_words(windows), "LOST" if self._queue.unsafe else kept)
@@ -182,6 +182,12 @@ class Delivery:
             return False
         self.backlog.close()  # which what came after the thread had left has opened once more
         return True
+
+    def count_left(self) -> list[Queued]:
+        """Count what the backend has not accepted as undelivered, and return it. Never waits."""
+        windows = self._queue.windows
+        self.report.undelivered = sum(queued.contents.records for queued in windows)
+        return windows
 
     def _words(self) -> str:
         return in_words(self._queue.windows, len(self._queue.calls))
@@ -254,10 +260,16 @@ class Delivery:
         with self._changed:
             item = self._queue.head
         if isinstance(item, Queued):
-            points = item.points
-            if points is None:
-                points = item.points = self.backlog.get(item.number)
-            self._owned.deliver(sink, item, points)
+            try:
+                points = item.points = self.backlog.get(item.number) if item.points is None else item.points
+            except DamagedError as error:
+                with self._changed:
+                    if item in self._queue.windows:  # else it was dropped meanwhile
+                        self.report.dropped += item.contents.records
+                        words = "the backlog of %s is damaged, left out: %s; %s"
+                        logger.error(words, self.name, in_words([item]), error)
+            else:
+                self._owned.deliver(sink, item, points)
         elif item is not None and not item.cancelled() and not sink.takes(item.action, item.arguments):
             self._owned.close_to_reopen(self._error)  # and open it where the action is
             return
@@ -317,8 +329,10 @@ class Delivery:
 def close_all(deliveries: Collection[Delivery], timeout: float, error: BaseException | None) -> None:
     """Deliver what is left and close the backends side by side, within some seconds; see ``Delivery.close``."""
     for delivery in deliveries:
-        delivery.begin_close(error)
+        bounded(0, None, delivery.begin_close, error)
     deadline = time.monotonic() + timeout
     for delivery in deliveries:
-        if not delivery.close(max(0.0, deadline - time.monotonic()), error):
+        left = max(0.0, deadline - time.monotonic())
+        if not bounded(2 * left, False, delivery.close, left, error):
+            delivery.count_left()
             logger.error("%s hangs; it is left to close in the background", delivery.name)

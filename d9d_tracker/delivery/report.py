@@ -12,7 +12,7 @@ class DeliveryReport:
     Attributes:
         delivered: Records that the backend has accepted and made durable.
         refused: Records that the backend raised on while it accepted others, by series name. They are lost.
-        dropped: Records that no longer fitted into the backlog. They are lost.
+        dropped: Records that no longer fitted into the backlog, or were damaged there. They are lost.
         undelivered: Records that the backend had not accepted when the run closed.
         failures: How often the backend raised.
     """
@@ -113,7 +113,7 @@ class RunReport:
 
     @property
     def dropped(self) -> int:
-        """Records that no longer fitted into a backlog. They are lost."""
+        """Records that no longer fitted into a backlog, or were damaged there. They are lost."""
         return sum(part.dropped for part in self.parts.values())
 
     @property

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 
 from d9d_tracker.bank.buffers import Buffers
 from d9d_tracker.bank.staging import Window
+from d9d_tracker.delivery.bounded import bounded
 from d9d_tracker.delivery.delivery import Delivery, close_all
 from d9d_tracker.delivery.outbound import Call
 from d9d_tracker.errors import TrackerValueError
@@ -110,18 +111,21 @@ class Pipeline:
         self._buffers.close_window()
         self.drain()
         for delivery in self._deliveries.values():
-            delivery.flush(max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            bounded(left, False, delivery.flush, left)
 
     def settle(self) -> None:
         """Wait about a second until all that has left the device is with the backends; what is not is put on disk."""
         self.drain_for_state()
         deadline = time.monotonic() + min(_SETTLE_SECONDS, self._timeout)
         for delivery in self._deliveries.values():
-            delivery.settle(max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            bounded(left, [], delivery.settle, left)
 
     def kept(self, before: float = float("inf")) -> dict[str, list[int]]:
         """Return the windows in the backlogs that begin before a step, by the name of the backend."""
-        return {name: kept for name, delivery in self._deliveries.items() if (kept := delivery.kept(before))}
+        found = {name: bounded(0, [], delivery.kept, before) for name, delivery in self._deliveries.items()}
+        return {name: kept for name, kept in found.items() if kept}
 
     def call(
         self, name: str | None, action: Callable[..., object], arguments: Mapping[str, object]

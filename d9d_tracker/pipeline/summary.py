@@ -1,5 +1,6 @@
 """What the end of a run prints on a terminal: where it is, how to open it, and what became of it."""
 
+import io
 from collections.abc import Mapping, Sequence
 
 from rich import box
@@ -37,6 +38,8 @@ def print_summary(
     console: Console, name: str, openers: Mapping[str, str], report: RunReport, records: Sequence[Record], copies: int
 ) -> None:
     """Print what became of a run, and by which commands or addresses, by the backend's name, it is shown."""
+    if isinstance(console.file, io.TextIOWrapper):
+        console.file.reconfigure(errors="backslashreplace")  # of names that the terminal has no letters for
     table = Table(
         title=Text(name, style="bold"), title_justify="left", show_header=False, box=box.SIMPLE, pad_edge=False
     )
@@ -52,7 +55,7 @@ def print_summary(
     most = ", ".join(f"{name} ({count:,})" for name, count in report.refused.most_common(3))
     losses = (
         ("refused", report.refused.total(), f" by a backend: {most}"),
-        ("dropped", report.dropped, " that no longer fitted into the backlog"),
+        ("dropped", report.dropped, " that a full or damaged backlog has lost"),
         ("waiting", report.undelivered, " in the backlog: python -m d9d_tracker deliver"),
         ("lost", report.unread, " windows that never left the device or another rank"),
         ("without a slot", report.without_slot, ": raise max_scalars or max_histograms"),

@@ -1,5 +1,6 @@
 """Backend that shows the latest values: a live table on a terminal, log lines elsewhere."""
 
+import io
 import itertools
 import logging
 import math
@@ -77,12 +78,9 @@ def _describe(value: float | Histogram) -> str:
     parts = [f"n={value.count}"]
     if value.count:
         parts += [f"p{q:02}={value.quantile(q / 100):.5g}" for q in (5, 50, 95)]
-    parts += [f"{key}={count}" for key, count in _non_finite(value).items() if count]
+    counts = {"nan": value.nan, "inf": value.posinf, "-inf": value.neginf}
+    parts += [f"{key}={count}" for key, count in counts.items() if count]
     return " ".join(parts)
-
-
-def _non_finite(histogram: Histogram) -> dict[str, int]:
-    return {"nan": histogram.nan, "inf": histogram.posinf, "-inf": histogram.neginf}
 
 
 @dataclass(slots=True)
@@ -105,6 +103,8 @@ class ConsoleRun(RecordRun):
         self._name = properties.name
         self._log_every = config.log_every
         self._console = console
+        if isinstance(console.file, io.TextIOWrapper):
+            console.file.reconfigure(errors="backslashreplace")  # of names that the terminal has no letters for
         self._logged_at = time.monotonic()
         self._blocks = ASCII_BLOCKS if console.options.ascii_only else BLOCKS
         # Held for a dictionary access or the drawing of one table: the drawing thread reads what the writer writes.
@@ -148,7 +148,7 @@ class ConsoleRun(RecordRun):
         if record.context:
             name.append(" " + _tags(record.context), style="dim")
         if isinstance(record.value, Histogram):
-            alarming = any(_non_finite(record.value).values())
+            alarming = record.value.nan + record.value.posinf + record.value.neginf > 0
             drawing = bars(record.value, blocks=self._blocks)
         else:
             alarming = not math.isfinite(record.value)

@@ -6,8 +6,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from d9d_tracker import TrackerTypeError, TrackerValueError
+
+FAKE = FakeTensorMode().from_tensor(torch.ones(()))
 
 
 def test_every_point_equals_the_eager_value_at_its_step(recorded):
@@ -158,6 +161,10 @@ def test_records_arrive_in_the_order_of_their_steps(recorded):
         (lambda run: run.scalar("loss", "0.5"), TrackerTypeError, ("'loss'", "'0.5'", "str")),
         (lambda run: run.scalar("loss", None), TrackerTypeError, ("'loss'", "NoneType")),
         (lambda run: run.scalar("loss", 1j), TrackerTypeError, ("'loss'", "complex")),
+        (lambda run: run.scalar("loss", np.timedelta64(5, "s")), TrackerTypeError, ("'loss'", "timedelta64", "divide")),
+        (lambda run: run.scalar("loss", np.timedelta64(5, "ns")), TrackerTypeError, ("'loss'", "timedelta64")),
+        (lambda run: run.scalar("loss", FAKE), TrackerValueError, ("'loss'", "FakeTensor", "log what")),
+        (lambda run: run.bins("grad", FAKE), TrackerValueError, ("'grad'", "FakeTensor", "log what")),
         (lambda run: run.scalar("loss", torch.tensor(1j)), TrackerTypeError, ("'loss'", "complex64")),
         (lambda run: run.scalar("", 1.0), TrackerValueError, ("name is empty",)),
         (lambda run: run.scalar(3, 1.0), TrackerTypeError, ("name", "int")),

@@ -38,7 +38,7 @@ def panels(figure):
 
 def legend(axes):
     """Return what the legend of a panel says, or the one of the whole figure."""
-    found = [axes.get_legend(), *axes.get_figure(root=True).legends]
+    found = [axes.get_legend(), *axes.figure.legends]
     return [text.get_text().strip() for one in found if one is not None for text in one.get_texts()]
 
 
@@ -258,6 +258,7 @@ def test_clipping_and_logarithms_go_together(stored, drawn, tmp_path):
     assert 0.5 < low < 1
     assert 100 < high < 200
     assert panels(drawn[0])["neg"].get_yscale() == "linear"
+    assert panels(drawn[0])["neg"].get_xlabel() == "step; not logarithmic: nothing is above zero"
 
 
 def test_panels_of_histograms_begin_where_the_data_begins(stored, drawn, tmp_path):

@@ -127,3 +127,15 @@ def test_an_error_of_a_call_can_be_caught_as_what_it_is(recorded):
             with pytest.raises(kind) as caught:
                 run.scalar("bad", bad)
             assert isinstance(caught.value, TrackerError)
+
+
+def test_an_int_that_compiled_code_cannot_hold_is_refused_by_name(recorded):
+    tracker = recorded()
+    with tracker.open() as run:
+        log = torch.compile(lambda x, n: run.scalar("n", n, reduce="sum"), fullgraph=True, backend="aot_eager")
+        log(torch.ones(2), 2**63 - 1)
+        for value in (2**63, -(2**70)):
+            with pytest.raises(TrackerValueError, match=r"series 'n': .* pass float"):
+                log(torch.ones(2), value)
+        run.scalar("n", float(2**63), reduce="sum")
+    assert tracker.run.points("n") == {0: 2.0**64}

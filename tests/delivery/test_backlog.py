@@ -14,7 +14,7 @@ import torch
 from lives import content
 
 from d9d_tracker import Histogram
-from d9d_tracker.delivery.backlog import Backlog, Contents
+from d9d_tracker.delivery.backlog import Backlog, Contents, DamagedError
 from d9d_tracker.points import Points
 from d9d_tracker.record import Record
 
@@ -102,7 +102,7 @@ def test_windows_are_forgotten_by_index_and_by_step(tmp_path):
     backlog.remove(1)
     backlog.forget_from(30)
     assert list(backlog.contents()) == [2]
-    with pytest.raises(KeyError, match="window 3"):
+    with pytest.raises(DamagedError, match="window 3"):
         backlog.get(3)
     backlog.close()
     assert backlog.path.exists()
@@ -151,6 +151,45 @@ def test_a_damaged_file_is_put_aside_and_said(tmp_path, caplog):
     backlog.put([window(0)])
     assert "is damaged" in caplog.text
     assert (tmp_path / "run.damaged").read_bytes().startswith(b"not a database")
+
+
+def in_another_series(payload):
+    first = 8 + int.from_bytes(payload[:8], "little")  # behind the header
+    return payload[:first] + b"\x07" + payload[first + 1 :]
+
+
+TORN = {
+    "cut": lambda payload: payload[:-3],
+    "no header": lambda payload: b"\xff" * len(payload),
+    "another series": in_another_series,
+    "text of an older version": lambda payload: '[{"name": "a"',
+    "nothing": lambda payload: None,
+}
+
+
+@pytest.mark.parametrize("damage", TORN)
+def test_a_window_that_cannot_be_read_is_put_aside(damage, tmp_path):
+    backlog = Backlog(tmp_path, "run", 10**6)
+    backlog.put([window(index) for index in range(3)])
+    torn = TORN[damage](window(1)[1].dump())
+    with backlog._open() as database:
+        database.execute("UPDATE windows SET payload = ? WHERE window = 1", (torn,))
+    with pytest.raises(DamagedError, match="window 1"):
+        backlog.get(1)
+    if torn:
+        assert (tmp_path / "run.1.damaged").read_bytes() == (torn if isinstance(torn, bytes) else torn.encode())
+    assert content(backlog.get(2)) == content(window(2)[1])
+
+
+def test_a_file_with_a_damaged_page_is_put_aside_too(tmp_path, caplog):
+    backlog = Backlog(tmp_path, "run", 10**6)
+    backlog.put([window(index) for index in range(100)])
+    backlog.close()
+    pages = backlog.path.read_bytes()
+    backlog.path.write_bytes(pages[: 4 * 4096] + b"\xff" * (len(pages) - 4 * 4096))
+    assert Backlog(tmp_path, "run", 10**6).contents() == {}
+    assert "is damaged" in caplog.text
+    assert (tmp_path / "run.damaged").exists()
 
 
 @pytest.mark.parametrize("ending", ["sys.exit(0)", "os._exit(0)"])

@@ -14,7 +14,7 @@ from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.delivery.outbound import Call
 from d9d_tracker.points import Points
 from d9d_tracker.record import Record
-from d9d_tracker.sink import LoopSink, Sink, SinkLostError, Taken
+from d9d_tracker.sink import LoopSink, RecordRun, Sink, SinkLostError, Taken
 from d9d_tracker.testing import RecordingRun
 
 
@@ -494,6 +494,78 @@ def test_a_sink_that_is_lost_while_it_is_taken_back_is_taken_back_as_far(tmp_pat
     assert delivery.flush(10)
     assert sink.rewound == [5]
     assert delivery.close(10)
+
+
+class Noting(RecordRun):
+    """Notes records, and stores them when it is flushed; some it cannot even note, always or while it is down."""
+
+    def __init__(self, *faulty):
+        super().__init__("run")
+        self.faulty, self.is_down = faulty, False
+        self.noted, self.stored = [], []
+        self.tried = threading.Semaphore(0)
+
+    def write_record(self, record):
+        self.tried.release()
+        if record.name in self.faulty or (record.name == "b" and self.is_down):
+            raise RuntimeError("boom")
+        self.noted.append((record.name, record.step))
+
+    def sync(self):
+        if self.is_down:
+            raise ConnectionError("gone")
+        self.stored, self.noted = [*self.stored, *self.noted], []
+
+
+def test_a_record_that_is_alone_in_its_step_is_told_from_a_backend_that_is_down(tmp_path, caplog):
+    sink = Noting("b")
+    delivery = over_sink(sink, tmp_path)
+    for index, name in enumerate("abba"):
+        delivery.put(*window(index, name, steps=1))
+    assert delivery.flush(10)
+    assert set(sink.stored) == {("a", 0), ("a", 30)}
+    assert delivery.report.refused == Counter(b=2)
+    assert "refused b at step 10" in caplog.text
+    assert delivery.close(10)
+
+
+def test_while_nothing_becomes_durable_no_record_is_at_fault(tmp_path):
+    sink = Noting()
+    delivery = over_sink(sink, tmp_path)
+    delivery.put(*window(0, "a", steps=1))
+    assert delivery.flush(10)
+    sink.is_down = True
+    delivery.put(*window(1, "b", steps=1))
+    for _ in range(20):
+        assert sink.tried.acquire(timeout=10)
+    sink.is_down = False
+    assert delivery.flush(10)
+    assert set(sink.stored) == {("a", 0), ("b", 10)}
+    assert not delivery.report.refused
+    assert delivery.close(10)
+
+
+def test_what_was_taken_back_is_not_written_again_to_tell_a_fault():
+    sink = Noting("b")
+    sink.write_points(window(1, "a", steps=1)[0])
+    sink.rewind(5)
+    assert isinstance(sink.write_points(Points.of([Record("b", 5, {}, 1.0)])).error, RuntimeError)
+    assert sink.noted == [("a", 10)]  # once
+
+
+def test_a_window_that_is_damaged_in_the_backlog_is_named_and_left_out(delivery, backend, tmp_path, caplog):
+    backend.down = ConnectionError("gone")
+    for index in range(3):
+        delivery.put(*window(index))
+    assert delivery.settle(10) == [0, 1, 2]
+    with delivery.backlog._lock, delivery.backlog._open() as database:
+        database.execute("UPDATE windows SET payload = x'00' WHERE window = 1")
+    backend.down = None
+    assert delivery.flush(10)
+    assert backend.points_sorted() == expected(0, 2)
+    assert (delivery.report.delivered, delivery.report.dropped) == (8, 4)
+    assert "left out: 4 records of steps 10 to 11 (a, b); window 1 of" in caplog.text
+    assert (tmp_path / "run.1.damaged").read_bytes() == b"\x00"
 
 
 @pytest.mark.parametrize("fails_again", [False, True])

@@ -20,6 +20,8 @@ from d9d_tracker import (
 )
 from d9d_tracker.bank import staging as window_module
 from d9d_tracker.bank.staging import Window
+from d9d_tracker.delivery import bounded as bounded_module
+from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.pipeline import pipeline as pipeline_module
 from d9d_tracker.pipeline.assembly import Assembly
 from d9d_tracker.pipeline.pipeline import Pipeline
@@ -362,3 +364,37 @@ def test_who_sends_meanwhile_takes_no_window_away(recorded):
             run.scalar("a", step)
     assert tracker.run.points("a") == {step: step for step in range(5)}
     assert tracker.tracker.report.unread == 0
+
+
+def test_a_disk_that_hangs_holds_nobody_for_ever(recorded, monkeypatch, caplog):
+    released = threading.Event()
+
+    def down(*_):
+        raise ConnectionError("down")
+
+    def hang(*_):
+        released.wait()
+        return []
+
+    monkeypatch.setattr(RecordingRun, "scalar", down)
+    monkeypatch.setattr(Backlog, "put", hang)
+    monkeypatch.setattr(bounded_module, "_DISK_SECONDS", 0.1)
+    tracker = recorded(sync_every=2, flush_timeout=0.2).tracker
+
+    def train():
+        with tracker.open(NAME) as run:
+            for step in range(4):
+                run.set_step(step)
+                run.scalar("a", step)
+            run.flush()
+            tracker.state_dict()
+
+    training = threading.Thread(target=train, daemon=True)
+    training.start()
+    training.join(60)
+    is_over = not training.is_alive()
+    released.set()
+    training.join(60)
+    assert is_over
+    assert "the disk of the backlog has hung" in caplog.text
+    assert tracker.report.undelivered > 0

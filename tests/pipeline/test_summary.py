@@ -109,3 +109,12 @@ def test_a_terminal_that_is_gone_and_an_error_without_words_end_nothing(
         run.finish(AngryError())
     assert tracker.report.delivered == 1
     assert caplog.text.count("the end of the run could not be told") == 2
+
+
+def test_letters_that_a_terminal_lacks_are_escaped(tmp_path):
+    with open(tmp_path / "terminal", "w", encoding="ascii") as file:
+        print_summary(
+            Console(file=file, width=80), "für", {"": "show Köln"}, RunReport(), [Record("µs", 0, {}, 1.0)], 1
+        )
+    shown = (tmp_path / "terminal").read_text()
+    assert all(words in shown for words in ("f\\xfcr", "K\\xf6ln", "\\xb5s"))

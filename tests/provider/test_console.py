@@ -176,6 +176,17 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
     assert capture.get().isascii()
 
 
+def test_letters_that_a_terminal_lacks_are_escaped(tmp_path) -> None:
+    with open(tmp_path / "terminal", "w", encoding="ascii") as file:
+        console = Console(file=file, width=100)
+        run = ConsoleRun(RunConfig(name="für"), "digits", ConsoleTrackerConfig(), console)
+        run.write_record(Record("größe [µs]", 0, {"ort": "Köln"}, 1.0))
+        console.print(run.table())
+    shown = (tmp_path / "terminal").read_text()
+    assert "f\\xfcr" in shown
+    assert "gr\\xf6\\xdfe [\\xb5s] ort=K\\xf6ln" in shown
+
+
 def test_sparkline() -> None:
     assert sparkline([]) == ""
     assert sparkline([1, 1, 1]) == "▄▄▄"
