@@ -17,12 +17,12 @@ from d9d_tracker.log import logger
 from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
 
-_TABLES = (
-    """CREATE TABLE IF NOT EXISTS windows (
+# The file is locked from the first access on, so that a second job finds it so.
+_OPENING = """PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+CREATE TABLE IF NOT EXISTS windows (
     window INTEGER PRIMARY KEY, first INTEGER, last INTEGER, records INTEGER, names TEXT, bytes INTEGER, payload BLOB
-)""",
-    "CREATE TABLE IF NOT EXISTS run (id INTEGER PRIMARY KEY, description TEXT)",
-)
+);
+CREATE TABLE IF NOT EXISTS run (id INTEGER PRIMARY KEY, description TEXT);"""
 
 TAKES_NOTHING_BACK = 2**62  # the first step of a window that writes none
 
@@ -203,14 +203,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     path.chmod(0o600)
     database = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
     try:
-        # Held from the first access on, so that a second job finds the file locked.
-        database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        with database:
-            for table in _TABLES:
-                database.execute(table)
-            database.execute("SELECT COUNT(names) FROM windows").fetchone()  # reads all but the points
+        database.executescript(_OPENING)
+        database.execute("SELECT COUNT(names) FROM windows").fetchone()  # reads all but the points
     except BaseException:
         database.close()
         raise

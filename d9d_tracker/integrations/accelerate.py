@@ -37,7 +37,6 @@ class AccelerateTracker(GeneralTracker):
 
     def __init__(self, tracker: AnyTracker | BaseTrackerRun, name: str = "accelerate", *, monitor: bool = False):
         super().__init__(_blank=True)
-        self._is_given = isinstance(tracker, BaseTrackerRun)
         self._tracked = FrameworkRun(tracker, RunConfig(name=name), is_alone=True, monitor=monitor)
 
     @property
@@ -60,7 +59,7 @@ class AccelerateTracker(GeneralTracker):
                 run that was given open it is the current one.
             **kwargs: ``context``: tags of these values.
         """
-        if step is None and not self._is_given:
+        if step is None and not self._tracked.is_given:
             step = self._tracked.next_step
         if step is not None:
             self._tracked.set_step(step)

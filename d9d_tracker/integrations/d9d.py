@@ -78,13 +78,9 @@ class D9dLoopTracker:
             properties: d9d's ``RunConfig``.
         """
         self._tracked = self._tracked.anew(RunConfig(**properties.model_dump()))
-        try:
+        with ExitStack() as stack:
+            stack.push(lambda kind, error, traceback: self._tracked.finish(error))
             yield D9dLoopRun(self._tracked)
-        except BaseException as error:
-            self._tracked.finish(error)
-            raise
-        else:
-            self._tracked.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tracker's state."""

@@ -37,7 +37,7 @@ class FrameworkRun:
         is_alone: bool = False,
         monitor: bool = False,
     ):
-        self._is_given = isinstance(tracker, BaseTrackerRun)
+        self.is_given = isinstance(tracker, BaseTrackerRun)
         self._run = cast(AnyRun, tracker) if isinstance(tracker, BaseTrackerRun) else None
         self.tracker: Any = None if isinstance(tracker, BaseTrackerRun) else _tracker_of(tracker, is_alone)
         self.properties = properties or RunConfig(name="run")
@@ -120,12 +120,12 @@ class FrameworkRun:
         if step <= self.step:
             return
         self.step, self._is_step_due, self._logged = step, True, {}
-        if self._run is not None and not self._is_given:
+        if self._run is not None and not self.is_given:
             self._run.set_step(step)
 
     def finish(self, error: BaseException | None = None) -> None:
         """Close the run, if it is open and was not given so. Asked for again, it is opened again."""
-        if self._run is None or self._is_given:
+        if self._run is None or self.is_given:
             return
         self._context = self._run.get_context()
         self._all_open.discard(self)
@@ -147,7 +147,7 @@ class FrameworkRun:
             return
         tags, at = dict(context or {}), self.step if step is None else step
         with self.without_context() as run:
-            if step is None and self._is_given:
+            if step is None and self.is_given:
                 self._write(numbers, lambda some: run.scalars(some, tags))
                 return
             if at == self.step:
@@ -190,7 +190,7 @@ class FrameworkRun:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the tracker; nothing for a run that was given open, whose owner has it."""
-        if self._is_given:
+        if self.is_given:
             return {}
         logged = {tags: {name: float(number) for name, number in known.items()} for tags, known in self._logged.items()}
         return {**self.tracker.state_dict(), "framework": json.dumps({"step": self.step, "logged": logged})}
@@ -206,7 +206,7 @@ class FrameworkRun:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the run of a state, or of one of the tracker, also if it is still open here, after a failure."""
-        if self._is_given:
+        if self.is_given:
             return
         own = json.loads(state.get("framework", '{"step": 0, "logged": {}}'))
         self.finish()

@@ -5,12 +5,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aim
 from aim.sdk.configs import get_aim_repo_name
@@ -37,6 +38,7 @@ from .rewind import rewind
 from .system_params import system_params
 
 _BINS = 64
+_CHOOSING = threading.Lock()  # the hash of a new run
 
 
 def _hparams(hparams: Mapping[str, Any]) -> Any:
@@ -57,22 +59,6 @@ def _get_repo(path: str) -> Any:
 def _has(repo: Any, run_id: str) -> bool:
     """Tell whether a repository has a run, now: what Aim says of a local one is half a second old."""
     return repo.run_exists(run_id) if repo.is_remote_repo else Path(repo.path, "meta", "chunks", run_id).exists()
-
-
-_CHOOSING = threading.Lock()
-
-
-@contextmanager
-def _new_runs_have(new_id: str | None) -> Iterator[None]:
-    """Have Aim, which has no parameter for that, give a new run our hash."""
-    base_run: Any = import_module("aim.sdk.base_run")
-    with _CHOOSING:
-        make = base_run.generate_run_hash
-        base_run.generate_run_hash = make if new_id is None else lambda: new_id
-        try:
-            yield
-        finally:
-            base_run.generate_run_hash = make
 
 
 class AimRun(LockedRun):
@@ -204,8 +190,10 @@ class AimTracker(RecordTracker[AimConfig]):
         if self.training is not None:  # whose use of the processor and the memory it is about
             resources: Any = import_module("aim.ext.resource.tracker")
             resources.Process = partial(Process, self.training)
+        maker = "aim.sdk.base_run.generate_run_hash"  # Aim has no parameter for the hash of a new run
+        ours = mock.patch(maker, return_value=self.new_id) if self.new_id else nullcontext()
         try:
-            with warnings.catch_warnings(), _new_runs_have(self.new_id):
+            with _CHOOSING, ours, warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # Aim needs it
                 run = aim.Run(
                     run_id,
