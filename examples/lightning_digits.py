@@ -47,7 +47,6 @@ def main(out: str = "runs", epochs: int = 5) -> None:
     loaders = [DataLoader(TensorDataset(part.images, part.labels), batch_size=128) for part in (train, held_out)]
     trainer.fit(Classifier(), *loaders)
     logger.close()
-    logger.tracked.tracker.print_summary()
 
 
 if __name__ == "__main__":

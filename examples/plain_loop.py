@@ -75,7 +75,6 @@ def main(out: str = "runs", steps: int = 400, device_name: str | None = None) ->
                     loss_of(average, held_out.images, held_out.labels)
             if (step + 1) % SAVE_EVERY == 0:
                 save(step + 1)
-    tracker.print_summary()
 
 
 if __name__ == "__main__":

@@ -49,7 +49,6 @@ def main(out: str = "runs", epochs: int = 5) -> None:
     )
     Trainer(Classifier(callback), arguments, train_dataset=train, eval_dataset=held_out, callbacks=[callback]).train()
     callback.close()
-    callback.tracked.tracker.print_summary()
 
 
 if __name__ == "__main__":

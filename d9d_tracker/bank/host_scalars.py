@@ -15,17 +15,8 @@ from .typed_tensors import local_types
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 # Not np.integer, of which a np.timedelta64 is one.
-_NUMBERS: tuple[type, ...] = (
-    float,
-    int,
-    np.floating,
-    np.unsignedinteger,
-    np.int64,
-    np.int32,
-    np.int16,
-    np.int8,
-    np.bool_,
-)
+_INTEGERS = np.unsignedinteger, np.int64, np.int32, np.int16, np.int8
+_NUMBERS: tuple[type, ...] = (float, int, np.floating, *_INTEGERS, np.bool_)
 
 
 class HostScalars:

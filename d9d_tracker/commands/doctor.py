@@ -73,7 +73,7 @@ def _version(name: str) -> str:
 
 
 def _check(device: torch.device) -> StepReport:
-    tracker = AccumulatingTracker(RecordingTracker(), AccumulatorConfig())
+    tracker = AccumulatingTracker(RecordingTracker(), AccumulatorConfig(summary=False))
     model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 10)).to(device)
     images, labels = torch.randn(32, 64, device=device), torch.randint(0, 10, (32,), device=device)
     with tracker.open(RunConfig(name="doctor")) as run:

@@ -40,6 +40,8 @@ def config_from(provider: str | None, settings: list[str], file: Path | None) ->
             data[name] = json.loads(value)
         except ValueError:
             data[name] = value
+    if "provider" not in data:
+        raise ValueError("no backend is named: give --provider NAME, or a file by --config that has a provider")
     try:
         config: TrackerConfig = TypeAdapter[Any](AnyTrackerConfig).validate_python({**data, "accumulator": None})
     except ValidationError as error:

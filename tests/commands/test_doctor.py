@@ -1,11 +1,14 @@
 """The doctor knows what may be installed, and shows what `check_step` finds."""
 
 import importlib.util
+import io
 import tomllib
 from pathlib import Path
 
 import pytest
+import rich
 import torch
+from rich.console import Console
 
 from d9d_tracker.__main__ import main
 from d9d_tracker.commands import doctor
@@ -23,6 +26,8 @@ def test_the_doctor_knows_every_extra():
 def test_the_doctor_prints_its_table_and_passes(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(rich, "_console", terminal)
     monkeypatch.setattr("d9d_tracker.commands.doctor.EXTRAS", {"pandas": ("no package of this name",)})
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
@@ -32,6 +37,7 @@ def test_the_doctor_prints_its_table_and_passes(capsys, tmp_path, monkeypatch):
     assert "pass" in printed
     assert "fail" not in printed
     assert "pip install 'd9d_tracker[pandas]'" in printed, "brackets are no markup"
+    assert terminal.file.getvalue() == "", "nobody asked what became of the run of the check"
 
 
 @pytest.mark.parametrize(

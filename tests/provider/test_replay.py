@@ -333,7 +333,7 @@ def test_configurations_come_from_the_command_line(tmp_path):
         config_from("tensorboard", [], None)
     with pytest.raises(ValueError, match="NAME=VALUE"):
         config_from("tensorboard", ["log_dir"], None)
-    with pytest.raises(ValueError, match="provider"):
+    with pytest.raises(ValueError, match="no backend is named: give --provider"):
         config_from(None, [], None)
 
 
