@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, allocate, histogram_
+from d9d_tracker_kernels.bank import allocate
+from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, LINEAR
+from d9d_tracker_kernels.ops import histogram_
 
 from .roofline import Point, draw_roofline
 

@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from d9d_tracker_kernels import EXPONENTIAL, allocate, histogram_, histogram_many_
+from d9d_tracker_kernels.bank import allocate
+from d9d_tracker_kernels.binning import EXPONENTIAL
+from d9d_tracker_kernels.ops import histogram_, histogram_many_
 
 from .roofline import Point, draw_roofline
 

@@ -10,7 +10,7 @@ import torch
 import triton
 
 from bench.machine_code import CUOBJDUMP, IS_HISTOGRAM_FAST, compile_kernel, inner_loop
-from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR
+from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, LINEAR
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int64)
 BINNINGS = {"exponential": (EXPONENTIAL, 2048), "linear": (LINEAR, 64), "integer": (INTEGER, 64)}

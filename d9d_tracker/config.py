@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
-from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, validate
+from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, LINEAR, validate
 
 
 class _Frozen(BaseModel):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Number
 
-from .errors import TrackerTypeError, fail
+from .errors import TrackerTypeError, described, fail
 
 ContextItems = tuple[tuple[str, str], ...]
 
@@ -33,11 +33,6 @@ class Contexts:
         block = self.of_block()
         return self.persistent if block is None else block
 
-    @property
-    def is_block(self) -> bool:
-        """Whether that is one of a block."""
-        return self._block.get() is not None
-
     def set(self, context: ContextItems) -> None:
         """Replace the context of the block, or outside of any that of the run."""
         if self._block.get() is None:
@@ -60,22 +55,13 @@ class Contexts:
 
 
 def as_context(what: str, context: object) -> dict[str, str]:
-    """Return tags as text: numbers and bools become what ``str`` makes of them. May be traced.
-
-    Args:
-        what: What is being logged, for the message.
-        context: What was given as context.
-
-    Raises:
-        TrackerTypeError: If it is no dict, or one with a name that is not text or a value that is neither text, a
-            number nor a bool.
-    """
+    """Return tags as text, of numbers and bools what ``str`` makes of them; ``what`` is logged. May be traced."""
     if not isinstance(context, dict):
         fail(TrackerTypeError, f"{what!r}: a context is a dict of text, not {type(context).__name__}")
     tags: dict[str, str] = {}
     for key, value in context.items():
         if not isinstance(key, str):
-            fail(TrackerTypeError, f"{what!r}: the tags of a context are named by text, not by {_kind(key)}")
+            fail(TrackerTypeError, f"{what!r}: the tags of a context are named by text, not by {described(key)}")
         if isinstance(value, str):
             tags[key] = value
         elif isinstance(value, Number):
@@ -83,11 +69,6 @@ def as_context(what: str, context: object) -> dict[str, str]:
         else:
             fail(
                 TrackerTypeError,
-                f"{what!r}: a context is a dict of text or numbers, but {key!r} is {_kind(value)}; pass a str",
+                f"{what!r}: a context is a dict of text or numbers, but {key!r} is {described(value)}; pass a str",
             )
     return tags
-
-
-def _kind(value: object) -> str:
-    kind = type(value).__name__
-    return f"{value!r} of type {kind}" if isinstance(value, str | int | float) else kind

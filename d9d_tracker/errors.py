@@ -21,12 +21,13 @@ class TrackerTypeError(TrackerError, TypeError):
     """An argument of a type that cannot be logged."""
 
 
+def described(value: object) -> str:
+    """Return what a message says of a value that was refused."""
+    kind = type(value).__name__
+    return f"{value!r} of type {kind}" if isinstance(value, str | int | float) else kind
+
+
 @assume_constant_result
 def fail(error: type[TrackerError], message: str) -> NoReturn:
-    """Raise an error from code that may be under trace.
-
-    Args:
-        error: The class to raise.
-        message: Names the series, what was received and the next move.
-    """
+    """Raise an error from code that may be under trace; the message names the series, the value and the next move."""
     raise error(message)

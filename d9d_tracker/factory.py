@@ -122,17 +122,16 @@ def tracker_from_config(
         raise TypeError(f"no backend for a configuration of type {type(config).__name__}: known are {known}")
     if isinstance(tracker_type, str):
         tracker_type = _load(tracker_type, name)
-    tracker = _of_several(config) if isinstance(config, MultiConfig) else tracker_type.from_config(config)
+    if isinstance(config, MultiConfig):
+        tracker = MultiTracker({name: tracker_from_config(child) for name, child in config.by_name().items()})
+    else:
+        tracker = tracker_type.from_config(config)
     tracker.config = config
     if config.accumulator is None:
         return tracker
     from .accumulator import AccumulatingTracker  # torch, which a writer's process that registers its backend spares
 
     return AccumulatingTracker(tracker, config.accumulator, group, on_nonfinite)
-
-
-def _of_several(config: MultiConfig) -> BaseTracker[Any]:
-    return MultiTracker({name: tracker_from_config(child) for name, child in config.by_name().items()})
 
 
 def _third_party_tracker(name: str, config: type[TrackerConfig]) -> type[BaseTracker[Any]] | str | None:

@@ -15,11 +15,7 @@ _Error = TypeVar("_Error", bound=Exception)
 
 
 def is_tensor(value: object) -> "TypeIs[torch.Tensor]":
-    """Tell whether a value is a tensor; without torch there is none.
-
-    Args:
-        value: Anything.
-    """
+    """Tell whether a value is a tensor; without torch there is none."""
     return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
 
 

@@ -40,11 +40,7 @@ class Points(Sequence[Record]):
 
     @classmethod
     def of(cls, records: Sequence[Record]) -> Self:
-        """Return records as columns.
-
-        Args:
-            records: The points, in the order of their steps.
-        """
+        """Return records, in the order of their steps, as columns."""
         if isinstance(records, cls):
             return records
         numbers = [record for record in records if not isinstance(record.value, Histogram)]
@@ -64,11 +60,7 @@ class Points(Sequence[Record]):
 
     @classmethod
     def load(cls, data: bytes) -> Self:
-        """Return what ``dump`` was given.
-
-        Args:
-            data: The bytes.
-        """
+        """Return what ``dump`` was given."""
         offset = 8 + int.from_bytes(data[:8], "little")
         about = json.loads(data[8:offset])
 

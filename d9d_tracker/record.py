@@ -8,19 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from d9d_tracker_kernels import (
-    CELLS,
-    EXPONENTIAL,
-    HEADER,
-    LINEAR,
-    NAN,
-    NEGINF,
-    POSINF,
-    ZEROS,
-    Moment,
-    cell_edges,
-    sorted_cells,
-)
+from d9d_tracker_kernels.binning import APART, CELLS, EXPONENTIAL, HEADER, LINEAR, cell_edges, sorted_cells
 
 from .config import Binning, ExponentialBinning
 
@@ -167,7 +155,7 @@ class Histogram:
         cells = counts[HEADER + places]
         if kind == EXPONENTIAL:
             cells[len(cells) // 2] += counts[HEADER + bins // 2]  # both cells next to zero are one bin
-        minimum, maximum = float(moments[Moment.MIN]), float(moments[Moment.MAX])
+        total, squares, minimum, maximum = moments.tolist()
         used = np.flatnonzero(cells)
         if used.size:
             first, last = int(used[0]), int(used[-1])
@@ -176,9 +164,7 @@ class Histogram:
                 edges = _with_bounds(edges, kind, minimum, maximum)
         else:
             edges, cells, minimum, maximum = np.zeros(1), cells[:0], math.nan, math.nan
-        total, squares = moments[[Moment.SUM, Moment.SUM_SQUARES]].tolist()
-        zeros, nan, posinf, neginf = counts[[ZEROS, NAN, POSINF, NEGINF]].tolist()
-        return cls(edges, cells, total, squares, minimum, maximum, zeros, nan, posinf, neginf)
+        return cls(edges, cells, total, squares, minimum, maximum, *counts[APART].tolist())
 
     def to_cells(self, binning: Binning) -> tuple[np.ndarray, np.ndarray]:
         """Return a row of a histogram bank: what ``from_cells`` reads.
@@ -203,7 +189,7 @@ class Histogram:
             raise ValueError("its edges are not those of the binning")
         counts = np.zeros(HEADER + CELLS, dtype=np.int64)
         np.add.at(counts, HEADER + places[cells], self.counts[used])
-        counts[[ZEROS, NAN, POSINF, NEGINF]] = self.zeros, self.nan, self.posinf, self.neginf
+        counts[APART] = self.zeros, self.nan, self.posinf, self.neginf
         bounds = (self.min, self.max) if used.size else (math.inf, -math.inf)
         return counts, np.array([self.sum, self.sum_squares, *bounds])
 
@@ -220,8 +206,9 @@ class Histogram:
         """
         import torch  # which only a population needs
 
-        from d9d_tracker_kernels import allocate, check_values
+        from d9d_tracker_kernels.bank import allocate
         from d9d_tracker_kernels.device import has_kernels
+        from d9d_tracker_kernels.ops import check_values
 
         binning = binning or ExponentialBinning()
         check_values(values, values.device)

@@ -8,16 +8,7 @@ from .lazy_torch import is_tensor
 
 
 def as_step(method: str, step: Any) -> int:
-    """Return a step as an int.
-
-    Args:
-        method: The method that was called with it.
-        step: What was given: whatever is an index.
-
-    Raises:
-        TrackerTypeError: If it is none.
-        TrackerValueError: If it is negative, or does not fit into int64.
-    """
+    """Return a step, whatever is an index, as an int that is not negative and fits into int64."""
     try:
         if isinstance(step, bool) or is_tensor(step):  # which could be asked too, and a GPU would be waited for
             raise TypeError

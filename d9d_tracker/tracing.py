@@ -262,11 +262,7 @@ def check_when_traced(check: Callable[[torch.fx.GraphModule], None]) -> None:
 
 @assume_constant_result
 def forget_own_guards(kind: str) -> None:
-    """While tracing: no guards on what code of this package reads of modules, classes and runs, and never changes.
-
-    Args:
-        kind: What runs have in common whose code is the same: guarded, in place of what ``_FIXED`` names.
-    """
+    """While tracing: no guards on what this package reads and never changes; on ``kind`` in place of ``_FIXED``."""
     check_when_traced(_forget_own_guards)
 
 
@@ -340,12 +336,7 @@ def forget_compiled_code() -> None:
 
 
 def inputs_of_regions(module: torch.fx.GraphModule, calls: int) -> Iterator[list[torch.Tensor]]:
-    """Yield what goes into each region that a graph calls so often, or more: the tensors from outside.
-
-    Args:
-        module: A graph as it was traced.
-        calls: How often, at least.
-    """
+    """Yield what goes into each region that a traced graph calls so often, or more: the tensors from outside."""
     outside = {
         node: node.meta["grapharg"].example
         for node in module.graph.nodes

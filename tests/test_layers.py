@@ -62,7 +62,7 @@ ALLOWED = {
         "windows",
         "calls",
     },
-    "watch": {"bank", "base", "calls", "compiled", "config", "errors", "series", "tracing", "watch"},
+    "watch": {"bank", "base", "calls", "compiled", "config", "errors", "lazy_torch", "series", "tracing", "watch"},
     "accumulator": {
         "at_exit",
         "backend",

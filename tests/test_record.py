@@ -12,7 +12,7 @@ from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig, RunConfig, read, 
 from d9d_tracker.config import Binning, ExponentialBinning, IntegerBinning, LinearBinning
 from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
-from d9d_tracker_kernels import CELLS, HEADER
+from d9d_tracker_kernels.binning import CELLS, HEADER
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]

@@ -17,22 +17,23 @@ from d9d_tracker.devices.event_ring import Elapsed
 from d9d_tracker.devices.event_wait import wait_until
 from d9d_tracker.devices.streams import Streams
 from d9d_tracker.record import Record
-from d9d_tracker.series.reductions import VALUE_LANE, Reduction
-from d9d_tracker.series.registry import HistogramSeries, Registry, ScalarSeries
+from d9d_tracker.series.registry import Registry
+from d9d_tracker.series.series import VALUE_LANE, HistogramSeries, Reduction, ScalarSeries
 from d9d_tracker.tracing import for_real, is_under_fake_mode, mark_static, modes_around
 from d9d_tracker.windows.clock import Clock, Now, make_clock
 from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker.windows.late import Late
 from d9d_tracker.windows.readings import Reading
-from d9d_tracker_kernels import CALLS, CELLS, HEADER, LANES, MOMENTS, allocate
+from d9d_tracker_kernels.bank import allocate
+from d9d_tracker_kernels.binning import CALLS, CELLS, HEADER, MOMENTS
 from d9d_tracker_kernels.device import GPU, has_kernels
+from d9d_tracker_kernels.lanes import LANES
 
 from .elsewhere import Elsewhere
 from .host_scalars import HostScalars
-from .places import Places
+from .places import Places, Target
 from .scalars import Number, ScalarBank
 from .staging import Staging, Window
-from .target import Target
 
 _Change = tuple[Callable[..., object], tuple[Any, ...]]
 

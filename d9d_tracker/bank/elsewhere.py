@@ -9,11 +9,12 @@ from d9d_tracker.devices.arrived import Parts
 from d9d_tracker.devices.plain import PlainBank
 from d9d_tracker.devices.streams import Streams
 from d9d_tracker.windows.clock import Clock
-from d9d_tracker_kernels import LAST_STEP, HistogramState, Moment, allocate
+from d9d_tracker_kernels.bank import HistogramState, allocate
+from d9d_tracker_kernels.binning import LAST_STEP, Moment
 from d9d_tracker_kernels.device import GPU
 
+from .places import Target
 from .scalars import Number, ScalarBank
-from .target import Target
 
 
 class Elsewhere:

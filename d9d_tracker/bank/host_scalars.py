@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from d9d_tracker.series.reductions import VALUE_LANE, Reduction
-from d9d_tracker.series.registry import ContextItems
-from d9d_tracker_kernels import COUNT, LANES
+from d9d_tracker.series.series import VALUE_LANE, ContextItems, Reduction
+from d9d_tracker_kernels.lanes import COUNT, LANES
 from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
 from .typed_tensors import local_types

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import TypeIs
 
-from d9d_tracker.series.reductions import Reduction
+from d9d_tracker.series.series import Reduction
 from d9d_tracker_kernels.device import GPU
 
 if TYPE_CHECKING:

@@ -6,14 +6,15 @@ So a context is no guard: setting another one writes the table, and no code is c
 import logging
 import threading
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from d9d_tracker.devices.event_wait import relaxed
 from d9d_tracker.errors import TrackerValueError
-from d9d_tracker.series.registry import ContextItems, HistogramSeries, Registry, ScalarSeries, label
+from d9d_tracker.series.registry import Registry
+from d9d_tracker.series.series import ContextItems, HistogramSeries, ScalarSeries, label
 from d9d_tracker.tracing import for_real, mark_static
 from d9d_tracker_kernels.device import GPU, gpu
 
@@ -30,6 +31,21 @@ _places: dict[Series, int] = {}
 def names_of_places() -> list[str]:
     """Return the names of the series of all places."""
     return [series.name for series in _places]
+
+
+class Target(NamedTuple):
+    """Where the values of a call go: decided once, for code that runs as it is written, is captured, or is compiled.
+
+    Attributes:
+        at: A place in the table for each value.
+        table: Which slot each place means, int64 on the device. In eager code it is one in which place k is slot k, so
+            that a GPU runs the same kernels as when the step is captured.
+        is_handle: Whether the table is a handle's.
+    """
+
+    at: list[int]
+    table: torch.Tensor
+    is_handle: bool = False
 
 
 @dataclass

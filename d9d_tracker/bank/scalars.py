@@ -2,19 +2,22 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from d9d_tracker.series.reductions import VALUE_LANE, Reduction
+from d9d_tracker.series.series import VALUE_LANE, Reduction
 from d9d_tracker.tracing import is_transformed, mark_static
-from d9d_tracker_kernels import COUNT, INITIAL, LANES, LAST, NEGATED_MIN, SUM, WEIGHT, merge_scalars_
+from d9d_tracker_kernels.lanes import COUNT, INITIAL, LANES, LAST, NEGATED_MIN, SUM, WEIGHT
+from d9d_tracker_kernels.scalars import merge_scalars_
 
 from .host_scalars import HostScalars
-from .target import Target
+from .places import Target
+from .vectors import spans
 
 Number = torch.Tensor | float
+Arange = Callable[..., Any]
 
 _ADDED = (0.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # by any value to the lanes that hold no value
 
@@ -62,12 +65,13 @@ class ScalarBank:
         """
         at, places, _ = target
         is_traced = torch.compiler.is_compiling()
-        if is_traced and not is_transformed():
-            self._write_traced(places, at, values, reduce, weight)
+        if is_traced:
+            values = [self._traced(value) for value in values]
+            weight = None if weight is None else self._traced(weight)
+        if is_traced and not is_transformed():  # torch.func lets nothing but an opaque op write to the buffers
+            arange = functools.partial(torch.arange, device=places.device)
+            write(self.current, places, self.constants, at, values, VALUE_LANE[reduce], weight, arange)
         else:
-            if is_traced:  # inside torch.func, which lets nothing but an opaque op write to the buffers
-                values = [self._traced(value) for value in values]
-                weight = None if weight is None else self._traced(weight)
             tensors = [(s, v) for s, v in zip(at, values, strict=True) if isinstance(v, torch.Tensor)]
             numbers = [(s, float(v)) for s, v in zip(at, values, strict=True) if not isinstance(v, torch.Tensor)]
             merge_scalars_(
@@ -92,13 +96,6 @@ class ScalarBank:
         if isinstance(value, torch.Tensor) and value.device != self.current.device:  # one that may have no float64
             return value.detach() if torch.is_grad_enabled() else value
         return self._traced(value)
-
-    def _write_traced(
-        self, places: torch.Tensor, at: list[int], values: list[Number], reduce: Reduction, weight: Number | None
-    ) -> None:
-        traced = [self._traced(value) for value in values]
-        factor = None if weight is None else self._traced(weight)
-        write(self.current, places, self.constants, at, traced, VALUE_LANE[reduce], factor, places.device)
 
     def _traced(self, value: Number) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
@@ -130,15 +127,7 @@ def as_float64(value: Any, dimensions: int, detach: bool) -> Any:
 
 
 def write(
-    current: Any,
-    places: Any,
-    constants: Sequence[Any],
-    at: list[int],
-    values: list[Any],
-    lane: int,
-    weight: Any,
-    device: torch.device,
-    arange: Callable[..., Any] = torch.arange,
+    current: Any, places: Any, constants: Any, at: list[int], values: list[Any], lane: int, weight: Any, arange: Arange
 ) -> None:
     """Merge float64 numbers of distinct series, by arithmetic that a compiler fuses: tensors, or what stands for them.
 
@@ -150,30 +139,21 @@ def write(
         values: The values.
         lane: The lane of the value.
         weight: The weight of all, if they have one.
-        device: Where the bank is.
-        arange: Makes a range there.
+        arange: Makes a range where the bank is.
     """
     if constants:
-        _write_whole(current, places, constants, at, values, lane, weight, device, arange)
+        _write_whole(current, places, constants, at, values, lane, weight, arange)
     else:
-        _write_cells(current, places, at, values, lane, weight, device, arange)
+        _write_cells(current, places, at, values, lane, weight, arange)
 
 
 def _write_whole(
-    current: Any,
-    places: Any,
-    constants: Sequence[Any],
-    at: list[int],
-    values: list[Any],
-    lane: int,
-    weight: Any,
-    device: torch.device,
-    arange: Callable[..., Any],
+    current: Any, places: Any, constants: Any, at: list[int], values: list[Any], lane: int, weight: Any, arange: Arange
 ) -> None:
     # Selecting by comparisons over the whole bank, and not by an index, lets Inductor fuse the writes of a graph
     # into one kernel of a GPU. It does so only while each write reads the state before it a single time.
     slot, lanes, added = constants
-    masks = [slot == places[arange(p, p + 1, device=device)] for p in at]
+    masks = [slot == places[arange(p, p + 1)] for p in at]
     value = values[0]
     for mask, other in zip(masks[1:], values[1:], strict=True):
         value = torch.where(mask, other, value)
@@ -194,20 +174,13 @@ def _write_whole(
 
 
 def _write_cells(
-    current: Any,
-    places: Any,
-    at: list[int],
-    values: list[Any],
-    lane: int,
-    weight: Any,
-    device: torch.device,
-    arange: Callable[..., Any],
+    current: Any, places: Any, at: list[int], values: list[Any], lane: int, weight: Any, arange: Arange
 ) -> None:
     # A CPU would work through the whole bank for each write; an indexed write touches its own cells only.
     # Every tensor from outside costs each call its checks, so that constants are made here.
-    added_lanes = arange(COUNT + 1, device=device)[:, None]
-    for first, last in _spans(at):
-        place = arange(first, last + 1, device=device)
+    added_lanes = arange(COUNT + 1)[:, None]
+    for first, last in spans(sorted(at)):
+        place = arange(first, last + 1)
         slot = places[place]
         value = _spread(place, first, last, at, values)
         added = torch.where(added_lanes == SUM, 0.0, current.new_ones(()))
@@ -236,14 +209,3 @@ def _spread(place: Any, first: int, last: int, at: list[int], values: list[Any])
 def _weighted(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Return the product, and zero where the weight is: see ``merge_number``."""
     return torch.where(weight == 0, 0.0, value * weight)
-
-
-def _spans(at: list[int]) -> list[tuple[int, int]]:
-    """Return the first and the last number of every unbroken span."""
-    spans: list[tuple[int, int]] = []
-    for slot in sorted(at):
-        if spans and spans[-1][1] == slot - 1:
-            spans[-1] = (spans[-1][0], slot)
-        else:
-            spans.append((slot, slot))
-    return spans

@@ -9,7 +9,7 @@ import torch
 
 from d9d_tracker.devices.arrived import Arrived, Parts
 from d9d_tracker.devices.event_wait import relaxed, wait_for
-from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
+from d9d_tracker.series.series import HistogramSeries, ScalarSeries
 from d9d_tracker.windows.host_window import HostWindow, empty_window
 from d9d_tracker.windows.late import Late
 from d9d_tracker.windows.readings import with_readings
@@ -33,6 +33,7 @@ class Staging:
 
     def __init__(self, numbers: int, device: torch.device):
         self._numbers = numbers
+        self._most = max(_HOST_BUFFERS, _MOST_HOST_BYTES // (8 * numbers))
         self._is_gpu = device.type == GPU
         self._has_waited = False
         self._stream = gpu.Stream(device) if self._is_gpu else None
@@ -75,10 +76,6 @@ class Staging:
         """Whether windows should be read at once: the next may soon have to wait, or need memory that is pinned."""
         most = 0 if self._is_gpu else _MOST_HOST_BYTES // (8 * self._numbers)
         return self._buffers - self._free.qsize() > most // 2
-
-    @property
-    def _most(self) -> int:
-        return max(_HOST_BUFFERS, _MOST_HOST_BYTES // (8 * self._numbers))
 
     def give_back(self, host: torch.Tensor) -> None:
         """Take a host buffer back that has been read."""

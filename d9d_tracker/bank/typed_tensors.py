@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from d9d_tracker.series.reductions import Reduction
+from d9d_tracker.series.series import Reduction
 
 from .placement import widened
 

@@ -14,13 +14,12 @@ import torch
 from d9d_tracker.bank.placement import is_distributed, local_scalar, local_share
 from d9d_tracker.bank.scalars import Number
 from d9d_tracker.bank.typed_tensors import typed_scalar, typed_share
-from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
+from d9d_tracker.errors import TrackerTypeError, TrackerValueError, described, fail
 from d9d_tracker.lazy_torch import assume_constant_result
-from d9d_tracker.series.reductions import Reduction
-from d9d_tracker.series.registry import ContextItems, Named, label
+from d9d_tracker.series.series import ContextItems, Named, Reduction, label
 from d9d_tracker.tracing import FakeTensor, hangs_on_data
-from d9d_tracker_kernels import why_not_counted
 from d9d_tracker_kernels.device import GPU, gpu
+from d9d_tracker_kernels.ops import why_not_counted
 
 logger = logging.getLogger("d9d_tracker")
 
@@ -65,22 +64,7 @@ def _say_left_out(name: str, kind: str) -> None:
 def check_number(
     name: str | Named, items: ContextItems, value: object, device: torch.device, reduce: Reduction = "mean"
 ) -> Number:
-    """Return a value as a number that can be merged on a device.
-
-    Args:
-        name: Name of the series, or its handle.
-        items: Its context.
-        value: What was given.
-        device: Where it will be merged.
-        reduce: The reduction of the series.
-
-    Returns:
-        A Python number, or a tensor of one element: on the device, or, if that is the host, on one without a bank.
-
-    Raises:
-        TrackerTypeError: If it is neither a real number nor a real tensor.
-        TrackerValueError: If it is a tensor that has not exactly one element, or lies where it cannot be read.
-    """
+    """Return a value as a Python number, or a tensor of one element: on a device, or on one without a bank."""
     if isinstance(value, torch.Tensor):
         return _check_element(name, items, value, device, reduce)
     if torch.compiler.is_compiling():
@@ -96,7 +80,7 @@ def check_number(
         if not torch.compiler.is_compiling() and value.dtype.kind not in "biufc":
             fail(TrackerTypeError, f"{label(name, items)}: a NumPy array of {value.dtype} holds no number")
         return _check_element(name, items, torch.as_tensor(value, device="cpu"), device, reduce)
-    received = _describe(value) + ("; pass float(...)" if isinstance(value, str) else "")
+    received = described(value) + ("; pass float(...)" if isinstance(value, str) else "")
     fail(TrackerTypeError, f"{label(name, items)}: a scalar is a number or a tensor of one element, not {received}")
 
 
@@ -171,18 +155,7 @@ def _check_element(
 def check_population(
     name: str | Named, items: ContextItems, values: object, device: torch.device
 ) -> tuple[torch.Tensor, bool]:
-    """Return the part of a population that can be counted on a device, and whether this process counts it.
-
-    Args:
-        name: Name of the series, or its handle.
-        items: Its context.
-        values: What was given.
-        device: Where it will be counted.
-
-    Raises:
-        TrackerTypeError: If it is not a tensor, or one that cannot be binned (complex, quantized, sparse, partial).
-        TrackerValueError: If it lies where it cannot be counted.
-    """
+    """Return the part of a population that can be counted on a device, and whether this process counts it."""
     if not isinstance(values, torch.Tensor):
         kind = type(values).__name__
         fail(TrackerTypeError, f"{label(name, items)}: bins takes a tensor, not {kind}; pass torch.as_tensor(...)")
@@ -214,18 +187,7 @@ def _refuses(device: torch.device, bank: torch.device) -> bool:
 
 
 def check_counts(name: str, items: ContextItems, values: object, device: torch.device) -> tuple[torch.Tensor, bool]:
-    """Return a vector of counts as it lies on a device, and whether this process adds it.
-
-    Args:
-        name: Name of the series.
-        items: Its context.
-        values: What was given.
-        device: Where it will be added.
-
-    Raises:
-        TrackerTypeError: If it is no tensor of integers, or one that is split or partial.
-        TrackerValueError: If it is not a vector, or lies where it cannot be counted.
-    """
+    """Return a vector of counts as it lies on a device, and whether this process adds it."""
     # What is neither is a shard, in one of several ways that do not all say so.
     if is_distributed(values) and not all(one.is_replicate() or one.is_partial() for one in values.placements):
         fail(TrackerTypeError, f"{label(name, items)}: the counts are split across ranks; pass .full_tensor()")
@@ -241,8 +203,3 @@ def check_counts(name: str, items: ContextItems, values: object, device: torch.d
             "into a tensor of fixed length, with torch.zeros(n).scatter_add(...) for example",
         )
     return vector, counts
-
-
-def _describe(value: object) -> str:
-    kind = type(value).__name__
-    return f"{value!r} of type {kind}" if isinstance(value, str | int | float) else kind

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 
 from d9d_tracker.bank.buffers import Buffers
-from d9d_tracker.bank.target import Target
+from d9d_tracker.bank.places import Target
 from d9d_tracker.base import BaseTrackerRun
 from d9d_tracker.compiled.recompute import check_place, check_traced_place, is_refused_place
 from d9d_tracker.compiled.runs import RunKey
@@ -104,17 +104,12 @@ class Calls(BaseTrackerRun):
 
     def _current_context(self) -> ContextItems:
         """The context that holds here; in a backward on a thread of autograd's own, that of the training's thread."""
-        if not self._contexts.is_block and is_in_backward():
+        if self._contexts.of_block() is None and is_in_backward():
             return self.buffers.places.context
         return self._contexts.get()
 
     def _target(self, handle: Any, slots: torch.Tensor) -> Target:
-        """Where a handle writes; in eager code to its slot in the context that holds here, if any.
-
-        Args:
-            handle: The handle.
-            slots: The table in which place k is slot k.
-        """
+        """Where a handle writes; in eager code to its slot here, if any, by the table in which place k is slot k."""
         if self.holds_places():
             return handle.target
         places, context = self.buffers.places, self._current_context()

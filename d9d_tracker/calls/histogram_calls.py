@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from d9d_tracker.bank.places import Places
-from d9d_tracker.bank.target import Target
+from d9d_tracker.bank.places import Places, Target
 from d9d_tracker.base import BinsHandle
 from d9d_tracker.compiled.effects import add_counts_with_effect, histogram_with_effect
 from d9d_tracker.compiled.regions import has_effect_here, refuse_effect_here
@@ -17,7 +16,7 @@ from d9d_tracker.compiled.slots import counts_at, histogram_at, histogram_series
 from d9d_tracker.config import Binning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, fail
 from d9d_tracker.record import Histogram
-from d9d_tracker.series.registry import ContextItems, HistogramSeries, label
+from d9d_tracker.series.series import ContextItems, HistogramSeries, Named, label
 from d9d_tracker.tracing import is_backward_traced
 
 from .arguments import check_counts, check_mapping, check_names, check_population
@@ -211,17 +210,23 @@ class HistogramCalls(Calls):
         """Count a population into the series of a handle; see ``AccumulatingBinsHandle.bins``."""
         if self._is_silent(WHAT_A_HANDLE_LOGS) or self._is_refused(handle):
             return
-        population, counts = check_population(handle, (), values, self.buffers.device)
-        if not counts:
-            if not torch.compiler.is_compiling():
-                self.promises.withdraw([handle.series.name])
+        population = self._population(handle, (), values)
+        if population is None:
             return
-        population = population.detach() if torch.is_grad_enabled() else population
-        target = (
-            handle.target if torch.compiler.is_compiling() else self._target(handle, self.buffers.histograms.places)
-        )
+        is_traced, slots = torch.compiler.is_compiling(), self.buffers.histograms.places
+        target = handle.target if is_traced else self._target(handle, slots)
         if target.at:
             self._write_bins(target, [population], handle.parameters)
+
+    def _population(self, name: str | Named, items: ContextItems, values: object) -> torch.Tensor | None:
+        """Return what of a population is counted here; None if another rank does, so that no watch misses it here."""
+        population, counts = check_population(name, items, values, self.buffers.device)
+        if counts:
+            # In inference mode, compiled code cannot view what was made outside, not even to detach it.
+            return population.detach() if torch.is_grad_enabled() else population
+        if not torch.compiler.is_compiling():
+            self.promises.withdraw([name if isinstance(name, str) else name.name])
+        return None
 
     def _count(
         self,
@@ -236,19 +241,15 @@ class HistogramCalls(Calls):
         if not names or self._is_silent(names[0]) or self._is_repeated(names[0]):
             return
         items = self._items_of_bins(names[0], context, scope)
-        device = self.buffers.device
         held = self.holds_places()
         populations: list[torch.Tensor] = []
         at: list[int] = []
         parameters: list[Any] = []
         for name, value in zip(names, values, strict=True):
-            population, counts = check_population(name, items, value, device)
+            population = self._population(name, items, value)
             place, *parameters = histogram_at(self.key, held, name, items, binning, every)
-            if not counts and not torch.compiler.is_compiling():
-                self.promises.withdraw([name])
-            if counts and place >= 0:
-                # In inference mode, compiled code cannot view what was made outside, not even to detach it.
-                populations.append(population.detach() if torch.is_grad_enabled() else population)
+            if population is not None and place >= 0:
+                populations.append(population)
                 at.append(place)
         if at:
             self._write_bins(Target(at, self._table(held)), populations, parameters)

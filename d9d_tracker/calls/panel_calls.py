@@ -8,15 +8,15 @@ from torch.compiler import is_compiling
 
 from d9d_tracker.bank.buffers import Buffers
 from d9d_tracker.bank.host_scalars import as_number
+from d9d_tracker.bank.places import Target
 from d9d_tracker.bank.scalars import Number
-from d9d_tracker.bank.target import Target
 from d9d_tracker.config import AccumulatorConfig
 from d9d_tracker.errors import TrackerValueError, fail
 from d9d_tracker.panel.memory import memory
 from d9d_tracker.panel.meter import Gauge, Meter
 from d9d_tracker.panel.rates import Rates
 from d9d_tracker.panel.step import Steps
-from d9d_tracker.panel.system import Sample, System
+from d9d_tracker.panel.system import System
 from d9d_tracker.panel.timers import Block, Stopwatch, Timed, untimed
 from d9d_tracker.tracing import compiled_graphs, is_plain
 
@@ -156,16 +156,15 @@ class PanelCalls(Calls):
 
     def _step_times(self) -> Steps:
         if self._steps is None:
-            self._rates = Rates(self.clock.meter.part, self._ranks)
+            self._rates = Rates(self.clock.meter, self._ranks)
             self._steps = Steps(self.clock, self._rates, self._look_around)
         return self._steps
 
     def _look_around(self) -> None:
         self.clock.graphs = compiled_graphs()  # Dynamo may have come, or its counters been cleared
         if self._system is not None:
-            sample, meter = Sample(self._system), self.clock.meter
-            found = memory(self.buffers.device) | {name: sample.value(name) for name in self._system.names}
-            for name, value in found.items():
+            meter = self.clock.meter
+            for name, value in (memory(self.buffers.device) | self._system.readings()).items():
                 meter.log(meter.gauge(name), value, reduce="last")
 
     def _gauge_of(self, name: str) -> Gauge:
@@ -176,11 +175,7 @@ class PanelCalls(Calls):
         return gauge
 
     def forget_panel(self, ranks: int = 1) -> None:
-        """Have no instruments, for a new run.
-
-        Args:
-            ranks: How many processes share it.
-        """
+        """Have no instruments, for a new run that so many processes share."""
         self._ranks = ranks
         self._steps: Steps | None = None
         self._system: System | None = None

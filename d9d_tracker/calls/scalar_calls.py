@@ -10,17 +10,15 @@ from typing_extensions import override
 
 from d9d_tracker.bank.host_scalars import as_number
 from d9d_tracker.bank.placement import norm_of
-from d9d_tracker.bank.places import Places
+from d9d_tracker.bank.places import Places, Target
 from d9d_tracker.bank.scalars import Number
-from d9d_tracker.bank.target import Target
 from d9d_tracker.base import ScalarHandle
 from d9d_tracker.compiled.effects import merge_scalars_with_effect
 from d9d_tracker.compiled.regions import has_effect_here, refuse_effect_here
 from d9d_tracker.compiled.slots import scalar_at, scalar_series, token_of
 from d9d_tracker.compiled.traced_scalars import note
 from d9d_tracker.errors import TrackerValueError, fail
-from d9d_tracker.series.reductions import Reduction
-from d9d_tracker.series.registry import ScalarSeries, label
+from d9d_tracker.series.series import Reduction, ScalarSeries, label
 from d9d_tracker.tracing import begin_inputs, end_inputs, is_backward_traced, is_plain
 
 from .arguments import check_mapping, check_names, check_number, numbers_among

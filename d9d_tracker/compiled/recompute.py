@@ -16,14 +16,7 @@ def check_place(name: str) -> None:
 
 @assume_constant_result
 def check_traced_place(name: str) -> None:
-    """Refuse, while tracing, what ``check_place`` refuses, and a forward that eager checkpointing will run again.
-
-    Args:
-        name: Name of the series.
-
-    Raises:
-        TrackerValueError: If that is what is being traced. Compiled code cannot tell the second run.
-    """
+    """Refuse, while tracing, what ``check_place`` refuses, and a forward that eager checkpointing will run again."""
     check_place(name)
     if (body := body_around()) is not None:
         raise TrackerValueError(

@@ -33,11 +33,7 @@ def is_training_region() -> bool:
 
 @assume_constant_result
 def refuse_effect_here() -> None:
-    """Refuse, while tracing, to log by an operator with an effect where a region would lose its gradient by it.
-
-    Raises:
-        TrackerValueError: If the code is in a region, in training.
-    """
+    """Refuse, while tracing, to log by an operator with an effect where a region would lose its gradient by it."""
     if is_training_region():
         raise TrackerValueError(
             "logged inside a torch.compiler.nested_compile_region, in training, on a device that has no bank of its "

@@ -6,24 +6,25 @@ unguarded as the object of a method; the key of a run is guarded.
 
 import logging
 import threading
+from collections import defaultdict
 from typing import get_args
 from weakref import WeakSet
 
 from d9d_tracker.config import AccumulatorConfig, Binning, IntegerBinning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.lazy_torch import assume_constant_result
-from d9d_tracker.series.reductions import REDUCTIONS, Reduction
-from d9d_tracker.series.registry import ContextItems, HistogramSeries, ScalarSeries, label
-from d9d_tracker.tracing import allow_as_constant
-from d9d_tracker_kernels import CELLS
+from d9d_tracker.series.series import REDUCTIONS, ContextItems, HistogramSeries, Reduction, ScalarSeries, label
+from d9d_tracker.tracing import allow_as_constant, compilation, user_line
+from d9d_tracker_kernels.binning import CELLS
 
-from .names import warn_of_names
 from .runs import Key, Run
 
 logger = logging.getLogger("d9d_tracker")
 
 _said_closed: "WeakSet[Run]" = WeakSet()
 _said_threads: "WeakSet[Run]" = WeakSet()
+_MOST_GRAPHS = 4
+_graphs: dict[str, dict[str, str]] = defaultdict(dict)  # by line of code: the first name that each graph logs there
 
 # Lets a binning be such an argument; guarded by equality.
 for _binning in get_args(Binning):
@@ -52,24 +53,14 @@ def token_of(key: Key) -> str:
 def scalar_at(
     key: Key, held: bool, name: str, items: ContextItems, reduce: Reduction, root: float = 1.0, spread: bool = False
 ) -> int:
-    """Return the slot of a scalar series, or its place; see ``Registry.slot`` and ``Places.claim``.
+    """Return the slot of a scalar series, or its place if compiled or captured code holds it, with the call's context.
 
-    Args:
-        key: Key of the run.
-        held: Whether compiled or captured code holds it: then it is a place.
-        name: Name of the series.
-        items: Its context; of the call alone where it is held.
-        reduce: Its reduction.
-        root: The p of partial p-norms, else 1.
-        spread: Whether it is of ``scope="spread"``.
-
-    Raises:
-        TrackerValueError: If the reduction is unknown or not that of the series, or the series is one of histograms.
+    See ``Registry.slot`` and ``Places.claim``.
     """
     series, run = scalar_series(name, items, reduce, root, spread), key[0].run
     if not held:
         return run.buffers.scalar_series.slot(series)
-    warn_of_names(name)
+    _warn_of_names(name)
     _warn_of_threads(run, name)
     return run.buffers.places.claim(series)
 
@@ -95,29 +86,36 @@ def _warn_of_threads(run: Run, name: str) -> None:
         )
 
 
+def _warn_of_names(name: str) -> None:
+    """Warn, while tracing, when a line has cost its fourth graph because it logged under yet another name."""
+    graph, line = compilation(), user_line()
+    if graph is None or line is None or graph in _graphs[line]:
+        return
+    is_new = name not in _graphs[line].values()
+    _graphs[line][graph] = name
+    names = dict.fromkeys(_graphs[line].values())
+    if is_new and len(names) == _MOST_GRAPHS:
+        logger.warning(
+            "%s was compiled %d times because it logs under another name each time (%s): give each module a handle, "
+            "made once by run.scalar_series(name) or run.bins_series(name), and log to that",
+            line,
+            _MOST_GRAPHS,
+            ", ".join(map(repr, names)),
+        )
+
+
 @assume_constant_result
 def histogram_at(
     key: Key, held: bool, name: str, items: ContextItems, binning: Binning | None, every: int | None
 ) -> tuple[int, int, int, int, float, float]:
-    """Return the slot of a histogram series, or its place, its cadence and its binning.
+    """Return the slot of a histogram series, or its place, its cadence and its binning; see ``scalar_at``.
 
-    Args:
-        key: Key of the run.
-        held: See ``scalar_at``.
-        name: Name of the series.
-        items: See ``scalar_at``.
-        binning: Its binning, or None for the one of the configuration.
-        every: Its cadence in steps, or None for the one of the configuration.
-
-    Raises:
-        TrackerTypeError: If the binning is none.
-        TrackerValueError: If the cadence is no positive int, the binning is not that of the series, or the series is
-            one of scalars.
+    None stands for those of the configuration.
     """
     run = key[0].run
     series, cadence = histogram_series(run.config, name, items, binning, every)
     if held:
-        warn_of_names(name)
+        _warn_of_names(name)
         _warn_of_threads(run, name)
     at = run.buffers.places.claim(series) if held else run.buffers.histogram_series.slot(series)
     return (at, cadence, *series.binning.parameters())

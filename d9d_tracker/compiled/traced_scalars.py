@@ -15,11 +15,11 @@ from torch.fx.proxy import GraphAppendingTracer
 from d9d_tracker.bank.places import names_of_places
 from d9d_tracker.bank.scalars import as_float64, write
 from d9d_tracker.lazy_torch import assume_constant_result
-from d9d_tracker.series.reductions import VALUE_LANE, Reduction
-from d9d_tracker.series.registry import ContextItems
+from d9d_tracker.series.series import VALUE_LANE, ContextItems, Reduction
 from d9d_tracker.tracing import begin_inputs, check_when_traced, end_inputs, forget_own_guards, is_ordinary_code
-from d9d_tracker_kernels import LAST, merge_scalars_
 from d9d_tracker_kernels.device import DISPATCH_KEY
+from d9d_tracker_kernels.lanes import LAST
+from d9d_tracker_kernels.scalars import merge_scalars_
 
 from .runs import Key
 from .slots import scalar_at
@@ -57,15 +57,7 @@ def _begin(
 
 
 def note(run: Any, names: Sequence[str], values: Sequence[Any], items: ContextItems, reduce: Reduction) -> bool:
-    """Merge tensors of one element as almost every call does; False, with nothing done, if there is more to the call.
-
-    Args:
-        run: The run, which is open.
-        names: Names of series.
-        values: As many values.
-        items: The context of the call.
-        reduce: Their reduction.
-    """
+    """Merge tensors of one element as most calls do; False, with nothing done, if there is more to the call."""
     if run.traced is None:
         return False
     current, places, constants = run.traced
@@ -125,14 +117,14 @@ def _write(graph: Graph, group: list[Any]) -> None:
     last: Any = group[-1]
     device = last.args[0].meta["example_value"].device
 
+    def arange(*ends: int) -> Any:
+        return Proxy(graph.call_function(torch.arange, ends, {"device": device}), tracer)
+
     def proxy(node: Any) -> Any:
         return Proxy(node, tracer)
 
-    def arange(*arguments: Any, **keywords: Any) -> Any:
-        return Proxy(graph.call_function(torch.arange, arguments, keywords), tracer)
-
     parts: Any = map_arg(last.args[:3], proxy)
     with graph.inserting_before(last):
-        write(parts[0], parts[1], parts[2], at, values, last.args[5], None, device, arange)
+        write(parts[0], parts[1], parts[2], at, values, last.args[5], None, arange)
     for node in group:
         graph.erase_node(node)

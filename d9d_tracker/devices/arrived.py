@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from d9d_tracker_kernels import LAST_STEP
+from d9d_tracker_kernels.binning import LAST_STEP
 from d9d_tracker_kernels.lanes import MAX, SUM
 from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 

@@ -5,7 +5,8 @@ import functools
 import numpy as np
 import torch
 
-from d9d_tracker_kernels import CALLS, CELLS, HEADER, LAST_STEP, Moment, binning
+from d9d_tracker_kernels import binning
+from d9d_tracker_kernels.binning import CALLS, CELLS, HEADER, LAST_STEP, Moment
 
 from .arrived import Parts
 

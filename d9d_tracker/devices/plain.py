@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d9d_tracker_kernels import CELLS, HEADER
+from d9d_tracker_kernels.binning import CELLS, HEADER
 from d9d_tracker_kernels.reference import add_counts_, histogram_
 
 from .arrived import Arrived, Entry, Kept, merge_counts, merge_scalars, merge_vector

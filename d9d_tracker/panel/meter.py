@@ -3,22 +3,17 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 from d9d_tracker.compiled.runs import Run
 from d9d_tracker.context import Contexts
-from d9d_tracker.devices.event_ring import Elapsed, EventRing
 from d9d_tracker.lazy_torch import assume_constant_result
-from d9d_tracker.series.reductions import Reduction
-from d9d_tracker.series.registry import ContextItems, ScalarSeries
+from d9d_tracker.series.series import ContextItems, Reduction, ScalarSeries
 from d9d_tracker.windows.readings import packed
-from d9d_tracker_kernels.device import gpu
 
 logger = logging.getLogger("d9d_tracker")
 
 _said: set[str] = set()
-_WINDOWS = 3  # one is open, one on its way, one being read
-_BLOCKS = 4  # that a step times, if it is not known better
 _COMPILING = (("compiling", "true"),)
 
 
@@ -55,23 +50,15 @@ class Meter:
 
     Attributes:
         run: The same.
-        is_gpu: Whether there is a device that works beside the host.
     """
 
     def __init__(self, run: Run, is_silent: Callable[[str], bool]):
         self.run, self._is_silent = run, is_silent
-        self._buffers = buffers = run.buffers
-        self.is_gpu = buffers.is_gpu
-        self._ring = EventRing(buffers.device, _WINDOWS * _BLOCKS * buffers.sync_every) if buffers.is_gpu else None
+        self._buffers = run.buffers
         self._gauges: dict[tuple[str, ...], Gauge] = {}
 
     def start(self, has_ranks: bool, contexts: Contexts) -> None:
-        """Begin a new run.
-
-        Args:
-            has_ranks: Whether other ranks share it: then each series becomes four, as of ``scope="spread"``.
-            contexts: Those of the run.
-        """
+        """Begin a new run; if other ranks share it, each series becomes four, as of ``scope="spread"``."""
         self._has_ranks, self._contexts = has_ranks, contexts
         for gauge in list(self._gauges.values()):  # which blocks of the run before hold
             gauge.forget()
@@ -80,29 +67,9 @@ class Meter:
         """Return what numbers of one series, or two, are logged by."""
         return self._gauges.get(names) or self._gauges.setdefault(names, Gauge(*names))
 
-    def refuses(self, name: str) -> bool:
-        """Whether nothing can be measured here and now, which is said once: closed, or a graph is captured."""
-        if not self.run.is_open:
-            return self._is_silent(name)
-        if self._ring is None or not gpu.is_current_stream_capturing():
-            return False
-        say_unmeasured("in a CUDA graph that is captured")
-        return True
-
-    def record(self) -> Any:
-        """Record an event on the current stream."""
-        assert self._ring is not None
-        return self._ring.record()
-
-    def elapsed(self, start: Any, end: Any, last_use: tuple[Any, ...]) -> Elapsed:
-        """Return the seconds of the device between two events, to be known later."""
-        assert self._ring is not None  # or there were no events
-        return Elapsed(self._ring, start, end, last_use)
-
-    def give_back(self, *events: Any) -> None:
-        """Take events back that nobody will read."""
-        assert self._ring is not None
-        self._ring.give_back(*events)
+    def is_closed(self, name: str) -> bool:
+        """Whether nothing is logged now, which is said once."""
+        return not self.run.is_open and self._is_silent(name)
 
     def part(self, name: str, context: ContextItems, reduce: Reduction, ratios: tuple[tuple[str, int], ...]) -> int:
         """Return the slot of a series of all ranks that goes into ratios: see ``ScalarSeries.sums``."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from d9d_tracker.devices.event_ring import Elapsed
+
 from .rates import Rates
 from .timers import Mark, Stopwatch
 
@@ -27,11 +29,7 @@ class Steps:
         self.logs, self.is_first = False, True
 
     def pass_to(self, is_next: bool) -> None:
-        """Mark a call of ``set_step``.
-
-        Args:
-            is_next: Whether it begins another step, and has not gone on with one.
-        """
+        """Mark a call of ``set_step``, which begins another step or goes on with one."""
         start = self._start
         if start is not None and not is_next:
             return
@@ -42,8 +40,8 @@ class Steps:
         host, compiling, meter = end[0] - start[0], end[1] != start[1], clock.meter
         if self.logs:
             meter.log(self.gauges[0], host, compiling)
-            if end[2] is not None:
-                meter.log(self.gauges[1], meter.elapsed(start[2], end[2], (start[2],)), compiling)
+            if clock.ring is not None:
+                meter.log(self.gauges[1], Elapsed(clock.ring, start[2], end[2], (start[2],)), compiling)
         else:
             clock.forget(start)
         buffers = meter.run.buffers

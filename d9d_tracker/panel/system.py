@@ -49,6 +49,17 @@ class System:
         host = ("system/cpu", "system/ram", *_COUNTERS) if self._has_host else ()
         self.names: tuple[str, ...] = (*(_GPU if self._has_gpu else ()), *host)
 
+    def readings(self) -> dict[str, Later]:
+        """Return what a sample may have, to be known later: it is taken when one of them is first asked for."""
+        taken: list[dict[str, float]] = []
+
+        def value(name: str) -> float | None:
+            if not taken:
+                taken.append(self.sample())
+            return taken[0].get(name)
+
+        return {name: Later(lambda name=name: value(name)) for name in self.names}
+
     def sample(self) -> dict[str, float]:
         """Ask for what there is, and for what has passed since the last sample; nothing so soon after it."""
         now = self._clock()
@@ -80,23 +91,6 @@ class System:
             }
         self._before = counts
         return found
-
-
-class Sample:
-    """What the system is like when it is first asked."""
-
-    def __init__(self, system: System):
-        self._system = system
-        self._found: dict[str, float] | None = None
-
-    def value(self, name: str) -> Later:
-        """Return one value, to be known later."""
-        return Later(lambda: self._asked().get(name))
-
-    def _asked(self) -> dict[str, float]:
-        if self._found is None:
-            self._found = self._system.sample()
-        return self._found
 
 
 def _has(library: str, what: str) -> bool:

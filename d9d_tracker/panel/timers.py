@@ -11,12 +11,16 @@ from typing import Any, Generic, TypeVar
 from torch.compiler import is_compiling
 
 from d9d_tracker.context import Contexts
+from d9d_tracker.devices.event_ring import Elapsed, EventRing
 from d9d_tracker.errors import TrackerTypeError
 from d9d_tracker.tracing import COMPILED, compiled_graphs
+from d9d_tracker_kernels.device import gpu
 
 from .meter import Gauge, Meter, say_unmeasured
 
 _Item = TypeVar("_Item", covariant=True)
+_WINDOWS = 3  # one is open, one on its way, one being read
+_BLOCKS = 4  # that a step times, if it is not known better
 
 # Where host and device are: the clock's seconds; how many graphs had been compiled; the device's event, None on a CPU.
 Mark = tuple[float, int, Any]
@@ -31,13 +35,16 @@ class Stopwatch:
     Attributes:
         meter: The same.
         is_gpu: Whether a mark has an event.
+        ring: Where the events are from.
         seconds: The host's clock.
         graphs: Tells how many graphs have been compiled.
         logs_idle: Whether what the device waits for is summed as ``time/idle``.
     """
 
     def __init__(self, meter: Meter):
-        self.meter, self.is_gpu = meter, meter.is_gpu
+        self.meter, buffers = meter, meter.run.buffers
+        self.is_gpu = buffers.is_gpu
+        self.ring = EventRing(buffers.device, _WINDOWS * _BLOCKS * buffers.sync_every) if buffers.is_gpu else None
 
     def start(self, has_ranks: bool, contexts: Contexts) -> None:
         """Begin a new run; see ``Meter.start``."""
@@ -48,25 +55,30 @@ class Stopwatch:
 
     def mark(self, name: str) -> Mark | None:
         """Mark where host and device are, without a wait; None if nothing can be measured now, which is said."""
-        if not self.is_gpu:
+        if self.ring is None:
             return self.seconds(), self.graphs(COMPILED, 0), None
-        return None if self.meter.refuses(name) else (self.seconds(), self.graphs(COMPILED, 0), self.meter.record())
+        if self.meter.is_closed(name):
+            return None
+        if gpu.is_current_stream_capturing():
+            say_unmeasured("in a CUDA graph that is captured")
+            return None
+        return self.seconds(), self.graphs(COMPILED, 0), self.ring.record()
 
     def end(self, gauge: Gauge, start: Mark | None, is_wait: bool = False) -> None:
         """Log what has passed on a GPU since a mark that nothing else begins at."""
         meter, (device, host) = self.meter, gauge.names
-        if start is None or (end := self.mark(device)) is None:
+        if self.ring is None or start is None or (end := self.mark(device)) is None:
             self.forget(start)
             return
         compiling = end[1] != start[1]
         names = (device, "time/idle") if is_wait and self.logs_idle else (device,)
-        meter.log(meter.gauge(*names), meter.elapsed(start[2], end[2], (start[2], end[2])), compiling)
+        meter.log(meter.gauge(*names), Elapsed(self.ring, start[2], end[2], (start[2], end[2])), compiling)
         meter.log(meter.gauge(host), end[0] - start[0], compiling)
 
     def forget(self, start: Mark | None) -> None:
         """Log nothing of what began at a mark."""
-        if start is not None and start[2] is not None:
-            self.meter.give_back(start[2])
+        if start is not None and self.ring is not None:
+            self.ring.give_back(start[2])
 
 
 class Block:

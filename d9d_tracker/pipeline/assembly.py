@@ -21,7 +21,7 @@ from d9d_tracker.windows.readings import with_readings
 from d9d_tracker.windows.spread import completed, expand, merge_expanded, of_spread
 from d9d_tracker.windows.totals import Counted, Totals
 from d9d_tracker.windows.window_points import points
-from d9d_tracker_kernels import COUNT
+from d9d_tracker_kernels.lanes import COUNT
 
 from .nonfinite import NonFiniteWatch
 

@@ -14,7 +14,7 @@ from d9d_tracker.log import logger
 from d9d_tracker.windows.host_window import HostWindow, empty_window
 from d9d_tracker.windows.in_transit import from_text
 from d9d_tracker.windows.spread import merge_expanded
-from d9d_tracker_kernels import LAST_STEP
+from d9d_tracker_kernels.binning import LAST_STEP
 
 from .board import Board, BoardLostError, wait
 from .meeting import END, Meeting, Met

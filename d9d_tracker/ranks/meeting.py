@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from d9d_tracker.log import logger
-from d9d_tracker.series.registry import HistogramSeries, ScalarSeries, label
+from d9d_tracker.series.series import HistogramSeries, ScalarSeries, label
 from d9d_tracker.windows.host_window import HostWindow, arranged, contradictions, union_of_series
 from d9d_tracker.windows.in_transit import SERIES, pack, unpack
 from d9d_tracker.windows.spread import merge_expanded
-from d9d_tracker_kernels import CALLS, COUNT
+from d9d_tracker_kernels.binning import CALLS
+from d9d_tracker_kernels.lanes import COUNT
 
 from .group import Group, as_tensor
 from .reduction import reduce_window

@@ -8,7 +8,8 @@ import torch
 
 from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker.windows.spread import rank_columns
-from d9d_tracker_kernels import COUNT, LAST, LAST_STEP, MAX, NEGATED_MIN, Moment
+from d9d_tracker_kernels.binning import LAST_STEP, Moment
+from d9d_tracker_kernels.lanes import COUNT, LAST, MAX, NEGATED_MIN
 
 from .group import Group
 

@@ -1,34 +1,12 @@
-"""How the values of a scalar series combine: which lane holds them, how states merge, and what is read in the end."""
+"""How the values of a scalar series combine: how states merge, and what is read in the end."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from d9d_tracker_kernels import COUNT, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
+from d9d_tracker_kernels.lanes import COUNT, LAST, MAX, NEGATED_MIN, WEIGHT
 
-Reduction = Literal["mean", "sum", "min", "max", "last"]
-REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
-VALUE_LANE: dict[Reduction, int] = {"mean": SUM, "sum": SUM, "min": NEGATED_MIN, "max": MAX, "last": LAST}
-
-
-class Reduced(Protocol):
-    """A series, as far as its reduction goes."""
-
-    @property
-    def reduce(self) -> Reduction:
-        """The reduction."""
-        ...
-
-    @property
-    def root(self) -> float:
-        """The p of partial p-norms, else 1."""
-        ...
-
-    @property
-    def sums(self) -> Sequence[object]:
-        """The sums that it is a part of."""
-        ...
+from .series import VALUE_LANE, Reduction, ScalarSeries
 
 
 def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
@@ -40,7 +18,7 @@ def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
     return merged
 
 
-def has_value(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
+def has_value(lanes: np.ndarray, scalars: Sequence[ScalarSeries]) -> np.ndarray:
     """Return which states, float64 of shape ``[rows, LANES, slots]``, make a point, as booleans ``[rows, slots]``.
 
     Those of some value do, but for a mean of nothing, of no tokens for example.
@@ -49,7 +27,7 @@ def has_value(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
     return (lanes[:, COUNT] > 0) & ~(is_mean & (lanes[:, WEIGHT] == 0))
 
 
-def finalize(lanes: np.ndarray, scalars: Sequence[Reduced]) -> np.ndarray:
+def finalize(lanes: np.ndarray, scalars: Sequence[ScalarSeries]) -> np.ndarray:
     """Turn states, float64 of shape ``[rows, LANES, slots]``, into the values of their points, ``[rows, slots]``.
 
     They are meaningless where no value was merged in. The parts of a sum stay powers.

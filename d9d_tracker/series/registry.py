@@ -1,57 +1,16 @@
-"""Series and their slots: which row of the device buffers belongs to which name and context."""
+"""The slots of series: which row of the device buffers belongs to which name and context."""
 
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
-from d9d_tracker.config import Binning
 from d9d_tracker.context import ContextItems
 from d9d_tracker.errors import TrackerValueError
 
-from .reductions import Reduction
+from .series import AnySeries, ScalarSeries, label
 
 logger = logging.getLogger("d9d_tracker")
-
-
-@dataclass(frozen=True, slots=True)
-class ScalarSeries:
-    """A scalar series: name, context and how its values combine.
-
-    ``root`` is the p of partial p-norms: the p-th root of what the lanes give is the value. ``spread`` is that of
-    ``scope="spread"``. ``sums`` are the series that it goes into, in whose place it is not written itself: see sums.py;
-    with -1, it is what a ratio is divided by. They may change.
-    """
-
-    name: str
-    context: ContextItems
-    reduce: Reduction
-    root: float = 1.0
-    spread: bool = False
-    sums: tuple[tuple[str, int], ...] = field(default=(), compare=False)
-
-    def describe(self) -> str:
-        """Return what must not change between two calls, as words."""
-        norm = f", a partial {self.root:g}-norm" if self.root != 1.0 else ""
-        norm += ", as part of a sum" if self.sums else ""
-        return f"reduce={self.reduce!r}{norm}{', scope=spread' if self.spread else ''}"
-
-
-@dataclass(frozen=True, slots=True)
-class HistogramSeries:
-    """A histogram series: name, context and how its values are binned."""
-
-    name: str
-    context: ContextItems
-    binning: Binning
-
-    def describe(self) -> str:
-        """Return what must not change between two calls, as words."""
-        return f"binning={self.binning!r}"
-
-
-AnySeries = TypeVar("AnySeries", ScalarSeries, HistogramSeries)
 
 
 class Registry(Generic[AnySeries]):
@@ -102,13 +61,13 @@ class Registry(Generic[AnySeries]):
             before, self.series[known] = self.series[known], series
             if is_sure and before != series:
                 self.replaced(series, known)
-        if known >= 0 and _is_part(series) and _is_part(self.series[known]):
-            self.series[known] = series if self.series[known] == series else self.series[known]
         if known >= 0 and (self.series[known] != series or _is_part(self.series[known]) != _is_part(series)):
             raise TrackerValueError(
                 f"{label(series.name, series.context)} was logged with {self.series[known].describe()} before and now "
                 f"with {series.describe()}: a series has one; use another name or context for the other"
             )
+        if known >= 0 and _is_part(series):  # whose sums may change
+            self.series[known] = series
         return known
 
     def _add(self, key: tuple[str, ContextItems], series: AnySeries) -> int:
@@ -137,15 +96,3 @@ class Registry(Generic[AnySeries]):
 
 def _is_part(series: AnySeries) -> bool:
     return isinstance(series, ScalarSeries) and bool(series.sums)
-
-
-class Named(Protocol):
-    """A handle, whose name compiled code must not read unless it is refused: it would be a guard."""
-
-    name: str
-
-
-def label(name: str | Named, context: ContextItems) -> str:
-    """Return a series in words, for messages."""
-    text = name if isinstance(name, str) else name.name
-    return f"series {text!r}" + (f" {dict(context)}" if context else "")

@@ -8,7 +8,7 @@ import torch
 
 from d9d_tracker.bank.placement import is_partial
 from d9d_tracker.calls.histogram_calls import HistogramCalls
-from d9d_tracker_kernels import SUPPORTED_DTYPES
+from d9d_tracker_kernels.ops import SUPPORTED_DTYPES
 
 logger = logging.getLogger("d9d_tracker")
 

@@ -61,11 +61,7 @@ def at(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
 
 
 def refuse_flat_shards(module: nn.Module) -> None:
-    """Refuse a model whose parameters are pieces of a flat tensor: a rank does not know who has the others.
-
-    Raises:
-        TrackerValueError: If it is one.
-    """
+    """Refuse a model whose parameters are pieces of a flat tensor: a rank does not know who has the others."""
     if "torch.distributed.fsdp" in sys.modules:
         from torch.distributed.fsdp import FullyShardedDataParallel
 

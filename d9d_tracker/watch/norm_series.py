@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
-from d9d_tracker.series.registry import ContextItems, ScalarSeries
+from d9d_tracker.series.series import ContextItems, ScalarSeries
 
 Group = str | int | Callable[[str], str]
 
@@ -42,11 +42,7 @@ class NormSeries:
 
 
 def check_order(p: object) -> float:
-    """Return which norm to take.
-
-    Raises:
-        TrackerValueError: If there is no such norm.
-    """
+    """Return which norm to take; an error if there is none such."""
     if isinstance(p, bool) or not isinstance(p, int | float) or not p > 0:
         raise TrackerValueError(f"watch: p={p!r} is no order of a norm; pass a number above 0, or math.inf")
     return float(p)
@@ -56,10 +52,6 @@ def grouping(group: Group | None) -> Callable[[str], str]:
     """Return what gives a parameter its group.
 
     ``"block"`` is its name up to the first number in it, else its first part; a depth, so many parts of it; None, all.
-
-    Raises:
-        TrackerTypeError: If it is none of these.
-        TrackerValueError: If the depth is no positive int.
     """
     if group is None:
         return lambda name: name

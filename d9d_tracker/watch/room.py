@@ -3,15 +3,12 @@
 from collections.abc import Collection, Mapping
 
 from d9d_tracker.errors import TrackerValueError
-from d9d_tracker.series.registry import Registry, ScalarSeries, label
+from d9d_tracker.series.registry import Registry
+from d9d_tracker.series.series import ScalarSeries, label
 
 
 def refuse_too_many(names: Collection[str], planned: set[str], registry: Registry, field: str) -> None:
-    """Refuse more series than there are slots for, next to what other watches have planned and may have no slots for.
-
-    Raises:
-        TrackerValueError: If there are too few.
-    """
+    """Refuse more series than there are slots for, next to what other watches have planned and may have none for."""
     known = {series.name for series in registry.series}
     needed, free = len(set(names) - known), registry.capacity - len(registry.series) - len(planned - known)
     if needed > free:
@@ -24,11 +21,7 @@ def refuse_too_many(names: Collection[str], planned: set[str], registry: Registr
 def refuse_contradictions(
     wanted: Mapping[str, ScalarSeries], written: set[str], registry: Registry[ScalarSeries]
 ) -> None:
-    """Refuse norms whose series were logged otherwise, by hand or before the run went on.
-
-    Raises:
-        TrackerValueError: If one was.
-    """
+    """Refuse norms whose series were logged otherwise, by hand or before the run went on."""
     for known in registry.series:
         own = wanted.get(known.name)
         if (own is None and known.name in written and not known.sums) or (

@@ -30,13 +30,7 @@ class Settings:
     binning: Binning | None = None
 
     def check(self, config: AccumulatorConfig) -> None:
-        """Refuse what makes no sense.
-
-        Raises:
-            TrackerTypeError: If the prefix, the group or the binning is none.
-            TrackerValueError: If the cadence, the order or the depth is none, or there are none of the norms that
-                something is said about.
-        """
+        """Refuse what makes no sense."""
         if self.prefix is not None and not isinstance(self.prefix, str):
             raise TrackerTypeError(f"watch: prefix={self.prefix!r} is not a str; pass 'actor', for example")
         check_settings("watch", config.binning if self.binning is None else self.binning, self.cadence(config))

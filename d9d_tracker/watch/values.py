@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from d9d_tracker_kernels import SUPPORTED_DTYPES
+from d9d_tracker_kernels.ops import SUPPORTED_DTYPES
 
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 

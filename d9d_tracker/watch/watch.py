@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
@@ -9,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 from d9d_tracker.base import BinsHandle
 from d9d_tracker.calls.histogram_calls import HistogramCalls
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
-from d9d_tracker.series.registry import ScalarSeries
+from d9d_tracker.series.series import ScalarSeries
 
 from .hooks import Hooks
 from .modules import refuse_flat_shards, unwrapped
@@ -114,8 +116,7 @@ class Watch(Hooks):
         self._steps.remove()
         if self._outputs is not None:
             self._outputs.remove()
-        if self._norms is not None:
-            self._norms.close()
+        self._norms = None
         for names in (self.histograms, self.scalars, self.series):
             names.clear()
         if self in self._watches:
@@ -270,8 +271,5 @@ class Watch(Hooks):
         series = f"{settings.base}{ACTIVATIONS}/{name}"
         if series in self._taken:
             raise TrackerValueError("another watch logs to a series of this name")
-        handles = [
-            self.run.bins_series(series, context, binning=settings.binning, every=self.every)
-            for context in (None, *([_EVALUATION] * settings.evaluation))
-        ]
-        return handles[0], handles[1] if settings.evaluation else None
+        make = functools.partial(self.run.bins_series, series, binning=settings.binning, every=self.every)
+        return make(), make(_EVALUATION) if settings.evaluation else None

@@ -9,8 +9,9 @@ import numpy as np
 
 from d9d_tracker.record import Record
 from d9d_tracker.series.reductions import merge_lanes
-from d9d_tracker.series.registry import AnySeries, HistogramSeries, ScalarSeries, label
-from d9d_tracker_kernels import CALLS, CELLS, COUNT, HEADER, LANES, LAST_STEP, MAX, MOMENTS, NEGATED_MIN, Moment
+from d9d_tracker.series.series import AnySeries, HistogramSeries, ScalarSeries, label
+from d9d_tracker_kernels.binning import CALLS, CELLS, HEADER, LAST_STEP, MOMENTS, Moment
+from d9d_tracker_kernels.lanes import COUNT, LANES, MAX, NEGATED_MIN
 
 _COLUMNS = HEADER + CELLS
 
@@ -218,11 +219,7 @@ def joined(windows: Sequence[HostWindow]) -> HostWindow:
 
 
 def empty_window(
-    index: int,
-    steps: list[int],
-    times: list[float],
-    scalars: list[ScalarSeries],
-    histograms: list[HistogramSeries],
+    index: int, steps: list[int], times: list[float], scalars: list[ScalarSeries], histograms: list[HistogramSeries]
 ) -> HostWindow:
     """Return a window in which nothing was logged: the identity of ``merge_windows``."""
     lanes = np.zeros((len(steps), LANES, len(scalars)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
+from d9d_tracker.series.series import HistogramSeries, ScalarSeries
 
 from .host_window import HostWindow
 from .plain import Plain

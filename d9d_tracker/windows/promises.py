@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d9d_tracker_kernels import CALLS, COUNT
+from d9d_tracker_kernels.binning import CALLS
+from d9d_tracker_kernels.lanes import COUNT
 
 from .host_window import HostWindow
 

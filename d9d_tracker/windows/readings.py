@@ -9,8 +9,8 @@ from typing import SupportsFloat
 
 import numpy as np
 
-from d9d_tracker.series.reductions import VALUE_LANE
-from d9d_tracker_kernels import COUNT, LANES, LAST, MAX, SUM, WEIGHT
+from d9d_tracker.series.series import VALUE_LANE
+from d9d_tracker_kernels.lanes import COUNT, LANES, LAST, MAX, SUM, WEIGHT
 
 from .host_window import HostWindow
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from d9d_tracker.series.reductions import Reduction, finalize, has_value, merge_lanes
-from d9d_tracker.series.registry import ScalarSeries
-from d9d_tracker_kernels import COUNT, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
+from d9d_tracker.series.reductions import finalize, has_value, merge_lanes
+from d9d_tracker.series.series import Reduction, ScalarSeries
+from d9d_tracker_kernels.lanes import COUNT, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
 
 from .host_window import HostWindow, Tail, arranged, merge_windows
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from d9d_tracker.series.registry import ContextItems, ScalarSeries
+from d9d_tracker.series.series import ContextItems, ScalarSeries
 
 Key = tuple[str, ContextItems]
 

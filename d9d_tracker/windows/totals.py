@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from d9d_tracker.series.registry import ContextItems, ScalarSeries
-from d9d_tracker_kernels import COUNT, LANES, LAST, SUM, WEIGHT
+from d9d_tracker.series.series import ContextItems, ScalarSeries
+from d9d_tracker_kernels.lanes import COUNT, LANES, LAST, SUM, WEIGHT
 
 from .host_window import HostWindow
 

@@ -7,7 +7,7 @@ import numpy as np
 from d9d_tracker.points import Points
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker.series.reductions import finalize, has_value
-from d9d_tracker_kernels import CALLS, LAST_STEP
+from d9d_tracker_kernels.binning import CALLS, LAST_STEP
 
 from .host_window import HostWindow
 from .sums import summed

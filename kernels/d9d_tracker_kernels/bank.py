@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+import d9d_tracker_kernels.ops  # noqa: F401 which registers the operators
 from d9d_tracker_kernels.binning import CALLS, CELLS, HEADER, LAST_STEP, MOMENTS, Moment
 from d9d_tracker_kernels.device import GPU, most_programs
 

@@ -30,6 +30,7 @@ ZEROS: Final = 2
 NAN: Final = 3
 POSINF: Final = 4
 NEGINF: Final = 5
+APART: Final = [ZEROS, NAN, POSINF, NEGINF]  # what is counted apart from the cells
 CELLS: Final = 2048
 
 
@@ -110,17 +111,11 @@ def _validate_range(bins: int, low: float, high: float) -> None:
     # Kernels guess the nearest edge in float32 and settle the bin by one comparison with that edge. The guess is
     # right if rounding moves no edge, and no value, by half a bin: two float32 steps a bin leave a wide margin.
     width = (high32 - low32) / bins
-    step = _float32_step(max(abs(low32), abs(high32)))
+    step = float(np.spacing(np.float32(max(abs(low32), abs(high32)))))
     if width < max(2 * step, _FLOAT32_SMALLEST_NORMAL):
         most = math.floor((high32 - low32) / max(2 * step, _FLOAT32_SMALLEST_NORMAL))
         move = f"use at most {most} bins or a wider range" if most else "choose a wider range"
         raise ValueError(f"{bins} bins between low={low} and high={high} are narrower than two float32 steps: {move}")
-
-
-def _float32_step(magnitude: float) -> float:
-    """Distance from a float32 to the next one away from zero."""
-    _, exponent = math.frexp(max(magnitude, _FLOAT32_SMALLEST_NORMAL))
-    return math.ldexp(1.0, exponent - 24)
 
 
 def cell_edges(kind: int, bins: int, low: float, high: float) -> np.ndarray:

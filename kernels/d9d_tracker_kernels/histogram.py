@@ -51,17 +51,11 @@ MAX = tl.constexpr(int(binning.Moment.MAX))
 
 # One row of the multi-tensor table, int64: which tensor, how many elements it has, which of its tiles this program
 # takes, and which of how many segments that is.
-SEGMENT_TENSOR = tl.constexpr(0)
-SEGMENT_NUMEL = tl.constexpr(1)
-SEGMENT_FIRST = tl.constexpr(2)
-SEGMENT_STOP = tl.constexpr(3)
-SEGMENT_INDEX = tl.constexpr(4)
-SEGMENT_COUNT = tl.constexpr(5)
+SEGMENT_TENSOR, SEGMENT_NUMEL, SEGMENT_FIRST, SEGMENT_STOP, SEGMENT_INDEX, SEGMENT_COUNT = map(tl.constexpr, range(6))
 SEGMENT_WIDTH = tl.constexpr(6)
 
 # One row of the table of tensors, int64: where the tensor lies, and at which place it is logged.
-TENSOR_ADDRESS = tl.constexpr(0)
-TENSOR_PLACE = tl.constexpr(1)
+TENSOR_ADDRESS, TENSOR_PLACE = map(tl.constexpr, range(2))
 TENSOR_WIDTH = tl.constexpr(2)
 
 # Squares below this are so close to float32's end (2**-149) that their sum may have lost its leading digits.
@@ -213,15 +207,9 @@ def _count_segment(
         segment_squares += shift * (2 * segment_total + size.to(tl.float64) * shift)
         segment_total += size.to(tl.float64) * shift
     else:
-        (
-            segment_total,
-            segment_squares,
-            segment_smallest,
-            segment_largest,
-            nan,
-            posinf,
-            neginf,
-        ) = finite_moments(base, head, end, first, stop, TILE, THREADS, VECTOR if VECTOR < 4 else 4)
+        segment_total, segment_squares, segment_smallest, segment_largest, nan, posinf, neginf = finite_moments(
+            base, head, end, first, stop, TILE, THREADS, VECTOR if VECTOR < 4 else 4
+        )
         _add_if_any(header + NAN, nan)
         _add_if_any(header + POSINF, posinf)
         _add_if_any(header + NEGINF, neginf)

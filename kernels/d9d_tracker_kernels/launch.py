@@ -40,6 +40,10 @@ _FLOAT64_DTYPES = (torch.float64, torch.int32, torch.int64)
 _SEGMENTS_PER_PROGRAM = 4
 _MOST_PLANS = 128
 
+# Counts, moments, partials, places and step.
+State = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Binning = tuple[int, int, float, float]  # kind, bins, low and high
+
 
 @dataclass
 class _Plan:
@@ -63,72 +67,34 @@ class _Plan:
 _plans: OrderedDict[tuple[tuple, torch.Stream | None], _Plan] = OrderedDict()
 
 
-def launch(
-    values: torch.Tensor,
-    counts: torch.Tensor,
-    moments: torch.Tensor,
-    partials: torch.Tensor,
-    places: torch.Tensor,
-    step: torch.Tensor,
-    place: int,
-    every: int,
-    kind: int,
-    bins: int,
-    low: float,
-    high: float,
-) -> None:
+def launch(values: torch.Tensor, state: State, place: int, every: int, binning: Binning) -> None:
     """Counts one tensor in one launch. Arguments as for the operator, see ops.py."""
-    flat = _flatten(values)
+    flat, partials = _flatten(values), state[2]
     rdna = is_rdna(partials.device)
-    constants = variant(flat.dtype, partials.shape[1], kind, bins, warp_size(partials.device), rdna)
-    numbers = _numbers(kind, bins, low, high, flat.dtype in _FLOAT64_DTYPES)
+    constants = variant(flat.dtype, partials.shape[1], *binning[:2], warp_size(partials.device), rdna)
+    numbers = _numbers(*binning, flat.dtype in _FLOAT64_DTYPES)
     tiles = _tiles(flat.numel(), flat.dtype, rdna)
     programs = min(tiles, partials.shape[1] - 1)
-    with gpu.device_of(counts):
-        histogram.count_one[(programs,)](
-            flat, flat.numel(), tiles, counts, moments, partials, places, step, place, every, *numbers, **constants
-        )
+    with gpu.device_of(partials):
+        histogram.count_one[(programs,)](flat, flat.numel(), tiles, *state, place, every, *numbers, **constants)
 
 
-def launch_many(
-    values: Sequence[torch.Tensor],
-    counts: torch.Tensor,
-    moments: torch.Tensor,
-    partials: torch.Tensor,
-    places: torch.Tensor,
-    step: torch.Tensor,
-    at: Sequence[int],
-    every: int,
-    kind: int,
-    bins: int,
-    low: float,
-    high: float,
-) -> None:
+def launch_many(values: Sequence[torch.Tensor], state: State, at: Sequence[int], every: int, binning: Binning) -> None:
     """Counts many tensors in one launch for each dtype. Arguments as for the operator, see ops.py."""
+    partials = state[2]
     groups: dict[torch.dtype, list[tuple[torch.Tensor, int]]] = {}
     for tensor, place in zip(values, at, strict=True):
         flat = _flatten(tensor)
         groups.setdefault(flat.dtype, []).append((flat, place))
-    with gpu.device_of(counts):
+    with gpu.device_of(partials):
         for dtype, group in groups.items():
             constants: dict[str, Any] = {
                 "ELEMENT": ELEMENT_TYPES[dtype],
-                **variant(dtype, partials.shape[1], kind, bins, warp_size(partials.device), is_rdna(partials.device)),
+                **variant(dtype, partials.shape[1], *binning[:2], warp_size(partials.device), is_rdna(partials.device)),
             }
-            numbers = _numbers(kind, bins, low, high, dtype in _FLOAT64_DTYPES)
+            numbers = _numbers(*binning, dtype in _FLOAT64_DTYPES)
             plan, tensors = _locate(group, dtype, partials)
-            histogram.count_many[(plan.table.shape[0],)](
-                plan.table,
-                tensors,
-                counts,
-                moments,
-                partials,
-                places,
-                step,
-                every,
-                *numbers,
-                **constants,
-            )
+            histogram.count_many[(plan.table.shape[0],)](plan.table, tensors, *state, every, *numbers, **constants)
 
 
 def _flatten(values: torch.Tensor) -> torch.Tensor:

@@ -16,37 +16,20 @@ from d9d_tracker_kernels import reference
 from d9d_tracker_kernels.binning import CELLS, INTEGER, validate
 from d9d_tracker_kernels.device import DISPATCH_KEY
 
-SUPPORTED_DTYPES = frozenset(
-    {
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-    }
-)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SUPPORTED_DTYPES = frozenset((*_FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
 
 _STATE = "Tensor(a!) counts, Tensor(b!) moments, Tensor(c!) partials, Tensor places, Tensor step"
 _BINNING = "int every, int kind, int bins, float low, float high"
 
 _library = torch.library.Library("d9d_tracker", "DEF")
-_library.define(
-    f"histogram_(Tensor values, {_STATE}, int place, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
-)
-_library.define(
-    f"histogram_many_(Tensor[] values, {_STATE}, int[] at, {_BINNING}) -> ()", tags=(torch.Tag.pt2_compliant_tag,)
-)
-
-_library.define(
+for _schema in (
+    f"histogram_(Tensor values, {_STATE}, int place, {_BINNING}) -> ()",
+    f"histogram_many_(Tensor[] values, {_STATE}, int[] at, {_BINNING}) -> ()",
     "add_counts_(Tensor values, Tensor(a!) counts, Tensor(b!) moments, Tensor places, Tensor step, int place, "
     "int every) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def why_not_counted(values: torch.Tensor, is_traced: bool = False) -> str | None:
@@ -139,14 +122,14 @@ def _histogram_cuda(values, counts, moments, partials, places, step, place, ever
     from d9d_tracker_kernels import launch  # needs triton, which a CPU-only installation lacks
 
     _check([values], counts, places, [place], every, kind, bins, low, high)
-    launch.launch(values, counts, moments, partials, places, step, place, every, kind, bins, low, high)
+    launch.launch(values, (counts, moments, partials, places, step), place, every, (kind, bins, low, high))
 
 
 def _histogram_many_cuda(values, counts, moments, partials, places, step, at, every, kind, bins, low, high) -> None:
     from d9d_tracker_kernels import launch
 
     _check(values, counts, places, at, every, kind, bins, low, high)
-    launch.launch_many(values, counts, moments, partials, places, step, at, every, kind, bins, low, high)
+    launch.launch_many(values, (counts, moments, partials, places, step), at, every, (kind, bins, low, high))
 
 
 def _histogram_fake(values, counts, moments, partials, places, step, place, every, kind, bins, low, high) -> None:
@@ -174,7 +157,7 @@ def _add_counts_cuda(values, counts, moments, places, step, place, every) -> Non
     from d9d_tracker_kernels import ready_counts
 
     _check_counts(values, counts, places, place, every)
-    ready_counts.launch(values, counts, moments, places, step, place, every)
+    ready_counts.launch(values, (counts, moments, places, step), place, every)
 
 
 def _add_counts_fake(values, counts, moments, places, step, place, every) -> None:

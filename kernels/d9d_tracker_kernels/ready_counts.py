@@ -11,30 +11,14 @@ from d9d_tracker_kernels.device import gpu
 from d9d_tracker_kernels.histogram import CALLS, CELLS, HEADER, LAST_STEP, MAX, MIN, MOMENTS, SUM, SUM_SQUARES, ZEROS
 
 
-def launch(
-    values: torch.Tensor,
-    counts: torch.Tensor,
-    moments: torch.Tensor,
-    places: torch.Tensor,
-    step: torch.Tensor,
-    place: int,
-    every: int,
-) -> None:
-    """Adds counts in one launch. Arguments as for the operator, see ops.py."""
-    width = max(128, triton.next_power_of_2(values.numel()))
-    with gpu.device_of(counts):
-        add_counts[(1,)](
-            values.contiguous(),
-            values.numel(),
-            counts,
-            moments,
-            places,
-            step,
-            place,
-            every,
-            WIDTH=width,
-            enable_fp_fusion=False,  # said, because Triton warns of a default that will change
-        )
+def launch(values: torch.Tensor, state: tuple[torch.Tensor, ...], place: int, every: int) -> None:
+    """Adds counts in one launch. Arguments as for the operator, see ops.py: `state` is counts to step."""
+    constants = {
+        "WIDTH": max(128, triton.next_power_of_2(values.numel())),
+        "enable_fp_fusion": False,  # said, because Triton warns of a default that will change
+    }
+    with gpu.device_of(state[0]):
+        add_counts[(1,)](values.contiguous(), values.numel(), *state, place, every, **constants)
 
 
 @triton.jit(

@@ -8,8 +8,9 @@ from torch import nn
 
 from d9d_tracker.bank.places import Places
 from d9d_tracker.devices import event_wait
-from d9d_tracker_kernels import allocate, histogram, launch, ops, ready_counts, scalar_kernels
+from d9d_tracker_kernels import histogram, launch, ops, ready_counts, scalar_kernels
 from d9d_tracker_kernels import scalars as operator
+from d9d_tracker_kernels.bank import allocate
 
 POOL = 32
 

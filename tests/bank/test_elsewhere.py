@@ -9,14 +9,15 @@ import torch
 
 from d9d_tracker import LinearBinning
 from d9d_tracker.bank.elsewhere import Elsewhere
+from d9d_tracker.bank.places import Target
 from d9d_tracker.bank.scalars import ScalarBank
-from d9d_tracker.bank.target import Target
 from d9d_tracker.devices import plain
 from d9d_tracker.devices.arrived import Arrived, Parts
 from d9d_tracker.devices.streams import Streams
-from d9d_tracker.series.reductions import VALUE_LANE
+from d9d_tracker.series.series import VALUE_LANE
 from d9d_tracker.windows.clock import Clock
-from d9d_tracker_kernels import CALLS, allocate
+from d9d_tracker_kernels.bank import allocate
+from d9d_tracker_kernels.binning import CALLS
 
 NOW = Clock(3, 0.0, 0, [], [])
 BINNING = LinearBinning(low=0, high=4, bins=4).parameters()

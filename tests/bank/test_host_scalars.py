@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d9d_tracker import TrackerTypeError, TrackerValueError
 from d9d_tracker.bank.scalars import ScalarBank
-from d9d_tracker.series.reductions import REDUCTIONS
-from d9d_tracker_kernels import LANES
+from d9d_tracker.series.series import REDUCTIONS
+from d9d_tracker_kernels.lanes import LANES
 
 
 def operators(call) -> list[str]:

@@ -9,7 +9,8 @@ import torch
 
 from d9d_tracker import ExponentialBinning, IntegerBinning, TrackerValueError
 from d9d_tracker.bank.places import Places
-from d9d_tracker.series.registry import HistogramSeries, Registry, ScalarSeries
+from d9d_tracker.series.registry import Registry
+from d9d_tracker.series.series import HistogramSeries, ScalarSeries
 
 CONTEXTS = [(), (("stage", "eval"),), (("stage", "train"),)]
 SERIES = [ScalarSeries(name, items, "mean") for name in ("loss", "rate") for items in CONTEXTS[:2]]

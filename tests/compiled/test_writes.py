@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from d9d_tracker.bank.host_scalars import as_number
+from d9d_tracker.bank.places import Target
 from d9d_tracker.bank.scalars import ScalarBank
 from d9d_tracker.bank.scalars import write as write_traced
-from d9d_tracker.bank.target import Target
-from d9d_tracker.series.reductions import REDUCTIONS, VALUE_LANE, finalize
-from d9d_tracker.series.registry import ScalarSeries
-from d9d_tracker_kernels import COUNT
+from d9d_tracker.series.reductions import finalize
+from d9d_tracker.series.series import REDUCTIONS, VALUE_LANE, ScalarSeries
+from d9d_tracker_kernels.lanes import COUNT
 
 SLOTS = 12
 # Which slot each place means: in the tests, compiled code says SLOTS - 1 - slot where eager code says slot.
@@ -69,11 +69,11 @@ def write_on_host(bank, slots, values, reduce, weight):
 
 def write_whole(bank, slots, values, reduce, weight, places=PLACES):
     parts = (bank._slot, bank._lane, bank._added)
-    write_traced(bank.current, places, parts, places_of(slots), *traced(bank, values, reduce, weight), places.device)
+    write_traced(bank.current, places, parts, places_of(slots), *traced(bank, values, reduce, weight), torch.arange)
 
 
 def write_cells(bank, slots, values, reduce, weight, places=PLACES):
-    write_traced(bank.current, places, (), places_of(slots), *traced(bank, values, reduce, weight), places.device)
+    write_traced(bank.current, places, (), places_of(slots), *traced(bank, values, reduce, weight), torch.arange)
 
 
 def traced(bank, values, reduce, weight):

@@ -11,20 +11,10 @@ import pytest
 import torch
 from histogram_checks import adversarial_values, assert_same_histograms
 
-from d9d_tracker_kernels import (
-    CALLS,
-    EXPONENTIAL,
-    HEADER,
-    INTEGER,
-    LINEAR,
-    SUPPORTED_DTYPES,
-    add_counts_,
-    allocate,
-    cell_edges,
-    histogram_,
-    histogram_many_,
-    reference,
-)
+from d9d_tracker_kernels import reference
+from d9d_tracker_kernels.bank import allocate
+from d9d_tracker_kernels.binning import CALLS, EXPONENTIAL, HEADER, INTEGER, LINEAR, cell_edges
+from d9d_tracker_kernels.ops import SUPPORTED_DTYPES, add_counts_, histogram_, histogram_many_
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

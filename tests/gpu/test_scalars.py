@@ -4,7 +4,8 @@ import pytest
 import torch
 from scalar_checks import COLUMNS, assert_same_state, bank, values_of_every_kind
 
-from d9d_tracker_kernels import INITIAL, LAST, MAX, NEGATED_MIN, SUM, merge_scalars_
+from d9d_tracker_kernels.lanes import INITIAL, LAST, MAX, NEGATED_MIN, SUM
+from d9d_tracker_kernels.scalars import merge_scalars_
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -16,22 +16,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
 
-from d9d_tracker_kernels import (
-    CALLS,
-    EXPONENTIAL,
-    HEADER,
-    INTEGER,
-    LAST_STEP,
-    LINEAR,
-    SUPPORTED_DTYPES,
-    HistogramState,
-    Moment,
-    allocate,
-    cell_edges,
-    histogram,
-    launch,
-    reference,
-)
+from d9d_tracker_kernels import histogram, launch, reference
+from d9d_tracker_kernels.bank import HistogramState, allocate
+from d9d_tracker_kernels.binning import CALLS, EXPONENTIAL, HEADER, INTEGER, LAST_STEP, LINEAR, Moment, cell_edges
+from d9d_tracker_kernels.ops import SUPPORTED_DTYPES
 
 launch.INLINE_PTX = False  # which the interpreter knows nothing of
 
@@ -65,7 +53,7 @@ def buffers(state):
 
 def check(values, binning, programs=3, every=1):
     state, expected = bank(2, programs), allocate(2, "cpu")
-    launch.launch(values, *buffers(state), torch.tensor([6]), 1, every, *binning)
+    launch.launch(values, (*buffers(state), torch.tensor([6])), 1, every, binning)
     reference.histogram_(values, expected.counts, expected.moments, 6, 1, *binning)
     assert_same_histograms(state, expected)
     assert not state.partials[:, 0].any(), "the ticket must be left at zero"
@@ -154,7 +142,7 @@ def test_many_tensors_in_one_launch_each_dtype(monkeypatch):
         state, expected = bank(10), allocate(10, "cpu")
         launches.clear()
         for now in (4, 5):
-            launch.launch_many(values, *buffers(state), torch.tensor([now]), rows, 1, *binning)
+            launch.launch_many(values, (*buffers(state), torch.tensor([now])), rows, 1, binning)
             for tensor, row in zip(values, rows, strict=True):
                 reference.histogram_(tensor, expected.counts, expected.moments, now, row, *binning)
         assert len(launches) == 2 * 3
@@ -171,7 +159,7 @@ def test_pointer_tables_change_only_with_addresses(monkeypatch):
     first, second = torch.randn(10), torch.randn(2, 20)
 
     def call(*values):
-        launch.launch_many(values, *buffers(state), torch.tensor([1]), [0, 1], 1, *EXPONENTIAL_BINNING)
+        launch.launch_many(values, (*buffers(state), torch.tensor([1])), [0, 1], 1, EXPONENTIAL_BINNING)
 
     call(first, second)
     call(first, second)
@@ -245,8 +233,8 @@ def test_off_the_cadence_nothing_happens():
     before = state.counts.clone()
     for now in range(7):
         step.fill_(now)
-        launch.launch(torch.ones(3), *buffers(state), step, 0, 3, *EXPONENTIAL_BINNING)
-        launch.launch_many([torch.ones(3)], *buffers(state), step, [0], 3, *EXPONENTIAL_BINNING)
+        launch.launch(torch.ones(3), (*buffers(state), step), 0, 3, EXPONENTIAL_BINNING)
+        launch.launch_many([torch.ones(3)], (*buffers(state), step), [0], 3, EXPONENTIAL_BINNING)
         if now == 0:
             assert not torch.equal(before, state.counts)
     assert state.counts[0, [CALLS, LAST_STEP]].tolist() == [6, 6]
@@ -274,7 +262,7 @@ def test_sums_do_not_depend_on_which_program_is_last(monkeypatch):
     for order in itertools.permutations(range(4)):
         monkeypatch.setattr(interpreter_builder, "set_grid_idx", lambda x, y, z, o=order: set_program(o[x], y, z))
         state = bank(1, programs=4)
-        launch.launch(values, *buffers(state), torch.tensor([1]), 0, 1, *EXPONENTIAL_BINNING)
+        launch.launch(values, (*buffers(state), torch.tensor([1])), 0, 1, EXPONENTIAL_BINNING)
         results.add(state.moments.numpy().tobytes() + state.counts.numpy().tobytes())
     assert len(results) == 1
 
@@ -282,7 +270,7 @@ def test_sums_do_not_depend_on_which_program_is_last(monkeypatch):
 def test_float64_sums_are_float64_throughout():
     values = torch.randn(9000, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     state = bank(1)
-    launch.launch(values, *buffers(state), torch.tensor([1]), 0, 1, *EXPONENTIAL_BINNING)
+    launch.launch(values, (*buffers(state), torch.tensor([1])), 0, 1, EXPONENTIAL_BINNING)
     assert state.moments[0, 0].item() == pytest.approx(math.fsum(values.tolist()), rel=1e-12)
     assert state.moments[0, 1].item() == pytest.approx(math.fsum((values**2).tolist()), rel=1e-14)
 
@@ -304,12 +292,12 @@ def test_the_sum_does_not_hang_on_the_first_value(numel):
     values = torch.full((numel,), 0.01)
     values[0] = 1e6
     state = bank(1, programs=1)
-    launch.launch(values, *buffers(state), torch.tensor([1]), 0, 1, *EXPONENTIAL_BINNING)
+    launch.launch(values, (*buffers(state), torch.tensor([1])), 0, 1, EXPONENTIAL_BINNING)
     assert state.moments[0, Moment.SUM].item() == pytest.approx(values.double().sum().item(), rel=1e-12)
 
 
 def std(values):
     state = bank(1)
-    launch.launch(values, *buffers(state), torch.tensor([1]), 0, 1, *EXPONENTIAL_BINNING)
+    launch.launch(values, (*buffers(state), torch.tensor([1])), 0, 1, EXPONENTIAL_BINNING)
     mean = state.moments[0, Moment.SUM] / values.numel()
     return max(state.moments[0, Moment.SUM_SQUARES] / values.numel() - mean * mean, torch.tensor(0.0)).sqrt().item()

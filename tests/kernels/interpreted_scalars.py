@@ -11,7 +11,8 @@ import torch
 from scalar_checks import COLUMNS, assert_same_state, bank, rounds, values_of_every_kind
 from triton.runtime.interpreter import InterpretedFunction
 
-from d9d_tracker_kernels import COUNT, INITIAL, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT, scalar_kernels
+from d9d_tracker_kernels import scalar_kernels
+from d9d_tracker_kernels.lanes import COUNT, INITIAL, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
 from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
 # numpy, which interprets, warns of what kernels do on purpose.

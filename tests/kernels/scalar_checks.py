@@ -5,7 +5,7 @@ import random
 
 import torch
 
-from d9d_tracker_kernels import INITIAL, LAST
+from d9d_tracker_kernels.lanes import INITIAL, LAST
 
 COLUMNS = 300
 DTYPES = (

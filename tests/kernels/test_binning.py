@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d9d_tracker_kernels import CELLS, EXPONENTIAL, INTEGER, LINEAR, cell_edges, sorted_cells, validate
+from d9d_tracker_kernels.binning import CELLS, EXPONENTIAL, INTEGER, LINEAR, cell_edges, sorted_cells, validate
 
 
 @pytest.mark.parametrize("bins", [512, 1024, 2048])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from d9d_tracker_kernels import LINEAR, launch
+from d9d_tracker_kernels import launch
+from d9d_tracker_kernels.binning import LINEAR
 
 
 @pytest.fixture(autouse=True)

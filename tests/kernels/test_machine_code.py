@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bench.machine_code import IS_HISTOGRAM_FAST, TARGETS, compile_kernel, inner_loop
-from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, histogram, launch
+from d9d_tracker_kernels import histogram, launch
+from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, LINEAR
 from d9d_tracker_kernels.device import PROGRAMS_PER_MULTIPROCESSOR
 
 # An H100 reads float32 at full speed with fewer than 13 instructions an element. Triton 3.6 makes 12.3 of them.

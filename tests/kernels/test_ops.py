@@ -9,20 +9,10 @@ import torch
 from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from d9d_tracker_kernels import (
-    CALLS,
-    EXPONENTIAL,
-    HEADER,
-    INTEGER,
-    LAST_STEP,
-    LINEAR,
-    add_counts_,
-    allocate,
-    check_values,
-    histogram_,
-    histogram_many_,
-    reference,
-)
+from d9d_tracker_kernels import reference
+from d9d_tracker_kernels.bank import allocate
+from d9d_tracker_kernels.binning import CALLS, EXPONENTIAL, HEADER, INTEGER, LAST_STEP, LINEAR
+from d9d_tracker_kernels.ops import add_counts_, check_values, histogram_, histogram_many_
 
 EXPONENTIAL_BINNING = (EXPONENTIAL, 2048, 0.0, 0.0)
 LINEAR_BINNING = (LINEAR, 64, -1.0, 1.0)

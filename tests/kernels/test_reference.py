@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d9d_tracker_kernels import (
+from d9d_tracker_kernels import reference
+from d9d_tracker_kernels.bank import allocate
+from d9d_tracker_kernels.binning import (
     CALLS,
     EXPONENTIAL,
     HEADER,
@@ -25,15 +27,13 @@ from d9d_tracker_kernels import (
     NAN,
     NEGINF,
     POSINF,
-    SUPPORTED_DTYPES,
     ZEROS,
     Moment,
-    allocate,
     cell_edges,
-    reference,
     sorted_cells,
     validate,
 )
+from d9d_tracker_kernels.ops import SUPPORTED_DTYPES
 
 BINNINGS = {
     "512 exponential": (EXPONENTIAL, 512, 0.0, 0.0),

@@ -4,7 +4,7 @@ import pytest
 
 from d9d_tracker.pipeline.assembly import State
 from d9d_tracker.pipeline.checkpoint import BackendState, Snapshot, read, save
-from d9d_tracker.series.registry import ScalarSeries
+from d9d_tracker.series.series import ScalarSeries
 from d9d_tracker.windows.host_window import HostWindow, empty_window
 from d9d_tracker.windows.in_transit import InTransit, Logged
 

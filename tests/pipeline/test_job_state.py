@@ -6,10 +6,10 @@ from d9d_tracker.pipeline import checkpoint, job_state
 from d9d_tracker.pipeline.assembly import State
 from d9d_tracker.pipeline.checkpoint import BackendState, Snapshot
 from d9d_tracker.record import Record
-from d9d_tracker.series.registry import ScalarSeries
+from d9d_tracker.series.series import ScalarSeries
 from d9d_tracker.windows.host_window import empty_window
 from d9d_tracker.windows.late import Late
-from d9d_tracker_kernels import COUNT, SUM
+from d9d_tracker_kernels.lanes import COUNT, SUM
 
 
 def snapshot(resolution, steps, first, passed, windows, late=()):

@@ -11,8 +11,10 @@ from histogram_checks import adversarial_values, assert_same_histograms
 from memory import GlobalMemory
 
 from bench.machine_code import PARTIALS_PLACES, compile_kernel
-from d9d_tracker_kernels import EXPONENTIAL, INTEGER, LINEAR, HistogramState, allocate, reference
 from d9d_tracker_kernels import launch as launching
+from d9d_tracker_kernels import reference
+from d9d_tracker_kernels.bank import HistogramState, allocate
+from d9d_tracker_kernels.binning import EXPONENTIAL, INTEGER, LINEAR
 
 BINNINGS = [
     (EXPONENTIAL, 2048, 0.0, 0.0),

@@ -12,7 +12,8 @@ from memory import GlobalMemory
 from triton.compiler import ASTSource
 
 from bench.machine_code import TARGETS
-from d9d_tracker_kernels import allocate, ready_counts, reference
+from d9d_tracker_kernels import ready_counts, reference
+from d9d_tracker_kernels.bank import allocate
 
 ELEMENTS = {torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
 

@@ -13,7 +13,8 @@ from scalar_checks import COLUMNS, assert_same_state, bank, values_of_every_kind
 from triton.compiler import ASTSource
 
 from bench.machine_code import TARGETS
-from d9d_tracker_kernels import INITIAL, LANES, LAST, MAX, NEGATED_MIN, SUM, scalar_kernels
+from d9d_tracker_kernels import scalar_kernels
+from d9d_tracker_kernels.lanes import INITIAL, LANES, LAST, MAX, NEGATED_MIN, SUM
 from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
 

@@ -7,7 +7,7 @@ from window_of import window_of
 
 from d9d_tracker.ranks.lead import Lead
 from d9d_tracker.ranks.member import Member
-from d9d_tracker_kernels import LAST_STEP
+from d9d_tracker_kernels.binning import LAST_STEP
 
 
 class Nowhere:

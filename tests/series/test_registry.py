@@ -2,7 +2,8 @@
 
 import threading
 
-from d9d_tracker.series.registry import Registry, ScalarSeries
+from d9d_tracker.series.registry import Registry
+from d9d_tracker.series.series import ScalarSeries
 
 
 class Overtaken:

@@ -10,7 +10,10 @@ from d9d_tracker import AccumulatorConfig
 from d9d_tracker.bank.buffers import Buffers
 from d9d_tracker.calls.arguments import check_number
 from d9d_tracker.devices.event_wait import wait_for
-from d9d_tracker_kernels import CELLS, HEADER, allocate, histogram_many_, launch
+from d9d_tracker_kernels import launch
+from d9d_tracker_kernels.bank import allocate
+from d9d_tracker_kernels.binning import CELLS, HEADER
+from d9d_tracker_kernels.ops import histogram_many_
 
 
 def test_the_device_is_the_current_one():

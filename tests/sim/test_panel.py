@@ -10,7 +10,7 @@ from sim.trainings import opened, points
 
 from d9d_tracker.panel import meter, system
 from d9d_tracker.pipeline import checkpoint
-from d9d_tracker_kernels import SUM
+from d9d_tracker_kernels.lanes import SUM
 
 SCHEDULES = 4
 

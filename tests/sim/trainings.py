@@ -11,7 +11,8 @@ from torch import nn
 
 from d9d_tracker import AccumulatingTracker, AccumulatorConfig, RunConfig
 from d9d_tracker.testing import RecordingTracker
-from d9d_tracker_kernels import CALLS, COUNT
+from d9d_tracker_kernels.binning import CALLS
+from d9d_tracker_kernels.lanes import COUNT
 
 STEPS, SAVED = 30, 13
 Points = dict[tuple[str, tuple, int], Any]

@@ -8,10 +8,10 @@ import pytest
 from window_of import same, window_of
 
 from d9d_tracker import IntegerBinning
-from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
+from d9d_tracker.series.series import HistogramSeries, ScalarSeries
 from d9d_tracker.windows import window_points
 from d9d_tracker.windows.host_window import contradictions, empty_window, merge_windows
-from d9d_tracker_kernels import CALLS, LAST_STEP
+from d9d_tracker_kernels.binning import CALLS, LAST_STEP
 
 REDUCTIONS = ["mean", "sum", "min", "max", "last"]
 

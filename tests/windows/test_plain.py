@@ -3,7 +3,7 @@
 import pytest
 
 from d9d_tracker.config import LinearBinning
-from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
+from d9d_tracker.series.series import HistogramSeries, ScalarSeries
 from d9d_tracker.windows.in_transit import SERIES
 
 

@@ -4,10 +4,10 @@ import sys
 
 import numpy as np
 
-from d9d_tracker.series.registry import ScalarSeries
+from d9d_tracker.series.series import ScalarSeries
 from d9d_tracker.windows.host_window import empty_window
 from d9d_tracker.windows.readings import Later, packed, with_readings
-from d9d_tracker_kernels import COUNT, LAST, MAX, SUM, WEIGHT
+from d9d_tracker_kernels.lanes import COUNT, LAST, MAX, SUM, WEIGHT
 
 SERIES = [ScalarSeries("sum", (), "sum"), ScalarSeries("max", (), "max"), ScalarSeries("last", (), "last")]
 STEPS = [3, 4, 2**60, 2**60 + 1]

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from d9d_tracker.series.registry import ScalarSeries
+from d9d_tracker.series.series import ScalarSeries
 from d9d_tracker.windows.host_window import HostWindow, Tail, empty_window, merge_windows
 from d9d_tracker.windows.sums import summed
 from d9d_tracker.windows.window_points import points
-from d9d_tracker_kernels import COUNT, MAX, SUM, WEIGHT
+from d9d_tracker_kernels.lanes import COUNT, MAX, SUM, WEIGHT
 
 
 def part(name: str, *sums: tuple[str, int], reduce="mean", root=2.0) -> ScalarSeries:

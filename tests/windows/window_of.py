@@ -5,11 +5,11 @@ import torch
 
 from d9d_tracker import ExponentialBinning
 from d9d_tracker.bank.buffers import Buffers
-from d9d_tracker.bank.target import Target
+from d9d_tracker.bank.places import Target
 from d9d_tracker.config import AccumulatorConfig
-from d9d_tracker.series.registry import HistogramSeries, ScalarSeries
+from d9d_tracker.series.series import HistogramSeries, ScalarSeries
 from d9d_tracker.windows.host_window import HostWindow
-from d9d_tracker_kernels import histogram_
+from d9d_tracker_kernels.ops import histogram_
 
 Values = dict[int, dict[str, list[float]]]  # by step and name
 
