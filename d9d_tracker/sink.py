@@ -4,6 +4,7 @@ import os
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -173,15 +174,13 @@ class RecordSink(Sink):
             if records[later].step == step and later not in early and self._attempt(records[later], Taken()) is None:
                 early.add(later)
                 return True
-        if last is None or last.step > self.step:  # it was taken back since
-            return False
-        try:
-            self.write_record(last)
-            if last.step != step:  # to note it proves nothing of a backend that stores what was noted later
-                self.flush()
-        except Exception:
-            return False
-        return True
+        with suppress(Exception):
+            if last is not None and last.step <= self.step:  # else it was taken back since
+                self.write_record(last)
+                if last.step != step:  # to note it proves nothing of a backend that stores what was noted later
+                    self.flush()
+                return True
+        return False
 
 
 class LoopSink(RecordSink):

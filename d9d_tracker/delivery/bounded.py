@@ -16,7 +16,11 @@ T = TypeVar("T")
 def bounded(seconds: float, otherwise: T, wait: Callable[..., T], *arguments: Any) -> T:
     """Wait some seconds for a delivery, and longer, but not for ever, for its disk, on a thread of its own."""
     found: queue.SimpleQueue[T] = queue.SimpleQueue()
-    threading.Thread(target=lambda: found.put(wait(*arguments)), name="d9d_tracker disk", daemon=True).start()
+    thread = threading.Thread(target=lambda: found.put(wait(*arguments)), name="d9d_tracker disk", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no thread is left, or the interpreter is on its way out
+        return wait(*arguments)
     with suppress(queue.Empty):
         return found.get(timeout=seconds + _DISK_SECONDS)
     words = "the disk of the backlog has hung for %g s: what is not with the backend would be lost by a kill"
