@@ -335,6 +335,7 @@ def test_windows_that_wait_for_a_pass_are_few(recorded, passes, monkeypatch):
     with tracker.open() as run:
         staging = run.buffers.staging
         monkeypatch.setattr(window_module, "_MOST_HOST_BYTES", 8 * 8 * staging._numbers)
+        monkeypatch.setattr(staging, "_most", 8)
         for step in range(100):
             run.set_step(step)
             run.scalar("a", step)
