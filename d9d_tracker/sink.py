@@ -16,6 +16,7 @@ from .record import Record
 
 _ATTEMPTS = 5
 _WITNESSES = 10
+_OF_THE_MACHINE = OSError, EOFError, MemoryError
 
 
 class SinkLostError(ConnectionError):
@@ -122,8 +123,9 @@ class RecordSink(Sink):
     """A sink that takes one record at a time, and may raise on it.
 
     ``TypeError`` and ``ValueError`` refuse a record for good. On anything else another record of the same step is
-    tried, or else the last one that the backend took, which must become durable then. If it takes that, the record is
-    at fault, and is refused after five attempts; if not, or where there is none, the backend is down.
+    tried, or else, if the error is neither of an SDK nor an ``OSError``, the last one that the backend took, which must
+    become durable then. If it takes that, the record is at fault, and is refused after five attempts; if not, or where
+    there is none, the backend is down.
     """
 
     _last_taken: Record | None = None
@@ -147,7 +149,7 @@ class RecordSink(Sink):
             self.on_progress(True)
             if place not in early and (error := self._attempt(record, taken)) is not None:
                 if not isinstance(error, TypeError | ValueError):
-                    if not self._takes_another(place, records, early):
+                    if not self._takes_another(place, records, early, error):
                         taken.error = error
                         return taken
                     for _ in range(_ATTEMPTS - 1):
@@ -167,19 +169,26 @@ class RecordSink(Sink):
             return error
         return None
 
-    def _takes_another(self, place: int, records: list[Record], early: set[int]) -> bool:
-        """Have the backend take one more record: a later one of the same step, or the last one again."""
+    def _takes_another(self, place: int, records: list[Record], early: set[int], error: Exception) -> bool:
+        """Have the backend take one more record: a later one of the same step, or the last one again.
+
+        On a full disk, or where its SDK knows it already, the last one may be taken though a new one cannot be. So of
+        another step it tells something only of errors that Python itself has for what code makes of a value.
+        """
         step, last = records[place].step, self._last_taken
         for later in range(place + 1, min(place + 1 + _WITNESSES, len(records))):
             if records[later].step == step and later not in early and self._attempt(records[later], Taken()) is None:
                 early.add(later)
                 return True
         with suppress(Exception):
-            if last is not None and last.step <= self.step:  # else it was taken back since
-                self.write_record(last)
-                if last.step != step:  # to note it proves nothing of a backend that stores what was noted later
-                    self.flush()
-                return True
+            if last is None or last.step > self.step:  # it was taken back since
+                return False
+            if last.step != step and (type(error).__module__ != "builtins" or isinstance(error, _OF_THE_MACHINE)):
+                return False
+            self.write_record(last)
+            if last.step != step:  # to note it proves nothing of a backend that stores what was noted later
+                self.flush()
+            return True
         return False
 
 

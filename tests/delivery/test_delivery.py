@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sqlite3
 import threading
 from collections import Counter
 
@@ -499,16 +500,16 @@ def test_a_sink_that_is_lost_while_it_is_taken_back_is_taken_back_as_far(tmp_pat
 class Noting(RecordRun):
     """Notes records, and stores them when it is flushed; some it cannot even note, always or while it is down."""
 
-    def __init__(self, *faulty):
+    def __init__(self, *faulty, error=RuntimeError):
         super().__init__("run")
-        self.faulty, self.is_down = faulty, False
+        self.faulty, self.is_down, self.error = faulty, False, error
         self.noted, self.stored = [], []
         self.tried = threading.Semaphore(0)
 
     def write_record(self, record):
         self.tried.release()
         if record.name in self.faulty or (record.name == "b" and self.is_down):
-            raise RuntimeError("boom")
+            raise self.error("boom")
         self.noted.append((record.name, record.step))
 
     def sync(self):
@@ -543,6 +544,15 @@ def test_while_nothing_becomes_durable_no_record_is_at_fault(tmp_path):
     assert set(sink.stored) == {("a", 0), ("b", 10)}
     assert not delivery.report.refused
     assert delivery.close(10)
+
+
+@pytest.mark.parametrize("error", [OSError, TimeoutError, sqlite3.OperationalError])
+def test_what_a_full_disk_may_raise_says_nothing_of_a_record_that_is_alone(error):
+    sink = Noting("b", error=error)
+    sink.write_points(window(0, "a", steps=1)[0])
+    taken = sink.write_points(window(1, "b", steps=1)[0])
+    assert isinstance(taken.error, error)
+    assert not taken.refused
 
 
 def test_what_was_taken_back_is_not_written_again_to_tell_a_fault():
