@@ -3,7 +3,6 @@
 So a context is no guard: setting another one writes the table, and no code is compiled again.
 """
 
-import logging
 import threading
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -13,12 +12,11 @@ import torch
 
 from d9d_tracker.devices.event_wait import relaxed
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.log import logger
 from d9d_tracker.series.registry import Registry
 from d9d_tracker.series.series import ContextItems, HistogramSeries, ScalarSeries, label
 from d9d_tracker.tracing import for_real, mark_static
 from d9d_tracker_kernels.device import GPU, gpu
-
-logger = logging.getLogger("d9d_tracker")
 
 Series = ScalarSeries | HistogramSeries
 _NOWHERE = -1

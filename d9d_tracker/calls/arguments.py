@@ -3,7 +3,6 @@
 Code under trace cannot format everything (a symbolic shape, an exception), so the messages are made of constants.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -16,15 +15,13 @@ from d9d_tracker.bank.scalars import Number
 from d9d_tracker.bank.typed_tensors import typed_scalar, typed_share
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError, described, fail
 from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.log import warn_once
 from d9d_tracker.series.series import ContextItems, Named, Reduction, label
 from d9d_tracker.tracing import FakeTensor, hangs_on_data
 from d9d_tracker_kernels.device import GPU, gpu
 from d9d_tracker_kernels.ops import why_not_counted
 
-logger = logging.getLogger("d9d_tracker")
-
 _NO_NUMBERS = (str, bytes, dict, list, tuple, set)
-_left_out: set[str] = set()
 
 
 def check_names(names: Sequence[object]) -> None:
@@ -56,9 +53,8 @@ def numbers_among(names: Sequence[object], values: Sequence[object]) -> list[int
 
 @assume_constant_result
 def _say_left_out(name: str, kind: str) -> None:
-    if name not in _left_out:
-        _left_out.add(name)
-        logger.warning("scalars: %r is left out, now and later: it is a %s, not a number", name, kind)
+    words = "scalars: %r is left out, now and later: it is a %s, not a number"
+    warn_once(("left out", name), words, name, kind)
 
 
 def check_number(

@@ -4,7 +4,6 @@ What these functions return is compiled into the graph then. A run is no argumen
 unguarded as the object of a method; the key of a run is guarded.
 """
 
-import logging
 import threading
 from collections import defaultdict
 from typing import get_args
@@ -13,13 +12,12 @@ from weakref import WeakSet
 from d9d_tracker.config import AccumulatorConfig, Binning, IntegerBinning
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.log import logger
 from d9d_tracker.series.series import REDUCTIONS, ContextItems, HistogramSeries, Reduction, ScalarSeries, label
 from d9d_tracker.tracing import allow_as_constant, compilation, user_line
 from d9d_tracker_kernels.binning import CELLS
 
 from .runs import Key, Run
-
-logger = logging.getLogger("d9d_tracker")
 
 _said_closed: "WeakSet[Run]" = WeakSet()
 _said_threads: "WeakSet[Run]" = WeakSet()

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import functools
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 
 import torch
 
+from d9d_tracker.log import logger
 from d9d_tracker_kernels.device import gpu
-
-logger = logging.getLogger("d9d_tracker")
 
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 

@@ -1,6 +1,5 @@
 """What the instruments of a run log by: slots of series, and numbers that arrive with the window."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import SupportsFloat
@@ -8,12 +7,10 @@ from typing import SupportsFloat
 from d9d_tracker.compiled.runs import Run
 from d9d_tracker.context import Contexts
 from d9d_tracker.lazy_torch import assume_constant_result
+from d9d_tracker.log import warn_once
 from d9d_tracker.series.series import ContextItems, Reduction, ScalarSeries
 from d9d_tracker.windows.readings import packed
 
-logger = logging.getLogger("d9d_tracker")
-
-_said: set[str] = set()
 _COMPILING = (("compiling", "true"),)
 
 
@@ -117,6 +114,5 @@ class Meter:
 @assume_constant_result
 def say_unmeasured(where: str) -> None:
     """Say, once a process, that a block takes no time."""
-    if where not in _said:
-        _said.add(where)
-        logger.warning("a block %s cannot be timed, and nothing is logged of it: time the call of that code", where)
+    words = "a block %s cannot be timed, and nothing is logged of it: time the call of that code"
+    warn_once(("timed", where), words, where)

@@ -1,6 +1,5 @@
 """How busy the machine is: asked by libraries of the extra ``system``, and not by the thread that trains."""
 
-import logging
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -8,10 +7,9 @@ from typing import Any
 
 import torch
 
+from d9d_tracker.log import logger, warn_once
 from d9d_tracker.windows.readings import Later
 from d9d_tracker_kernels.device import GPU, IS_AMD, gpu
-
-logger = logging.getLogger("d9d_tracker")
 
 _PAUSE_SECONDS = 2.0  # psutil reads files of the system, while the training may wait for the interpreter
 _said: set[str] = set()
@@ -96,9 +94,8 @@ class System:
 def _has(library: str, what: str) -> bool:
     if find_spec(library) is not None:
         return True
-    if library not in _said:
-        _said.add(library)
-        logger.warning("nothing is logged %s: %s is not installed; pip install d9d_tracker[system]", what, library)
+    words = "nothing is logged %s: %s is not installed; pip install d9d_tracker[system]"
+    warn_once(("needed", library), words, what, library)
     return False
 
 

@@ -1,16 +1,14 @@
 """The slots of series: which row of the device buffers belongs to which name and context."""
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any, Generic
 
 from d9d_tracker.context import ContextItems
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.log import logger
 
 from .series import AnySeries, ScalarSeries, label
-
-logger = logging.getLogger("d9d_tracker")
 
 
 class Registry(Generic[AnySeries]):

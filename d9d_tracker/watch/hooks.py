@@ -1,6 +1,5 @@
 """What hooks of a watch share: where they log, whether they still do, and that they never end the training."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +7,8 @@ import torch
 
 from d9d_tracker.bank.placement import is_partial
 from d9d_tracker.calls.histogram_calls import HistogramCalls
+from d9d_tracker.log import logger
 from d9d_tracker_kernels.ops import SUPPORTED_DTYPES
-
-logger = logging.getLogger("d9d_tracker")
 
 
 class Hooks:

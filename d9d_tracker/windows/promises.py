@@ -1,18 +1,16 @@
 """Series that a watch has promised: what has counted nothing by the end of the first full window is said."""
 
-import logging
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from d9d_tracker.log import logger
 from d9d_tracker_kernels.binning import CALLS
 from d9d_tracker_kernels.lanes import COUNT
 
 from .host_window import HostWindow
-
-logger = logging.getLogger("d9d_tracker")
 
 _MOST_NAMED = 5
 

@@ -1,6 +1,5 @@
 """What instruments read: numbers, or what is known when the window arrives. No kernel runs for them."""
 
-import logging
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,17 +8,15 @@ from typing import SupportsFloat
 
 import numpy as np
 
+from d9d_tracker.log import warn_once
 from d9d_tracker.series.series import VALUE_LANE
 from d9d_tracker_kernels.lanes import COUNT, LANES, LAST, MAX, SUM, WEIGHT
 
 from .host_window import HostWindow
 
-logger = logging.getLogger("d9d_tracker")
-
 Reading = tuple[int, int, SupportsFloat]  # a step, the slots of one or two series (see ``packed``), what was read
 
 _SLOTS = 2**24
-_said: set[str] = set()
 
 
 class Later:
@@ -78,8 +75,6 @@ def _can_be_read(value: SupportsFloat) -> bool:
             return False
         float(value)
     except Exception as error:  # the window is worth more than an instrument
-        if (words := repr(error)) not in _said:
-            _said.add(words)
-            logger.warning("an instrument cannot be read: %s", words)
+        warn_once(("read", repr(error)), "an instrument cannot be read: %r", error)
         return False
     return True

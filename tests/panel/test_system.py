@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from d9d_tracker import log
 from d9d_tracker.panel import system
 
 psutil = pytest.importorskip("psutil")
@@ -14,6 +15,7 @@ psutil = pytest.importorskip("psutil")
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch):
     monkeypatch.setattr(system, "_said", set())
+    monkeypatch.setattr(log, "_said", set())
     monkeypatch.setattr(system, "_PAUSE_SECONDS", 0.0)
 
 

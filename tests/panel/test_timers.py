@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from d9d_tracker import TrackerTypeError, TrackerValueError
-from d9d_tracker.panel import meter
+from d9d_tracker import TrackerTypeError, TrackerValueError, log
 from d9d_tracker.windows.readings import Later
 
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch):
-    monkeypatch.setattr(meter, "_said", set())
+    monkeypatch.setattr(log, "_said", set())
 
 
 def test_blocks_of_a_step_add_up_however_they_are_nested_and_repeated(recorded, hand):

@@ -8,7 +8,8 @@ from sim.machine import Event
 from sim.simulation import simulated
 from sim.trainings import opened, points
 
-from d9d_tracker.panel import meter, system
+from d9d_tracker import log
+from d9d_tracker.panel import system
 from d9d_tracker.pipeline import checkpoint
 from d9d_tracker_kernels.lanes import SUM
 
@@ -105,7 +106,7 @@ def test_a_state_in_the_middle_of_a_window_has_the_devices_seconds(seed):
 
 
 def test_while_a_graph_is_captured_nothing_is_timed_and_it_is_said_once(caplog, monkeypatch):
-    monkeypatch.setattr(meter, "_said", set())
+    monkeypatch.setattr(log, "_said", set())
     records = []
     with simulated(2), opened("cuda", records) as (_, run):
 
