@@ -1,6 +1,8 @@
 """A job that will not resume has left something behind: it is listed, and reaches its run, once."""
 
+import contextlib
 import os
+import sqlite3
 from types import SimpleNamespace
 
 import pytest
@@ -126,3 +128,15 @@ def test_what_a_later_life_has_written_stays(left_behind, tmp_path):
     assert len(points(tmp_path / "runs")) < 14
     assert main(["deliver", "--backlog", str(tmp_path / "backlog")]) == 0
     assert sorted(points(tmp_path / "runs")) == [(step, float(step)) for step in range(14)]
+
+
+def test_a_damaged_window_is_told_and_what_is_behind_it_delivered(left_behind, tmp_path, capsys):
+    left_behind(JsonlTrackerConfig(path=tmp_path / "runs"))
+    (path,) = (tmp_path / "backlog").glob("*.sqlite3")
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE windows SET payload = x'00' WHERE window = (SELECT MIN(window) FROM windows)")
+    assert main(["deliver", "--backlog", str(tmp_path / "backlog")]) == 1
+    assert "damaged" in capsys.readouterr().out
+    assert points(tmp_path / "runs")[-1] == (9, 9.0)
+    assert len(points(tmp_path / "runs")) < 10
+    assert [file.suffix for file in (tmp_path / "backlog").iterdir()] == [".damaged"]
