@@ -19,23 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from d9d_tracker_kernels.binning import (
-    CALLS,
-    CELLS,
-    EXPONENTIAL,
-    HEADER,
-    INTEGER,
-    LAST_STEP,
-    LINEAR,
-    NAN,
-    NEGINF,
-    POSINF,
-    ZEROS,
-    Moment,
-    linear_edges,
-    linear_width,
-    mantissa_bits,
-)
+from d9d_tracker_kernels import binning
+from d9d_tracker_kernels.binning import CALLS, CELLS, EXPONENTIAL, HEADER, INTEGER, LAST_STEP, LINEAR, ZEROS, Moment
 
 CHUNK = 1 << 19
 _CHUNK_OF_ONE_THREAD = 1 << 16
@@ -233,9 +218,9 @@ def _round_to_odd(chunk: torch.Tensor) -> torch.Tensor:
 
 
 def _drop_non_finite(chunk: torch.Tensor, exact: torch.Tensor, header: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    header[NAN] += int(torch.isnan(exact).sum())
-    header[POSINF] += int(torch.isposinf(exact).sum())
-    header[NEGINF] += int(torch.isneginf(exact).sum())
+    header[binning.NAN] += int(torch.isnan(exact).sum())
+    header[binning.POSINF] += int(torch.isposinf(exact).sum())
+    header[binning.NEGINF] += int(torch.isneginf(exact).sum())
     is_finite = torch.isfinite(exact)
     return chunk[is_finite], exact[is_finite]
 
@@ -278,7 +263,7 @@ def _cell_of(
         return lambda values: _linear_cell(values, thresholds, offset, scale)
     if kind == INTEGER:
         return lambda values: _integer_cell(values, bins)
-    k = mantissa_bits(bins)
+    k = binning.mantissa_bits(bins)
     # Tensors, because numbers would be made into some at each chunk.
     shift, mask = torch.tensor([23 - k, (1 << (9 + k)) - 1], dtype=torch.int32, device="cpu")
     return lambda values: _exponential_cell(values, k, shift, mask)
@@ -314,8 +299,8 @@ def _linear(bins: int, low: float, high: float, dtype: torch.dtype) -> tuple[tor
 
     Thresholds are the edges, the last one moved up by one step: `x >= threshold` then leaves the last bin closed.
     """
-    thresholds = torch.from_numpy(linear_edges(bins, low, high)).to(dtype)
-    scale = 1 / linear_width(bins, low, high)
+    thresholds = torch.from_numpy(binning.linear_edges(bins, low, high)).to(dtype)
+    scale = 1 / binning.linear_width(bins, low, high)
     offset = torch.tensor(0.5 - thresholds[0].item() * scale, dtype=dtype, device="cpu")
     thresholds[-1] = torch.nextafter(thresholds[-1], thresholds.new_tensor(math.inf))
     return thresholds, offset, scale
