@@ -39,11 +39,12 @@ def calls_of(run, panel):
 
 def test_all_of_it_is_a_few_calls_a_step(recorded, monkeypatch):
     monkeypatch.setattr(system, "find_spec", lambda name: None)
-    found = {}
-    for panel in (False, True):
+    found = {False: [], True: []}
+    for panel in (False, True) * 4:
         with recorded(sync_every=WINDOW).open() as run:
-            found[panel] = calls_of(run, panel)
-    assert 0 < found[True] - found[False] <= CALLS, found
+            found[panel].append(calls_of(run, panel))
+    # The least of each, because a window's end takes a few more if the collector is just waiting for one.
+    assert 0 < min(found[True]) - min(found[False]) <= CALLS, found
 
 
 def test_real_times_lie_within_their_bounds(recorded):
