@@ -10,7 +10,7 @@ from d9d_tracker.series.series import ContextItems, ScalarSeries
 Group = str | int | Callable[[str], str]
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)  # not frozen: as a constant of compiled code, Dynamo of torch 2.11 takes no such dataclass
 class NormSeries:
     """The series of norms.
 
