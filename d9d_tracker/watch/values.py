@@ -63,5 +63,5 @@ def _parts(output: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"/{field}", part) for field, part in zip(fields, output, strict=True))
     elif isinstance(output, tuple | list):
         yield from ((f"/{place}" if place else "", part) for place, part in enumerate(output))
-    elif dataclasses.is_dataclass(output):
+    elif output is not None and dataclasses.is_dataclass(output):  # nor may Dynamo of torch 2.11 ask it of None
         yield from ((f"/{field.name}", getattr(output, field.name)) for field in dataclasses.fields(output))
