@@ -1,7 +1,6 @@
 """The run a training loop logs to: values merge into device buffers, also under torch.compile and CUDA graphs."""
 
 import inspect
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -23,6 +22,7 @@ from d9d_tracker.config import AccumulatorConfig, Binning
 from d9d_tracker.context import Contexts, as_context, as_items
 from d9d_tracker.errors import TrackerTypeError, TrackerValueError
 from d9d_tracker.hparams import plain_hparams
+from d9d_tracker.log import logger
 from d9d_tracker.pipeline.pipeline import Pipeline
 from d9d_tracker.record import Histogram, Record
 from d9d_tracker.steps import as_step
@@ -31,8 +31,6 @@ from d9d_tracker.watch.norm_series import Group
 from d9d_tracker.watch.settings import Settings
 from d9d_tracker.watch.watch import Watch
 from d9d_tracker.writer.portable import obstacle
-
-logger = logging.getLogger("d9d_tracker")
 
 
 class AccumulatingRun(ScalarCalls, HistogramCalls, PanelCalls):

@@ -1,7 +1,6 @@
 """The tracker a user gets: a backend's tracker behind device-side accumulation. It keeps configuration and state."""
 
 import functools
-import logging
 import os
 import secrets
 import time
@@ -21,6 +20,7 @@ from d9d_tracker.config import AccumulatorConfig, TrackerConfig
 from d9d_tracker.delivery.delivery import Delivery, close_all
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.errors import TrackerValueError
+from d9d_tracker.log import logger
 from d9d_tracker.pipeline import checkpoint, job_state
 from d9d_tracker.pipeline.assembly import Assembly, State
 from d9d_tracker.pipeline.checkpoint import BackendState, Snapshot
@@ -34,8 +34,6 @@ from d9d_tracker.windows.late import Late
 
 from .opening import open_deliveries
 from .run import AccumulatingRun
-
-logger = logging.getLogger("d9d_tracker")
 
 
 class AccumulatingTracker(BaseTracker[TrackerConfig]):

@@ -30,7 +30,6 @@ from d9d_tracker_kernels.device import GPU, has_kernels
 from d9d_tracker_kernels.lanes import LANES
 
 from .elsewhere import Elsewhere
-from .host_scalars import HostScalars
 from .places import Places, Target
 from .scalars import Number, ScalarBank
 from .staging import Staging, Window
@@ -93,7 +92,7 @@ class Buffers:
         self.outbox: deque[Window] = deque()
         self._lock = threading.RLock()  # reentrant, because a signal handler may log while set_step holds it
         self._is_held: Callable[[], bool] = self._lock._is_owned  # pyright: ignore[reportAttributeAccessIssue] as Condition does
-        self._changes: deque[_Change] = deque()
+        self._due: tuple[_Change, ...] = ()
         self._deferred: deque[_Change] = deque()
         self._late = Late()
         self.readings: deque[Reading] = deque()
@@ -107,7 +106,7 @@ class Buffers:
     def start(self) -> None:
         """Empty everything for a new run. The places that compiled code knows mean nothing until they are refilled."""
         self.follow()
-        self._changes.clear()
+        self._due = ()
         self._deferred.clear()
         self._late = Late()
         self.readings.clear()
@@ -221,23 +220,21 @@ class Buffers:
     def advance(self, step: int) -> bool:
         """End the current step and begin another; return whether a window with values is now in the outbox."""
         with self._lock:
-            if self._changes or self._deferred:
+            if self._due or self._deferred:
                 self._finish()
-            now, host, slots = self.now, self.scalars.host, len(self.scalar_series.series)
+            now, slots = self.now, len(self.scalar_series.series)
             _, _, first, filed, times, rows, passed, windows, copies = now
             completes = passed + 1 == self.sync_every
             files = self._per_step or completes
             after = (step, time.time(), first, filed, times, rows + files, passed + 1, windows, copies)
-            if host is not None and files and not (completes or self.is_gpu):  # in few frames: a step of a CPU
-                self._changes.append((self._pass_on_host, (host, now, after, slots)))
+            if files and not (completes or self.is_gpu):  # in few frames, as the steps of a CPU are cheap
+                self._due = ((self._file_and_begin, (now, after, slots)),)
                 try:
-                    self._pass_on_host(host, now, after, slots)  # which no mode sees
-                    self._changes.popleft()
-                except BaseException:
-                    self._make_changes()
-                    raise
-                if self._deferred:
-                    self._make_deferred()
+                    self._file_and_begin(now, after, slots)  # which no mode sees
+                    self._due = ()
+                finally:
+                    if self._due or self._deferred:
+                        self._make(())
             elif not files:
                 self._finish(((self._begin, (after, 0)),))
             elif not completes:
@@ -283,15 +280,11 @@ class Buffers:
         self._make(changes)
 
     def _make(self, changes: tuple[_Change, ...]) -> None:
-        due = self._changes
+        self._due += changes
         try:
-            due.extend(changes)
-            while due:
-                change, arguments = due[0]
-                change(*arguments)
-                due.popleft()
+            self._make_due()
         except BaseException:
-            self._make_changes()
+            self._make_due()
             raise
         if self._deferred:
             self._make_deferred()
@@ -331,11 +324,11 @@ class Buffers:
             change, arguments = self._deferred.popleft()
             change(*arguments)
 
-    def _make_changes(self) -> None:
-        while self._changes:
-            change, arguments = self._changes[0]
+    def _make_due(self) -> None:
+        while self._due:
+            change, arguments = self._due[0]
             change(*arguments)
-            self._changes.popleft()
+            self._due = self._due[1:]
 
     def _file(self, clock: Clock, slots: int) -> None:
         """Put the current step away as the next row of the window."""
@@ -352,20 +345,6 @@ class Buffers:
                 times.append(began)
             filed.append(step)
         self._steps.begin(slots, after[0])
-        self.now = after
-
-    def _pass_on_host(self, host: HostScalars, before: Now, after: Now, slots: int) -> None:
-        """Do both on a CPU, and without the frames of ``HostScalars.file`` and ``begin``."""
-        if slots != host.slots:
-            host.use(slots)
-        step, began, _, filed, times, row, _, _, _ = before
-        if len(filed) == row:
-            host.rows[row][:] = host.used  # of memoryviews: NumPy goes through more code, which is fetched from far
-            if len(times) == row:
-                times.append(began)
-            filed.append(step)
-        host.used[:] = host.blank
-        host.step[0] = after[0]
         self.now = after
 
     def _begin(self, after: Now, slots: int) -> None:

@@ -28,11 +28,6 @@ class HostScalars:
         step: The current step, int64 of shape ``[1]``.
 
     Attributes:
-        slots: How many slots are in use.
-        used: Numbers of the current step in these.
-        blank: Those of a step in which nothing was logged.
-        rows: Those of each finished step.
-        step: The current step, as the one number of a buffer.
         known: Slots of series of this run that were logged in the most ordinary way, which are looked up quickest.
     """
 
@@ -40,11 +35,11 @@ class HostScalars:
         self._current = current.numpy()
         self._window = window.numpy()
         of_step: Any = step.numpy()  # a buffer, of which its stubs know nothing
-        self.step = memoryview(of_step)
+        self._step = memoryview(of_step)
         self._numbers, self._initial = flat_numbers(current), flat_numbers(initial)
         self._numbers_of_rows = [flat_numbers(row) for row in window]
         self._strides = current.stride()
-        self.use(0)
+        self._use(0)
         self.known: dict[tuple[str, ContextItems, Reduction], int] = {}
 
     def merge(self, slots: Iterable[int], values: Sequence[float], reduce: Reduction, weight: float) -> None:
@@ -56,9 +51,9 @@ class HostScalars:
 
     def file(self, row: int, slots: int) -> None:
         """Copy the state of the step to a row of the window; see ``ScalarBank.file``."""
-        if slots != self.slots:
-            self.use(slots)
-        self.rows[row][:] = self.used  # of memoryviews: NumPy goes through more code, which is fetched from far
+        if slots != self._slots:
+            self._use(slots)
+        self._rows[row][:] = self._used  # of memoryviews: NumPy goes through more code, which is fetched from far
 
     def has_values(self, rows: int, slots: int) -> bool:
         """Whether something was logged in the first rows of the window or in the current step."""
@@ -66,17 +61,17 @@ class HostScalars:
 
     def begin(self, slots: int, step: int) -> None:
         """Start a step; see ``ScalarBank.begin``."""
-        if slots != self.slots:
-            self.use(slots)
-        self.used[:] = self.blank
-        self.step[0] = step
+        if slots != self._slots:
+            self._use(slots)
+        self._used[:] = self._blank
+        self._step[0] = step
 
-    def use(self, slots: int) -> None:
+    def _use(self, slots: int) -> None:
         """Keep views of what so many slots have, because slots are new for a few steps, and every step needs them."""
-        self.slots = slots
+        self._slots = slots
         numbers = slice(slots * LANES)
-        self.used, self.blank = self._numbers[numbers], self._initial[numbers]
-        self.rows = [row[numbers] for row in self._numbers_of_rows]
+        self._used, self._blank = self._numbers[numbers], self._initial[numbers]
+        self._rows = [row[numbers] for row in self._numbers_of_rows]
 
 
 def as_number(value: Any) -> float | None:

@@ -99,8 +99,9 @@ def _check_size(name: str | Named, items: ContextItems, value: Any, device: torc
 def _check_element(
     name: str | Named, items: ContextItems, value: torch.Tensor, device: torch.device, reduce: Reduction
 ) -> Number:
+    is_traced = torch.compiler.is_compiling()
     if value.numel() != 1:
-        shape = f"{value.dim()} dimensions" if torch.compiler.is_compiling() else f"shape {tuple(value.shape)}"
+        shape = f"{value.dim()} dimensions" if is_traced else f"shape {tuple(value.shape)}"
         fail(
             TrackerValueError,
             f"{label(name, items)}: a scalar has one element, not {shape}; reduce it first, with .mean() for example, "
@@ -108,7 +109,7 @@ def _check_element(
         )
     if value.is_complex():
         fail(TrackerTypeError, f"{label(name, items)}: {value.dtype} is not real; log .abs() or its parts")
-    if not torch.compiler.is_compiling() and (value.layout != torch.strided or value.is_nested or value.is_quantized):
+    if not is_traced and (value.layout != torch.strided or value.is_nested or value.is_quantized):
         try:
             return float(value.item())
         except RuntimeError:
@@ -116,7 +117,7 @@ def _check_element(
     try:
         if is_distributed(value):
             value = local_scalar(value, reduce)
-        elif not torch.compiler.is_compiling():  # where no tensor has a type
+        elif not is_traced:  # where no tensor has a type
             value = typed_scalar(value, reduce)
     except TypeError:
         fail(
@@ -124,7 +125,7 @@ def _check_element(
             f"{label(name, items)}: with reduce={reduce!r}, ranks cannot make a whole of this part of a sum, or shard, "
             "when their windows meet; bring it together first, by .full_tensor() or all_reduce, on each of these ranks",
         )
-    fake = not torch.compiler.is_compiling() and isinstance(value, FakeTensor)
+    fake = not is_traced and isinstance(value, FakeTensor)
     if fake or value.device.type == "meta":
         kind = "FakeTensor" if fake else "tensor"
         fail(
@@ -132,7 +133,7 @@ def _check_element(
         )
     if value.device == device:
         return value
-    if torch.compiler.is_compiling():
+    if is_traced:
         return value.to(device, non_blocking=True) if device.type == GPU else value
     if GPU in (device.type, value.device.type) and gpu.is_current_stream_capturing():
         where = "the CPU" if value.is_cpu else value.device

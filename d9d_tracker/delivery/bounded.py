@@ -1,9 +1,8 @@
 """Waits for a delivery, whose backlog may be on a disk that hangs."""
 
-import queue
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from d9d_tracker.log import logger
@@ -13,16 +12,32 @@ _DISK_SECONDS = 30.0
 T = TypeVar("T")
 
 
-def bounded(seconds: float, otherwise: T, wait: Callable[..., T], *arguments: Any) -> T:
-    """Wait some seconds for a delivery, and longer, but not for ever, for its disk, on a thread of its own."""
-    found: queue.SimpleQueue[T] = queue.SimpleQueue()
-    thread = threading.Thread(target=lambda: found.put(wait(*arguments)), name="d9d_tracker disk", daemon=True)
+def bounded(seconds: float, otherwise: T, ask: Callable[..., T], *arguments: Any) -> T:
+    """Wait some seconds for a delivery, and longer, but not for ever, for its disk, on a thread of its own.
+
+    Args:
+        seconds: How long the question itself may take.
+        otherwise: What is returned if the disk hangs.
+        ask: The question, which is asked to its end in any case.
+        *arguments: Its arguments.
+
+    Raises:
+        BaseException: What ``ask`` raises.
+    """
+    found: Future[T] = Future()
+
+    def answer() -> None:
+        try:
+            found.set_result(ask(*arguments))
+        except BaseException as error:
+            found.set_exception(error)
+
     try:
-        thread.start()
+        threading.Thread(target=answer, name="d9d_tracker disk", daemon=True).start()
     except RuntimeError:  # no thread is left, or the interpreter is on its way out
-        return wait(*arguments)
-    with suppress(queue.Empty):
-        return found.get(timeout=seconds + _DISK_SECONDS)
+        return ask(*arguments)
+    if wait((found,), seconds + _DISK_SECONDS).done:
+        return found.result()
     words = "the disk of the backlog has hung for %g s: what is not with the backend would be lost by a kill"
     logger.error(words, _DISK_SECONDS)
     return otherwise

@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from d9d_tracker.delivery import bounded as module
 from d9d_tracker.delivery.bounded import bounded
 
@@ -20,6 +22,15 @@ def test_what_hangs_is_left_alone_and_said(monkeypatch, caplog):
     released.set()
     assert left.wait(10)
     assert bounded(10, "otherwise", wait, "answer") == "answer"
+
+
+def test_what_it_raises_is_raised_at_once_and_no_disk_is_blamed(caplog):
+    def ask():
+        raise ValueError("a backend's own fault")
+
+    with pytest.raises(ValueError, match="own fault"):
+        bounded(0, None, ask)
+    assert not caplog.text
 
 
 def test_where_no_thread_can_be_started_the_caller_waits(monkeypatch):
