@@ -14,13 +14,18 @@ from .base import BaseTrackerRun
 from .points import Points
 from .record import Record
 
-_ATTEMPTS = 5
+ATTEMPTS = 5
 _WITNESSES = 10
 _OF_THE_MACHINE = OSError, EOFError, MemoryError
 
 
 class SinkLostError(ConnectionError):
     """The sink is gone, with what it had not made durable: open the backend again and write from there."""
+
+
+def is_of_code(error: BaseException) -> bool:
+    """Whether an error is one that Python itself has for what code makes of a value, neither an SDK's nor a disk's."""
+    return type(error).__module__ == "builtins" and not isinstance(error, _OF_THE_MACHINE)
 
 
 class Refusal(NamedTuple):
@@ -152,7 +157,7 @@ class RecordSink(Sink):
                     if not self._takes_another(place, records, early, error):
                         taken.error = error
                         return taken
-                    for _ in range(_ATTEMPTS - 1):
+                    for _ in range(ATTEMPTS - 1):
                         error = None if error is None else self._attempt(record, taken)
                 if error is not None:
                     taken.refused.append(Refusal(record.name, record.step, error))
@@ -183,7 +188,7 @@ class RecordSink(Sink):
         with suppress(Exception):
             if last is None or last.step > self.step:  # it was taken back since
                 return False
-            if last.step != step and (type(error).__module__ != "builtins" or isinstance(error, _OF_THE_MACHINE)):
+            if last.step != step and not is_of_code(error):
                 return False
             self.write_record(last)
             if last.step != step:  # to note it proves nothing of a backend that stores what was noted later

@@ -31,6 +31,7 @@ class Queued:
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     has_sent_hparams: bool = False
+    failures: int = 0  # of its hyperparameters, since all points were taken
 
     def begin_again(self) -> None:
         """Forget what the backend has taken of it."""

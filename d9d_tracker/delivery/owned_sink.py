@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from d9d_tracker.bare_run import BareRun
 from d9d_tracker.log import logger
 from d9d_tracker.points import Points
-from d9d_tracker.sink import Refusal, Sink
+from d9d_tracker.sink import ATTEMPTS, Refusal, Sink, SinkLostError, is_of_code
 
 from .outbound import Call, Queued
 from .report import DeliveryReport
@@ -60,9 +60,7 @@ class OwnedSink:
     def deliver(self, sink: Sink, window: Queued, points: Points) -> None:
         """Deliver what the backend has not taken of a window, then make all of it durable."""
         with self._inside():
-            if points.hparams and not window.has_sent_hparams:
-                self._add_hparams(sink, points)
-                window.has_sent_hparams = True
+            error = self._add_hparams(sink, window, points)
             if window.accepted < len(points):
                 taken = sink.write_points(Points.of(points[window.accepted :]) if window.accepted else points)
                 window.accepted += taken.accepted
@@ -77,6 +75,8 @@ class OwnedSink:
                     raise RuntimeError(words)
             self._called_at = time.monotonic()
             sink.flush()
+            if error is not None:
+                raise error
 
     def make_call(self, sink: Sink, call: Call) -> None:
         """Do what is to be done with the backend's run; what it raises is the future's."""
@@ -117,13 +117,30 @@ class OwnedSink:
         if has_done_something:
             self._called_at = time.monotonic()
 
-    def _add_hparams(self, sink: Sink, points: Points) -> None:
+    def _add_hparams(self, sink: Sink, window: Queued, points: Points) -> Exception | None:
+        """Add those of a window; return what the backend raised if it is to be asked again, after the points.
+
+        An error of Python's own is their fault, not that of a backend that is down, if it comes again and again though
+        the points behind are taken.
+        """
+        if not points.hparams or window.has_sent_hparams:
+            return None
         try:
             sink.add_hparams(points.hparams)
-        except (NotImplementedError, TypeError, ValueError) as error:
+        except (StoppedError, SinkLostError):
+            raise
+        except Exception as error:
+            is_final = isinstance(error, NotImplementedError | TypeError | ValueError)
+            if is_of_code(error) and 0 < window.accepted == len(points):
+                window.failures += 1
+                is_final = is_final or window.failures >= ATTEMPTS
+            if not is_final:
+                return error
             if not self._has_said_hparams:
                 self._has_said_hparams = True
                 logger.warning("hyperparameters that were added later did not reach %s: %r", self._name, error)
+        window.has_sent_hparams = True
+        return None
 
     def _say_refused(self, refused: list[Refusal]) -> None:
         words = "the backend refused %s at step %d: %r; if it refuses more of this series, the report counts them"

@@ -5,6 +5,7 @@ import logging
 import sqlite3
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -112,6 +113,41 @@ def test_a_held_backend_holds_nobody(delivery, backend, caplog):
     backend.released.set()
     assert delivery.flush(10)
     assert backend.points_in_order() == expected(*range(100))
+
+
+def with_hparams(index, names=("a", "b")):
+    points, first = window(index, names)
+    return replace(points, hparams={"lr": 0.1}), first
+
+
+def test_hyperparameters_that_are_raised_on_for_ever_hold_up_nothing(delivery, backend, monkeypatch, caplog):
+    def add_hparams(hparams):
+        raise KeyError("its own mistake")
+
+    monkeypatch.setattr(backend, "add_hparams", add_hparams)
+    delivery.put(*with_hparams(0))
+    delivery.put(*with_hparams(1))
+    assert delivery.flush(10)
+    assert backend.points_in_order() == expected(0, 1)
+    assert caplog.text.count("hyperparameters that were added later did not reach recording: KeyError") == 1
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ()])
+def test_hyperparameters_that_an_outage_keeps_off_come_when_it_is_over(names, delivery, backend, monkeypatch):
+    tries, add_hparams = [], backend.add_hparams
+
+    def fail_at_first(hparams):
+        tries.append(hparams)
+        if len(tries) < 20:
+            raise (KeyError if len(tries) < 4 else ConnectionError)("no route to host")
+        add_hparams(hparams)
+
+    monkeypatch.setattr(backend, "add_hparams", fail_at_first)
+    delivery.put(*with_hparams(0, names))
+    delivery.put(*window(1))
+    assert delivery.flush(10)
+    assert backend.points_in_order() == expected(0, names=names) + expected(1)
+    assert tries == [{"lr": 0.1}] * 20
 
 
 @pytest.mark.parametrize("times", [1, 2, 3, 4, 5, 6, 7, 20])
