@@ -14,7 +14,7 @@ where two cores have no cache in common, memory that one wrote and the other rea
 import math
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -52,62 +52,46 @@ def histogram_(
         low: Lower end of a linear binning.
         high: Upper end of a linear binning.
     """
-    outer = _scratch.begin()
-    try:
-        _add(values, counts, moments, step, row, kind, bins, low, high)
-    finally:
-        _scratch.end(outer)
-
-
-def _add(
-    values: torch.Tensor,
-    counts: torch.Tensor,
-    moments: torch.Tensor,
-    step: int,
-    row: int,
-    kind: int,
-    bins: int,
-    low: float,
-    high: float,
-) -> None:
-    state, statistics = counts[row].numpy(), moments[row].numpy()  # which cost less per call than tensors of one row
-    header = state[:HEADER].tolist()
-    is_near = kind != LINEAR or _is_near(bins, low, high)
-    dtype = torch.float32 if is_near and values.dtype in _NARROW else torch.float64
-    cell_of = _cell_of(kind, bins, low, high, dtype)
-    zero = torch.zeros((), dtype=dtype, device="cpu")
-    total, squares, smallest, largest = statistics.tolist()
-    counted = np.zeros(CELLS, np.int64)
-    for piece in _chunks(values):
-        chunk = piece.resolve_neg()
-        exact = _as_float64(chunk)
-        chunk_total = exact.sum().item()
-        # The sum is finite only if every value is: the usual chunk needs no test per element.
-        if not math.isfinite(chunk_total):
-            chunk, exact = _drop_non_finite(chunk, exact, header)
+    with _scratch.claimed():
+        # NumPy's arrays cost less per call than tensors of one row.
+        state, statistics = counts[row].numpy(), moments[row].numpy()
+        header = state[:HEADER].tolist()
+        is_near = kind != LINEAR or _is_near(bins, low, high)
+        dtype = torch.float32 if is_near and values.dtype in _NARROW else torch.float64
+        cell_of = _cell_of(kind, bins, low, high, dtype)
+        zero = torch.zeros((), dtype=dtype, device="cpu")
+        total, squares, smallest, largest = statistics.tolist()
+        counted = np.zeros(CELLS, np.int64)
+        for piece in _chunks(values):
+            chunk = piece.resolve_neg()
+            exact = _as_float64(chunk)
             chunk_total = exact.sum().item()
-        if chunk.numel() == 0:
-            continue
-        ordered = chunk if chunk.is_floating_point() else exact  # `torch.aminmax` takes longer than both
-        smallest, largest = min(smallest, ordered.amin().item()), max(largest, ordered.amax().item())
-        total += chunk_total
-        squares += torch.dot(exact, exact).item()
-        if dtype == torch.float32:
-            located = chunk if chunk.dtype == dtype else chunk.to(dtype)
-        else:
-            located = _round_to_odd(chunk) if chunk.dtype == torch.int64 else exact
-        counted_here = _count(cell_of(located)).numpy()
-        counted += counted_here
-        # Exponential cells next to zero are mostly empty, and then there is no zero to look for.
-        if kind != EXPONENTIAL or counted_here[0] or counted_here[bins // 2]:
-            # In half the time of `torch.count_nonzero`.
-            header[ZEROS] += int(torch.eq(located, zero, out=_scratch.like(located)).sum())
-    # All at the end: an exception from a signal handler in the midst of a large tensor leaves the row as it was.
-    header[CALLS] += 1
-    header[LAST_STEP] = step
-    state[HEADER:] += counted
-    statistics[:] = total, squares, smallest, largest
-    state[:HEADER] = header
+            # The sum is finite only if every value is: the usual chunk needs no test per element.
+            if not math.isfinite(chunk_total):
+                chunk, exact = _drop_non_finite(chunk, exact, header)
+                chunk_total = exact.sum().item()
+            if chunk.numel() == 0:
+                continue
+            ordered = chunk if chunk.is_floating_point() else exact  # `torch.aminmax` takes longer than both
+            smallest, largest = min(smallest, ordered.amin().item()), max(largest, ordered.amax().item())
+            total += chunk_total
+            squares += torch.dot(exact, exact).item()
+            if dtype == torch.float32:
+                located = chunk if chunk.dtype == dtype else chunk.to(dtype)
+            else:
+                located = _round_to_odd(chunk) if chunk.dtype == torch.int64 else exact
+            counted_here = _count(cell_of(located)).numpy()
+            counted += counted_here
+            # Exponential cells next to zero are mostly empty, and then there is no zero to look for.
+            if kind != EXPONENTIAL or counted_here[0] or counted_here[bins // 2]:
+                # In half the time of `torch.count_nonzero`.
+                header[ZEROS] += int(torch.eq(located, zero, out=_scratch.like(located)).sum())
+        # All at the end: an exception from a signal handler in the midst of a large tensor leaves the row as it was.
+        header[CALLS] += 1
+        header[LAST_STEP] = step
+        state[HEADER:] += counted
+        statistics[:] = total, squares, smallest, largest
+        state[:HEADER] = header
 
 
 def add_counts_(values: torch.Tensor, counts: torch.Tensor, moments: torch.Tensor, step: int, row: int) -> None:
@@ -148,18 +132,18 @@ class _Scratch(threading.local):
             self._is_above = torch.empty(CHUNK, dtype=torch.int32, device="cpu")
         self._is_used = False
 
-    def begin(self) -> dict[str, Any] | None:
-        """Claim it; what a signal handler counts in the middle of another count gets memory of its own."""
-        outer = dict(vars(self)) if self._is_used else None
-        if outer is not None:
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Be the one who uses it; what a signal handler counts in the middle of that gets memory of its own."""
+        interrupted = dict(vars(self)) if self._is_used else None
+        if interrupted is not None:
             self.__init__()
         self._is_used = True
-        return outer
-
-    def end(self, outer: dict[str, Any] | None) -> None:
-        """Give it back, to the count that was interrupted if there is one."""
-        self._is_used = False
-        vars(self).update(outer or {})
+        try:
+            yield
+        finally:
+            self._is_used = False
+            vars(self).update(interrupted or {})
 
     def exact(self, numel: int) -> torch.Tensor:
         return self._exact[:numel]
