@@ -21,6 +21,12 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(
     ["d9d_tracker.testing", "torch.distributed.tensor", "torch.distributed.checkpoint", "tests.ranks.preloaded"]
 )
 
+if importlib.util.find_spec("hypothesis") is not None:  # a machine with a GPU may lack it
+    from hypothesis import settings
+
+    settings.register_profile("without clocks", deadline=None)
+    settings.load_profile("without clocks")
+
 HAS_AIM = importlib.util.find_spec("aim") is not None
 collect_ignore = [] if HAS_AIM else ["provider/test_aim.py", "provider/test_aim_full_disk.py"]
 

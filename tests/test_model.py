@@ -52,7 +52,7 @@ def apply(run, model, call, *arguments):
         run.flush()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls=st.lists(CALLS, max_size=60), sync_every=st.integers(1, 6))
 def test_nothing_is_lost_and_nothing_doubled(recorded, calls, sync_every):
     tracker, model = recorded(sync_every=sync_every, max_scalars=16, max_histograms=16), Model()

@@ -110,7 +110,7 @@ def test_a_dense_permutation_is_not_copied():
     assert launch._flatten(values).data_ptr() == values.data_ptr()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(low=st.floats(-1e4, 1e4, width=32), width=st.floats(0.5, 1e4, width=32), bins=st.integers(1, 2046))
 @example(low=0.0, width=1.0, bins=10)
 @example(low=1000.0, width=1.0, bins=64)
@@ -275,7 +275,7 @@ def test_float64_sums_are_float64_throughout():
     assert state.moments[0, 1].item() == pytest.approx(math.fsum((values**2).tolist()), rel=1e-14)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(mean=st.floats(1e-3, 1e3), ratio=st.floats(1e-5, 1), seed=st.integers(0, 99), numel=st.integers(2, 30_000))
 @example(mean=1.0, ratio=1e-4, seed=0, numel=30_000)
 def test_the_spread_of_values_far_from_zero(mean, ratio, seed, numel):
