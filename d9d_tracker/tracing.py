@@ -76,6 +76,13 @@ def hangs_on_data(size: int) -> bool:
     return guard_or_true(size > 1000) and guard_or_true(size <= 1000)
 
 
+def is_beyond_int64(value: int) -> bool:
+    """Tell, in code that is traced, whether an int is too large for a tensor; one that the code computes is not."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(value >= 2**63) or guard_or_false(value < -(2**63))
+
+
 def register_effect(operator: str) -> None:
     """Keep the compiler from removing, repeating or reordering an operator that has no results."""
     _register_effectful_op(operator, EffectType.ORDERED)

@@ -17,7 +17,7 @@ from d9d_tracker.errors import TrackerTypeError, TrackerValueError, described, f
 from d9d_tracker.lazy_torch import assume_constant_result
 from d9d_tracker.log import warn_once
 from d9d_tracker.series.series import ContextItems, Named, Reduction, label
-from d9d_tracker.tracing import FakeTensor, hangs_on_data
+from d9d_tracker.tracing import FakeTensor, hangs_on_data, is_beyond_int64
 from d9d_tracker_kernels.device import GPU, gpu
 from d9d_tracker_kernels.ops import why_not_counted
 
@@ -64,7 +64,7 @@ def check_number(
     if isinstance(value, torch.Tensor):
         return _check_element(name, items, value, device, reduce)
     if torch.compiler.is_compiling():
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        if isinstance(value, int) and not isinstance(value, bool) and is_beyond_int64(value):
             fail(
                 TrackerValueError, f"{label(name, items)}: an int of this size does not fit into int64; pass float(...)"
             )

@@ -134,6 +134,31 @@ def test_a_changing_number_read_inside_takes_no_second_graph(recorded, graphs):
     assert graphs() == 1
 
 
+@torch._dynamo.config.patch(capture_scalar_outputs=True)
+def test_a_number_that_the_code_computes_is_logged_and_costs_no_graph(recorded, graphs):
+    tracker = recorded()
+    with tracker.open() as run:
+        handle = run.scalar_series("by handle")
+
+        @torch.compile(fullgraph=True, backend="aot_eager")
+        def log(inputs):
+            large = inputs > 0.5
+            count = large.sum().item()
+            run.scalars({"count": count, "is any": large.any().item(), "total": inputs.sum().item()})
+            run.scalar("weighted", inputs.max(), weight=count)
+            handle.scalar(count)
+            return inputs * 2
+
+        for step in range(4):
+            run.set_step(step)
+            log(torch.arange(4.0) < step)
+    counts = {step: float(step) for step in range(4)}
+    points = tracker.run.points
+    assert points("count") == points("by handle") == points("total") == counts
+    assert points("is any") == points("weighted") | {0: 0.0} == {0: 0.0, 1: 1.0, 2: 1.0, 3: 1.0}
+    assert graphs() == 1
+
+
 def test_a_rate_read_from_an_optimizer_inside_takes_one_more_graph(recorded, graphs):
     # Dynamo looks at all values of an optimizer when it meets the optimizer, before they are logged.
     tracker = recorded()

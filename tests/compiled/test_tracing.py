@@ -188,6 +188,17 @@ def test_inputs(graphs):
     assert torch._dynamo.config.assume_static_by_default
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_is_beyond_int64(dynamic):
+    def function(inputs, number):
+        return inputs + tracing.is_beyond_int64(number), tracing.is_beyond_int64(inputs.sum().item())
+
+    call = torch.compile(function, fullgraph=True, backend="eager", dynamic=dynamic)
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        for number in (2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 7):
+            assert call(torch.zeros((), dtype=torch.int64), number) == (not -(2**63) <= number < 2**63, False)
+
+
 def test_is_backward_traced(found):
     def function(inputs):
         doubled = inputs * 2
