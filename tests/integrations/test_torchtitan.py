@@ -132,6 +132,10 @@ def test_save_for_all_ranks_tags_in_an_open_run(config, stored, processor, as_ra
 
 
 @pytest.mark.parametrize(("pipelines", "schedule", "rank"), [(3, "1F1B", 4), (3, "ZBVZeroBubble", 0), (1, "1F1B", 0)])
-def test_the_loss_is_on_the_first_rank_of_the_last_stage(pipelines, schedule, rank):
+def test_the_loss_is_on_the_first_rank_of_the_last_stage(config, as_rank, pipelines, schedule, rank):
     dims = SimpleNamespace(pp_enabled=pipelines > 1, pp=pipelines, world_size=6)
     assert _rank_of_the_loss(dims, schedule) == rank
+    processor = SimpleNamespace(config=SimpleNamespace(save_for_all_ranks=False), parallel_dims=dims)
+    for other in set(range(6)) - {rank}:
+        as_rank(other)
+        assert attach(processor, config, pp_schedule=schedule) is None
