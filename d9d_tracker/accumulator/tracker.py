@@ -30,6 +30,7 @@ from d9d_tracker.pipeline.summary import print_summary, words_of_end
 from d9d_tracker.ranks.job import Job, is_silenced, warn_of_a_job_unknown
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
+from d9d_tracker.windows.in_transit import InTransit
 from d9d_tracker.windows.late import Late
 
 from .opening import open_deliveries
@@ -293,25 +294,27 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
         run = self._backlog
         assert run is not None  # `begin` has set it, or `load_state_dict`
         if is_silenced(self._config):
-            return self._make_pipeline({}, None, 1, {})
+            return self._make_pipeline({}, None, 1, InTransit())
         deliveries: dict[str, Delivery] = {}
-        taken = {} if self._loaded is None else self._loaded.left.in_transit.taken
+        in_transit = InTransit() if self._loaded is None else self._loaded.left.in_transit
 
         def open_here() -> dict[str, Any]:
             deliveries.update(open_deliveries(self._tracker, properties, self._config, run, self._loaded))
-            return {"run_id": self._tracker.run_id, "backlog": run, "taken": list(taken.items())}
+            reached = {"taken": list(in_transit.taken.items()), "unwritten": in_transit.unwritten}
+            return {"run_id": self._tracker.run_id, "backlog": run, **reached}
 
         try:
             if job is None:
                 open_here()
-                return self._make_pipeline(deliveries, None, 0, taken)
+                return self._make_pipeline(deliveries, None, 0, in_transit)
             opened = job.open(self._shared_settings(), open_here)
             if job.rank > 0:
                 self._tracker.run_id, self._tracker.resume_id = opened["run_id"], None
                 self._backlog = opened["backlog"]
             ranks = job.connect()
             try:
-                return self._make_pipeline(deliveries, ranks, job.rank, dict(opened["taken"]))
+                in_transit = replace(in_transit, taken=dict(opened["taken"]), unwritten=opened["unwritten"])
+                return self._make_pipeline(deliveries, ranks, job.rank, in_transit)
             except BaseException:
                 ranks.close()
                 raise
@@ -320,14 +323,14 @@ class AccumulatingTracker(BaseTracker[TrackerConfig]):
             raise
 
     def _make_pipeline(
-        self, deliveries: dict[str, Delivery], ranks: Ranks | None, rank: int, taken: dict[int, int]
+        self, deliveries: dict[str, Delivery], ranks: Ranks | None, rank: int, in_transit: InTransit
     ) -> Pipeline:
         report = RunReport({name: delivery.report for name, delivery in deliveries.items()})
         nonfinite = NonFiniteWatch(rank, ranks is not None, report, self._on_nonfinite)
         left, has_one_row = State(), self._run.buffers.resolution == "window"
         if self._loaded is not None:
             left = self._loaded.left
-            left = replace(left, late=Late(), in_transit=replace(left.in_transit, taken=taken))
+            left = replace(left, late=Late(), in_transit=in_transit)
         assembly = Assembly(rank, ranks, nonfinite, report, left, has_one_row)
         return Pipeline(self._run.buffers, deliveries, assembly, self._config.flush_timeout)
 

@@ -84,10 +84,13 @@ class Assembly:
         self._earlier = left.in_transit.merged(left.in_transit.taken)
         self._unwritten = left.in_transit.unwritten
         self._recent: tuple[Logged, ...] = ()
+        self._let_go = -1
         self._totals = Totals(left.totals)
         if ranks is not None:
             report.missing = ranks.missing
             ranks.written = self._unwritten - 1
+            if left.in_transit.lacks_windows_of(rank) and left.in_transit.first > self._unwritten:
+                ranks.lost_since = self._unwritten
         self._note_state()
 
     def resumed(self) -> Finished | None:
@@ -147,7 +150,9 @@ class Assembly:
         if self._tail is None or held is None or self._tail.step not in held.steps:  # else more is to come for it
             self._tail = None if window.unfinished is None else self._tail_of(merged, logged, late)
         if self.rank > 0:
-            self._recent = (*self._recent, Logged(self.rank, window.index, logged.copy()))[-_RECENT:]
+            *old, last = (*self._recent, Logged(self.rank, window.index, logged.copy()))
+            self._let_go = old[0].index if len(old) == _RECENT else self._let_go
+            self._recent = (*old, last)[-_RECENT:]
         self._note_state()
         return finished
 
@@ -193,7 +198,7 @@ class Assembly:
         if self._tail is not None:  # more is to come for a step that was written
             unwritten = min(unwritten, self._tail.step)
         kept = functools.reduce(merge_expanded, rows) if rows else None
-        in_transit = InTransit(list(self._recent), kept, dict(taken), unwritten)
+        in_transit = InTransit(list(self._recent), kept, dict(taken), unwritten, self._let_go)
         self._reached = self._newest, State(self._tail, late, self._expanded, in_transit, self._totals.counted)
 
     def _with_earlier(self, host: HostWindow, unfinished: int | None) -> HostWindow:

@@ -102,7 +102,8 @@ def _divided(snapshot: Snapshot, rank: int) -> Snapshot:
     rest = of_spread(window, False)
     if tail is not None:
         tail = replace(tail, lanes={series: lanes for series, lanes in tail.lanes.items() if not series.spread})
-    left = replace(left, tail=tail, expanded=expanded if expanded.scalars else None)
+    in_transit = replace(left.in_transit, let_go=-1)
+    left = replace(left, tail=tail, expanded=expanded if expanded.scalars else None, in_transit=in_transit)
     return replace(snapshot, window=rest, left=left)
 
 

@@ -38,7 +38,6 @@ class Member(Ranks):
         self._through = 0  # the last generation that this rank has nothing more to do with
         self._is_unsure = False  # whether rank 0 has the window of the meeting that broke
         self._has_given_up = False  # rank 0, until it calls to another generation
-        self._lost_since: int | None = None
         self._behind: list[tuple[str, bytes]] = []
         self._is_alone = False  # whether nobody may come for what is left behind
 
@@ -117,12 +116,12 @@ class Member(Ranks):
                 self._lose(window, "rank 0 went on without this rank", is_whole=False)
                 self._pulse.say(back=generation, waits=True)
                 continue
-            if self._lost_since is not None:
+            if self.lost_since is not None:
                 if window.steps[-1] < record["step"]:
                     self.is_lost = True
                     return None
                 window = window.since(record["step"])
-            lost = None if self._lost_since is None else [self._lost_since, window.steps[0] - 1]
+            lost = None if self.lost_since is None else [self.lost_since, window.steps[0] - 1]
             self._pulse.say(generation=generation, waits=True, lost=lost)
             go = f"go/{generation}"
             self._wait(
@@ -158,18 +157,18 @@ class Member(Ranks):
 
     def _lose(self, window: HostWindow, reason: str, is_whole: bool = True) -> None:
         self.is_lost = is_whole
-        if self._lost_since is None:
-            self._lost_since = window.steps[0]
+        if self.lost_since is None:
+            self.lost_since = window.steps[0]
             words = "ranks are gone (%s): what this rank logs from step %d on is not in the run; training goes on"
-            logger.error(words, reason, self._lost_since)
+            logger.error(words, reason, self.lost_since)
         if is_whole:
             self._pulse.say(back=self._through, waits=False)
 
     def _come_back(self, step: int) -> None:
-        if self._lost_since is not None:
-            steps = f"steps {self._lost_since} to {step - 1}"
+        if self.lost_since is not None:
+            steps = f"steps {self.lost_since} to {step - 1}"
             self.missing.append(f"rank {self._rank}: {steps}")
-            self._lost_since = None
+            self.lost_since = None
             logger.warning("in the run again from step %d on; %s of this rank are not in it", step, steps)
 
     def _stay_behind(self, window: HostWindow, note: bytes) -> None:

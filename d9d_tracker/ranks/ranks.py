@@ -42,6 +42,7 @@ class Ranks(ABC):
 
     Attributes:
         is_lost: Whether the last window of this rank did not reach rank 0.
+        lost_since: Above rank 0, the first step whose values did not reach it; None if it is in the run.
         missing: Which ranks' values of which steps are not in the run, in words.
         held: On rank 0, rows of steps to which some rank may still log.
         taken: On rank 0, how many windows of each other rank are merged.
@@ -50,6 +51,7 @@ class Ranks(ABC):
 
     def __init__(self, board: Board, rank: int, size: int, timeout: float):
         self.is_lost = False
+        self.lost_since: int | None = None
         self.missing: list[str] = []
         self.held: HostWindow | None = None
         self.taken: dict[int, int] = {}

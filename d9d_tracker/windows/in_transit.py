@@ -38,12 +38,14 @@ class InTransit:
         taken: On rank 0, how many windows of each rank are merged; the others are still to come.
         unwritten: On rank 0, the first step that is not finished with the backends: what comes for one before is too
             late, and would take the place of other ranks' values.
+        let_go: On a rank above 0, the index of the last window that it lists no more; -1 if that is none.
     """
 
     windows: list[Logged] = field(default_factory=list)
     held: HostWindow | None = None
     taken: dict[int, int] = field(default_factory=dict)
     unwritten: int = 0
+    let_go: int = -1
 
     @property
     def first(self) -> float:
@@ -61,6 +63,10 @@ class InTransit:
     def _missing(self, taken: Mapping[int, int]) -> list[Logged]:
         return [one for one in self.windows if one.index >= taken.get(one.rank, 0)]
 
+    def lacks_windows_of(self, rank: int) -> bool:
+        """Return whether a rank listed windows no more that rank 0 had not taken, when that saved its state."""
+        return self.let_go >= self.taken.get(rank, 0)
+
     def dump(self) -> str:
         """Return it as text; empty if there is nothing."""
         if self == InTransit():
@@ -68,7 +74,8 @@ class InTransit:
         windows = [[one.rank, one.index, to_text(one.window)] for one in self.windows]
         held = None if self.held is None else to_text(self.held)
         taken = list(self.taken.items())
-        return json.dumps({"windows": windows, "held": held, "taken": taken, "unwritten": self.unwritten})
+        numbers = {"unwritten": self.unwritten, "let_go": self.let_go}
+        return json.dumps({"windows": windows, "held": held, "taken": taken, **numbers})
 
     @classmethod
     def load(cls, text: str) -> "InTransit":
@@ -78,7 +85,7 @@ class InTransit:
         found = json.loads(text)
         windows = [Logged(rank, index, from_text(one)) for rank, index, one in found["windows"]]
         held = None if found["held"] is None else from_text(found["held"])
-        return cls(windows, held, dict(found["taken"]), found["unwritten"])
+        return cls(windows, held, dict(found["taken"]), found["unwritten"], found["let_go"])
 
 
 def pack(window: HostWindow) -> bytes:

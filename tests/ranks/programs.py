@@ -197,7 +197,7 @@ def stays_away(rank: int, folder: Path, who: int) -> dict:
                 for other in {0, 1, 2} - {who}:
                     wait_for(folder / f"alone-{other}")
             if step == 12 and rank != who:
-                while not (who in ranks._away if rank == 0 else ranks._lost_since is not None or who != 0):
+                while not (who in ranks._away if rank == 0 else ranks.lost_since is not None or who != 0):
                     time.sleep(0.01)
                 (folder / f"alone-{rank}").touch()
             if step == 20:
@@ -547,13 +547,13 @@ def keeps_its_number(rank: int, folder: Path) -> dict:
     return {"ranks": set(state["ranks"]), "size": state["world_size"], "found": content(one, rewritten=True)}
 
 
-def saves_after_rank_0(rank: int, folder: Path) -> dict:
-    """Rank 0 saves while its first window waits for rank 1, which saves when it is merged; another life has both."""
+def saves_after_rank_0(rank: int, folder: Path, steps: int) -> dict:
+    """Rank 0 saves while its windows wait for rank 1, which saves when they are merged; another life has both."""
     pipeline._OTHERS_SECONDS = 0.0
     one, other, states = tracker(folder, sync_every=4), tracker(folder, sync_every=4), [{}, {}]
     with one.open(NAME) as run:
         for who in range(2):
-            for step in range(5) if rank == who else ():
+            for step in range(steps) if rank == who else ():
                 run.set_step(step)
                 run.scalar("sum", 2.0**rank, reduce="sum")
             while rank == who == 1 and one._pipeline._pending:
@@ -564,9 +564,9 @@ def saves_after_rank_0(rank: int, folder: Path) -> dict:
     other._tracker = one._tracker
     other.load_state_dict({"world_size": 2, "ranks": states[0]["ranks"] | states[1]["ranks"]})
     with other.open(NAME) as run:
-        run.set_step(5)
+        run.set_step(steps)
         run.scalar("sum", 2.0**rank, reduce="sum")
-    return content(other, rewritten=True)
+    return {"missing": other.report.missing, **content(other, rewritten=True)}
 
 
 def spread_in_pieces(rank: int, folder: Path, resumes: bool) -> dict:

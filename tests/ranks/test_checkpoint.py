@@ -120,8 +120,15 @@ def test_what_a_rank_that_was_given_up_has_kept_does_not_replace_what_is_written
 
 
 def test_a_window_that_rank_0_has_taken_after_it_saved_is_in_the_state_of_its_rank(tmp_path):
-    found = run_job(saves_after_rank_0, 2, tmp_path)[0].result
-    assert found == {("sum", (), step): 3.0 for step in range(6)}
+    found = run_job(saves_after_rank_0, 2, tmp_path, 5)[0].result
+    assert found == {"missing": [], **{("sum", (), step): 3.0 for step in range(6)}}
+
+
+def test_of_older_ones_it_is_said_that_they_are_not_in_the_run(tmp_path):
+    outcomes = run_job(saves_after_rank_0, 2, tmp_path, 21)
+    assert [outcome.result.pop("missing") for outcome in outcomes] == [["rank 1: steps 0 to 11"]] * 2
+    assert outcomes[0].result == {("sum", (), step): 1.0 if step < 12 else 3.0 for step in range(22)}
+    assert outcomes[0].said("rank 1 is back: its steps 0 to 11 are not in the run, from step 12 on it is")
 
 
 def test_a_state_that_is_taken_when_the_job_is_over_keeps_its_rank_and_size(tmp_path):
