@@ -85,7 +85,7 @@ class InTransit:
         found = json.loads(text)
         windows = [Logged(rank, index, from_text(one)) for rank, index, one in found["windows"]]
         held = None if found["held"] is None else from_text(found["held"])
-        return cls(windows, held, dict(found["taken"]), found["unwritten"], found["let_go"])
+        return cls(windows, held, dict(found["taken"]), found["unwritten"], found.get("let_go", -1))
 
 
 def pack(window: HostWindow) -> bytes:
