@@ -42,6 +42,7 @@ LEFT_OUT_HERE = {
     ),
 }
 NAME = os.environ.get("DEVICE", device.NAME)
+_CONSTRUCTORS = frozenset(one.__name__ for one in _device_constructors())
 _WIDE = {torch.float64, torch.complex128}
 
 
@@ -68,11 +69,14 @@ class Mode(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        is_wide = func is torch.Tensor.double or not _WIDE.isdisjoint(
-            one for one in (*args, *kwargs.values()) if isinstance(one, torch.dtype)
-        )
-        is_wide = is_wide and not (torch.compiler.is_compiling() or device.is_of_the_tracker())
-        if func in _device_constructors() and kwargs.get("device") is None:
+        is_wide = False
+        if not torch.compiler.is_compiling():
+            is_wide = func is torch.Tensor.double or not _WIDE.isdisjoint(
+                one for one in (*args, *kwargs.values()) if isinstance(one, torch.dtype)
+            )
+            is_wide = is_wide and not device.is_of_the_tracker()
+        # By their names first: a compiler, which traces this for each operator, would make the set anew.
+        if func.__name__ in _CONSTRUCTORS and func in _device_constructors() and kwargs.get("device") is None:
             if is_wide:
                 kwargs["dtype"] = torch.float32
             return func(*args, **{**kwargs, "device": "cpu" if kwargs.get("generator") else NAME}).to(NAME)
