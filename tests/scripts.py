@@ -4,6 +4,7 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -19,15 +20,31 @@ def run(script: str, folder: Path, *arguments: str, timeout: float = 60) -> subp
     process = _START.Process(target=_run, args=(script, arguments, outputs))
     process.start()
     process.join(timeout)
-    process.kill()  # if it has not ended
-    process.join()
+    if process.exitcode is None:
+        os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+        process.join()
     status = process.exitcode
     assert status is not None
     return subprocess.CompletedProcess(script, status, *(output.read_text() for output in outputs))
 
 
+_LAUNCH = """
+import os
+from torch.distributed.run import main
+os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+main()
+"""
+
+
+def run_ranks(script: Path, ranks: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a file by ``torchrun``, whose launcher alone is forked: it starts the ranks as it always does."""
+    options = "--standalone", f"--nproc-per-node={ranks}"
+    return run(_LAUNCH, folder, *options, str(script), *arguments, timeout=120)
+
+
 def _run(script: str, arguments: tuple[str, ...], outputs: tuple[Path, Path]) -> None:
     gc.freeze()  # what it was forked with is not looked through, and not taken apart at its end
+    os.setsid()
     for number, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     sys.argv = ["-c", *arguments]

@@ -1,8 +1,6 @@
 """A run ends once, in time and with everything delivered, whoever owns its lifetime."""
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -63,7 +61,8 @@ def test_a_script_that_ends_with_its_run_open_exits_with_everything_written(open
 
 def test_bare_runs_are_closed_at_exit_too(tmp_path):
     script = SCRIPT.format(opening=OPENINGS["start"], ending="").replace("accumulator=accumulator", "accumulator=None")
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60)
+    ended = scripts.run(script, tmp_path, str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
     (path,) = tmp_path.glob("*.jsonl")
     assert len(read_run(path)[1]) == 5
 

@@ -1,6 +1,5 @@
 """Trainings in processes of their own, forked from one that has paid for the imports of a framework."""
 
-import ctypes
 import gc
 import importlib
 import multiprocessing
@@ -14,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from d9d_tracker import AccumulatorConfig, JsonlTrackerConfig
+from tests.ends import end_with_interpreter
 
 _START = multiprocessing.get_context("forkserver")
 _SECONDS = 200.0
@@ -90,7 +90,7 @@ def _live(function: Any, arguments: Any, output: str, environment: dict[str, str
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        ctypes.pythonapi.Py_Exit(code)  # as any process ends, with its interpreter
+        end_with_interpreter(code)
 
 
 def config_in(folder, **accumulator):

@@ -1,7 +1,6 @@
 """Starts small jobs of several processes on this host, and stops every one of them."""
 
 import atexit
-import ctypes
 import gc
 import logging
 import multiprocessing
@@ -21,6 +20,7 @@ import torch.distributed as dist
 
 from d9d_tracker import AccumulatingTracker, AccumulatorConfig, Histogram, Record, RunConfig
 from d9d_tracker.testing import RecordingTracker
+from tests.ends import end_with_interpreter
 
 _START = multiprocessing.get_context("forkserver")
 NAME = RunConfig(name="job")
@@ -141,8 +141,7 @@ def _run(program, rank, size, folder, rendezvous, result, arguments) -> None:
             dist.destroy_process_group()
         status = int(outcome.error is not None)
         if rank < 2:
-            # As any process ends, with its interpreter: multiprocessing's own leave it out, and what may abort there.
-            ctypes.pythonapi.Py_Exit(status)
+            end_with_interpreter(status)
         # The others are of rank 1's kind: what is due at an exit is done, and nothing taken apart, which takes long.
         threading._shutdown()
         atexit._run_exitfuncs()

@@ -334,7 +334,7 @@ def dies_before_it_hears(rank: int, folder: Path) -> dict:
         broadcast(group, tensor)
 
     Group.broadcast = hear
-    one = tracker(folder, sync_every=4)
+    one = tracker(folder, sync_every=4, distributed_timeout=5.0)
     with one.open(NAME) as run:
         for step in range(16):
             run.set_step(step)
@@ -359,7 +359,7 @@ def exits_in_the_middle(rank: int, folder: Path) -> dict:
 
 def stops_itself(rank: int, folder: Path) -> None:
     """The process of rank 1 is gone without a word right after a window was closed."""
-    one = tracker(folder, sync_every=1)
+    one = tracker(folder, sync_every=1, distributed_timeout=5.0)
     with one.open(NAME) as run:
         for step in range(5):
             run.set_step(step)

@@ -1,31 +1,20 @@
 """The demo under torchrun: one run, whose curves are those of all ranks' values."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 from d9d_tracker.record import Histogram
+from tests import scripts
 from tests.run_files import read_run
 
 RANKS, STEPS = 2, 55
 
 
 def test_the_demo_under_torchrun(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
-    command += [str(Path(__file__).with_name("demo_with_notes.py")), str(tmp_path), str(STEPS)]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 0, output
+    done = scripts.run_ranks(Path(__file__).with_name("demo_with_notes.py"), RANKS, tmp_path, str(tmp_path), str(STEPS))
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
     assert output.count("digits  ") == 1
 
     noted = defaultdict(list)

@@ -1,14 +1,12 @@
 """Ranks that die, hang or leave: the others train on, the writer keeps what it has and names who is missing."""
 
-import contextlib
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from jobs import Job, run_job
 from programs import dies_before_it_hears, disturbed, exits_in_the_middle, opens_again_after_a_loss, stops_itself
+
+from tests import scripts
 
 SIZE = 4
 
@@ -128,20 +126,7 @@ time.sleep(1000)
 def test_a_rank_that_raises_exits_so_that_the_launcher_ends_the_job(tmp_path, victim):
     script = tmp_path / "raises.py"
     script.write_text(RAISES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, str(tmp_path), str(victim)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=120)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 1, output
+    done = scripts.run_ranks(script, 2, tmp_path, str(tmp_path), str(victim))
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
     assert "ZeroDivisionError" in output
