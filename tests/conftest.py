@@ -67,7 +67,11 @@ _LONGEST = (
     "provider/test_replay.py",
     "compiled/test_regressions.py",
     "compiled/test_regions.py",
+    "watch/test_norms_of_ranks.py",
+    "watch/test_norms.py",
     "integrations/test_lightning_oracle.py",
+    "tests/test_docs.py",
+    "tests/test_check_step.py",
 )
 
 

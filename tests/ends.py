@@ -4,11 +4,11 @@ import ctypes
 
 
 def end_with_interpreter(status: int) -> None:
-    """End as any process does, with its interpreter, which multiprocessing's own leave out; and what may abort there.
+    """End as any process does, with its interpreter, where threads may abort it; multiprocessing's own leave that out.
 
-    Only what C++ has made is not taken apart: torch's operators, one by one, are half of the time of such an end.
+    Only what C++ has made is left as it is: to take torch's operators apart, one by one, is half of such an end.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "on_exit"):  # not every system's has it
+    if hasattr(libc, "on_exit"):  # not on every system
         libc.on_exit(libc._exit, None)
     ctypes.pythonapi.Py_Exit(status)
