@@ -1,9 +1,9 @@
 """Windows become points: with what was written of their first step, what other ranks say, and what came late."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import NamedTuple
 
 from d9d_tracker.bank.staging import Window
@@ -13,14 +13,13 @@ from d9d_tracker.log import logger
 from d9d_tracker.points import Points
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
-from d9d_tracker.windows.host_window import HostWindow, Tail, joined
+from d9d_tracker.windows.host_window import HostWindow, joined
 from d9d_tracker.windows.in_transit import InTransit, Logged
 from d9d_tracker.windows.late import Late
 from d9d_tracker.windows.promises import Promises
 from d9d_tracker.windows.readings import with_readings
 from d9d_tracker.windows.spread import completed, expand, merge_expanded, of_spread
-from d9d_tracker.windows.totals import Counted, Totals
-from d9d_tracker.windows.window_points import points
+from d9d_tracker.windows.window_points import Counted, Tail, points, with_totals
 from d9d_tracker_kernels.lanes import COUNT
 
 from .nonfinite import NonFiniteWatch
@@ -85,7 +84,7 @@ class Assembly:
         self._unwritten = left.in_transit.unwritten
         self._recent: tuple[Logged, ...] = ()
         self._let_go = -1
-        self._totals = Totals(left.totals)
+        self._totals = left.totals
         if ranks is not None:
             report.missing = ranks.missing
             ranks.written = self._unwritten - 1
@@ -110,42 +109,44 @@ class Assembly:
         """Whether something waits for the next window, even if nothing was logged in it."""
         return not self.is_plain or bool(self._late)
 
-    def groups(self, windows: Iterable[Window]) -> Iterator[list[Window]]:
-        """Yield those that can be taken together, in order; each is to be taken before the next is asked for."""
-        group: list[Window] = []
-        for window in windows:
-            before = group[-1] if group else None
-            if window.index <= (self._newest if before is None else before.index):
-                continue  # put twice, because a signal handler raised in between
-            if before is not None:
+    def group(self, windows: Sequence[Window]) -> Sequence[Window]:
+        """Return the first of windows that follow each other, as many as can be taken together."""
+        count = 1
+        if self.is_plain:
+            for before, window in itertools.pairwise(windows):
                 is_more = window.scalars[: len(before.scalars)] == before.scalars
-                if not (self.is_plain and is_more and before.unfinished is None):
-                    yield group
-                    group = []
-            group.append(window)
-        if group:
-            yield group
+                if not is_more or before.unfinished is not None:
+                    break
+                count += 1
+        return windows[:count]
 
     def take(self, windows: Sequence[Window]) -> Finished | None:
-        """Return the points of windows that ``groups`` put together; None if the ranks are not merged any more."""
-        window = windows[-1]
+        """Return the points of windows that are a ``group``; None if the ranks are not merged any more."""
+        window, came = windows[-1], Late()
         self._newest = window.index
+        for one in windows:
+            came.records += one.late.records
+            came.readings += one.late.readings
+            self._late.hparams |= one.late.hparams
+        self._late.records += came.records
         parts = [self._read(one) for one in windows]
         host = joined(parts) if len(parts) > 1 else parts[0]
-        host = with_readings(host, [*chain.from_iterable(one.late.readings for one in windows)])
+        if came.readings:
+            host = with_readings(host, came.readings)
         self.has_merged = self.has_merged or bool((host.lanes[:, COUNT] > 1).any())
-        for part in parts:
-            self.promises.look(part)
-        logged = completed(host, self._tail)
-        expanded = self._with_earlier(expand(logged, self.rank), window.unfinished)
-        for one in windows:
-            self._late.add(one.late.records, one.late.hparams)
-        self.nonfinite.look(expanded, parts, chain.from_iterable(one.late.records for one in windows))
+        if self.promises.pending:
+            for part in parts:
+                self.promises.look(part)
+        logged = expanded = host
+        if any(series.spread for series in host.scalars):
+            logged = completed(host, self._tail)
+            expanded = expand(logged, self.rank)
+        expanded = self._with_earlier(expanded, window.unfinished)
+        self.nonfinite.look(expanded, parts, came.records)
         merged = expanded if self.ranks is None else self._merge(self.ranks, expanded, window)
         finished, late = None, []
         if merged is not None:
-            merged = self._totals.added_to(merged.since(self._unwritten))
-            finished, late = self._finish_window(merged, window.unfinished)
+            finished, merged, late = self._finish_window(merged, window.unfinished)
         held = None if self.ranks is None else self.ranks.held
         if self._tail is None or held is None or self._tail.step not in held.steps:  # else more is to come for it
             self._tail = None if window.unfinished is None else self._tail_of(merged, logged, late)
@@ -170,7 +171,7 @@ class Assembly:
             try:
                 for host in self.ranks.finish():
                     self._hear(self.ranks)
-                    yield self._finish_window(self._totals.added_to(host.since(self._unwritten)), None)[0]
+                    yield self._finish_window(host, None)[0]
             finally:
                 self.ranks.close()
         if self._late:
@@ -199,7 +200,7 @@ class Assembly:
             unwritten = min(unwritten, self._tail.step)
         kept = functools.reduce(merge_expanded, rows) if rows else None
         in_transit = InTransit(list(self._recent), kept, dict(taken), unwritten, self._let_go)
-        self._reached = self._newest, State(self._tail, late, self._expanded, in_transit, self._totals.counted)
+        self._reached = self._newest, State(self._tail, late, self._expanded, in_transit, self._totals)
 
     def _with_earlier(self, host: HostWindow, unfinished: int | None) -> HostWindow:
         """Add what other ranks of an earlier life logged for a window, and keep it for a step that goes on."""
@@ -234,18 +235,21 @@ class Assembly:
         self._late.records = [*others, *self._late.records]
         self.nonfinite.tell(is_told_elsewhere=self.rank > 0 and not ranks.is_lost)
 
-    def _finish_window(self, host: HostWindow, unfinished: int | None) -> tuple[Finished, list[Record]]:
-        """Return the points of a window, and what of it came late and was not merged."""
+    def _finish_window(self, host: HostWindow, unfinished: int | None) -> tuple[Finished, HostWindow, list[Record]]:
+        """Return the points of a window, the states that they are made of, and what came late and is not in these."""
+        host, self._totals = with_totals(host.since(self._unwritten), self._totals)
         if self._tail is not None:
             self._tail.merge_into(host)
-        finished = points(host)
-        first = finished.first if finished and host.steps else next(iter(host.steps), TAKES_NOTHING_BACK)
+        made, late = points(host), list[Record]()
+        first = made.first if made and host.steps else next(iter(host.steps), TAKES_NOTHING_BACK)
         if self._tail is not None and first == self._tail.step:
             first += 1  # whose part the window before has written: this must not be the one to take it back
-        late = self._late.take_until(host.steps[-1]) if host.steps else Late()
+        if host.steps and (self._late.records or self._late.hparams):
+            taken = self._late.take_until(host.steps[-1])
+            late, made = taken.records, replace(made, hparams=taken.hparams)
         if self._tail is not None and self._tail.step in host.steps:
-            late.records[:0] = self._tail.late  # they stand in place of what was merged since
-        return Finished(finished.replaced(late.records, late.hparams), first, unfinished), late.records
+            late = [*self._tail.late, *late]  # they stand in place of what was merged since
+        return Finished(made.replaced(late) if late else made, first, unfinished), host, late
 
     def _tail_of(self, written: HostWindow | None, logged: HostWindow, late: list[Record]) -> Tail:
         """Keep what was written for the step that goes on; of series that are expanded, what this rank has logged."""

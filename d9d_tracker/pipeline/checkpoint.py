@@ -20,10 +20,11 @@ from d9d_tracker.bank.buffers import Buffers
 from d9d_tracker.points import Points
 from d9d_tracker.series.series import ContextItems, HistogramSeries, ScalarSeries
 from d9d_tracker.windows.clock import Clock
-from d9d_tracker.windows.host_window import HostWindow, Tail
+from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker.windows.in_transit import InTransit, from_text, to_text
 from d9d_tracker.windows.late import Late
 from d9d_tracker.windows.plain import Plain
+from d9d_tracker.windows.window_points import Tail
 from d9d_tracker_kernels.binning import CALLS, CELLS, HEADER, MOMENTS
 from d9d_tracker_kernels.lanes import COUNT, LANES
 

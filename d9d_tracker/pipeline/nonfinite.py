@@ -12,10 +12,10 @@ from d9d_tracker.delivery.report import NonFinite, RunReport
 from d9d_tracker.log import logger
 from d9d_tracker.ranks.ranks_in_words import spell
 from d9d_tracker.record import Histogram, Record
-from d9d_tracker.series.reductions import has_value
 from d9d_tracker.series.series import VALUE_LANE
 from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker.windows.plain import Plain
+from d9d_tracker.windows.window_points import has_value
 from d9d_tracker_kernels.binning import CALLS, HEADER, NAN, NEGINF, POSINF
 
 _NOTE = Plain(list[NonFinite])

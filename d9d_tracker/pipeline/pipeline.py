@@ -47,6 +47,7 @@ class Pipeline:
         self._deliveries = dict(deliveries)
         self._timeout = timeout
         self._pending: deque[Window] = deque()  # put, and not yet turned into points
+        self._newest = -1  # of the windows that were taken from there
         self._calls: set[Call] = set()  # put, and not yet with their backends
         self._has_ended = self._abandoned = False
         self._put(assembly.resumed())
@@ -206,7 +207,9 @@ class Pipeline:
         windows: list[Window] = []
         for item in items:
             if isinstance(item, Window):
-                windows.append(item)
+                if item.index > self._newest:  # else it was put twice, because a signal handler raised in between
+                    self._newest = item.index
+                    windows.append(item)
                 continue
             self._take(windows)
             windows = []
@@ -223,8 +226,9 @@ class Pipeline:
         return True
 
     def _take(self, windows: Sequence[Window]) -> None:
-        for group in self.assembly.groups(windows):
-            last = group[-1].index
+        while windows:
+            group = self.assembly.group(windows)
+            last, windows = group[-1].index, windows[len(group) :]
             try:
                 self._put(self.assembly.take(group))
             except Exception:  # the thread must live on for the windows behind

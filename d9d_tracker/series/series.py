@@ -17,8 +17,8 @@ class ScalarSeries:
     """A scalar series: name, context and how its values combine.
 
     ``root`` is the p of partial p-norms: the p-th root of what the lanes give is the value. ``spread`` is that of
-    ``scope="spread"``. ``sums`` are the series that it goes into, in whose place it is not written itself: see sums.py;
-    with -1, it is what a ratio is divided by. They may change.
+    ``scope="spread"``. ``sums`` are the series that it goes into, in whose place it is not written itself (see
+    window_points.py); with -1, it is what a ratio is divided by. They may change.
     """
 
     name: str

@@ -1,17 +1,15 @@
-"""The states of a window on the host, and how states merge: of later steps, of other ranks, of an unfinished step."""
+"""The states of a window on the host, and how states merge: of later steps, and of other ranks."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 
-from d9d_tracker.record import Record
-from d9d_tracker.series.reductions import merge_lanes
 from d9d_tracker.series.series import AnySeries, HistogramSeries, ScalarSeries, label
 from d9d_tracker_kernels.binning import CALLS, CELLS, HEADER, LAST_STEP, MOMENTS, Moment
-from d9d_tracker_kernels.lanes import COUNT, LANES, MAX, NEGATED_MIN
+from d9d_tracker_kernels.lanes import COUNT, LANES, LAST, MAX, NEGATED_MIN
 
 _COLUMNS = HEADER + CELLS
 
@@ -95,73 +93,13 @@ class HostWindow:
         return replace(self, steps=steps, times=times, lanes=self.lanes[rows], counts=counts)
 
 
-@dataclass
-class Tail:
-    """What was written for a step that has not ended, because ``flush`` was called in its middle.
-
-    A value logged for that step later must merge with what was written, not stand beside it.
-
-    Attributes:
-        step: The step.
-        time: When it began on the host, in seconds since the epoch.
-        lanes: Lanes of each scalar series that was written, float64 of shape ``[LANES]``.
-        counts: Header and cells of each histogram series that was written, int64 of shape ``[HEADER + CELLS]``.
-        moments: Moments of each histogram series that was written, float64 of shape ``[4]``.
-        late: Points of ``log_at``, which replace those of the same series.
-    """
-
-    step: int
-    time: float
-    lanes: dict[ScalarSeries, np.ndarray] = field(default_factory=dict)
-    counts: dict[HistogramSeries, np.ndarray] = field(default_factory=dict)
-    moments: dict[HistogramSeries, np.ndarray] = field(default_factory=dict)
-    late: list[Record] = field(default_factory=list)
-
-    def merge_into(self, window: HostWindow) -> None:
-        """Merge what was written into the points of the same step of a later window, in place."""
-        for row, step in enumerate(window.steps):
-            if step != self.step:
-                continue
-            has_value = window.lanes[row, COUNT] > 0
-            # A sum is written anew from all its parts.
-            sums = {name for slot in np.flatnonzero(has_value) for name, _ in window.scalars[slot].sums}
-            for slot, series in enumerate(window.scalars):
-                if series in self.lanes and (has_value[slot] or any(name in sums for name, _ in series.sums)):
-                    older, newer = self.lanes[series][:, None], window.lanes[row, :, slot, None]
-                    window.lanes[row, :, slot] = merge_lanes(older, newer)[:, 0]
-        for slot, series in enumerate(window.histograms):
-            counts = window.counts[slot]
-            if series in self.counts and counts[CALLS] > 0 and counts[LAST_STEP] == self.step:
-                counts += self.counts[series]
-                counts[LAST_STEP] = self.step
-                window.moments[slot] = merge_moments(self.moments[series], window.moments[slot])
-
-    def as_window(self) -> HostWindow:
-        """Return what was written as a window of its own, to write it again."""
-        lanes, histograms = list(self.lanes.values()), list(self.counts)
-        return HostWindow(
-            0,
-            [self.step],
-            [self.time],
-            np.array(lanes).reshape(1, len(lanes), LANES).transpose(0, 2, 1),
-            np.array(list(self.counts.values()), dtype=np.int64).reshape(len(histograms), _COLUMNS),
-            np.array([self.moments[series] for series in histograms]).reshape(len(histograms), MOMENTS),
-            list(self.lanes),
-            histograms,
-        )
-
-    @classmethod
-    def of(cls, window: HostWindow, before: "Tail | None") -> "Tail":
-        """Collect what a window, with ``before`` merged in, and earlier ones have written for its last step."""
-        tail = cls(window.steps[-1], window.times[-1])
-        if before is not None and before.step == tail.step:
-            tail.lanes, tail.counts, tail.moments = dict(before.lanes), dict(before.counts), dict(before.moments)
-        for slot in np.flatnonzero(window.lanes[-1, COUNT] > 0):
-            tail.lanes[window.scalars[slot]] = window.lanes[-1, :, slot].copy()
-        for slot in np.flatnonzero((window.counts[:, CALLS] > 0) & (window.counts[:, LAST_STEP] == tail.step)):
-            tail.counts[window.histograms[slot]] = window.counts[slot].copy()
-            tail.moments[window.histograms[slot]] = window.moments[slot].copy()
-        return tail
+def merge_lanes(older: np.ndarray, newer: np.ndarray) -> np.ndarray:
+    """Merge two states of the same slots, of which ``newer`` came after; float64 of shape ``[LANES, slots]``."""
+    merged = np.empty_like(older)
+    merged[: COUNT + 1] = older[: COUNT + 1] + newer[: COUNT + 1]
+    merged[MAX : NEGATED_MIN + 1] = np.maximum(older[MAX : NEGATED_MIN + 1], newer[MAX : NEGATED_MIN + 1])
+    merged[LAST] = np.where(newer[COUNT] > 0, newer[LAST], older[LAST])
+    return merged
 
 
 def merge_moments(older: np.ndarray, newer: np.ndarray) -> np.ndarray:

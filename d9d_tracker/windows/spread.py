@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from d9d_tracker.series.reductions import finalize, has_value, merge_lanes
 from d9d_tracker.series.series import Reduction, ScalarSeries
 from d9d_tracker_kernels.lanes import COUNT, LANES, LAST, MAX, NEGATED_MIN, SUM, WEIGHT
 
-from .host_window import HostWindow, Tail, arranged, merge_windows
+from .host_window import HostWindow, arranged, merge_lanes, merge_windows
+from .window_points import Tail, finalize, has_value
 
 # Suffix, reduction across ranks, and the lane that holds the value.
 _PARTS: tuple[tuple[str, Reduction, int], ...] = (

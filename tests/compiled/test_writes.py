@@ -10,8 +10,8 @@ from d9d_tracker.bank.host_scalars import as_number
 from d9d_tracker.bank.places import Target
 from d9d_tracker.bank.scalars import ScalarBank
 from d9d_tracker.bank.scalars import write as write_traced
-from d9d_tracker.series.reductions import finalize
 from d9d_tracker.series.series import REDUCTIONS, VALUE_LANE, ScalarSeries
+from d9d_tracker.windows.window_points import finalize
 from d9d_tracker_kernels.lanes import COUNT
 
 SLOTS = 12

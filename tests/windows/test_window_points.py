@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from d9d_tracker.series.series import ScalarSeries
-from d9d_tracker.windows.host_window import HostWindow, Tail, empty_window, merge_windows
-from d9d_tracker.windows.sums import summed
-from d9d_tracker.windows.window_points import points
+from d9d_tracker.windows.host_window import HostWindow, empty_window, merge_windows
+from d9d_tracker.windows.window_points import Tail, points, summed
 from d9d_tracker_kernels.lanes import COUNT, MAX, SUM, WEIGHT
 
 
