@@ -15,6 +15,8 @@ from .record import STATISTICS, Histogram, Record
 # A named tuple's own constructor is Python code; while it runs, for every point, the training thread waits.
 _make_record = functools.partial(tuple.__new__, Record)
 
+TAKES_NOTHING_BACK = 2**62  # the first step of a window that writes none
+
 
 @dataclass(frozen=True, eq=False)
 class Points(Sequence[Record]):
@@ -158,3 +160,23 @@ class Points(Sequence[Record]):
         """What it takes in memory, about."""
         counts = sum(record.value.counts.nbytes for record in self.histograms if isinstance(record.value, Histogram))
         return 32 * len(self.values) + 2 * counts + 1000 * len(self.histograms)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """How many records a window has, of which series, up to which step, and how many bytes in memory.
+
+    ``first`` is the first step that this window writes and no earlier one does: rewinding the run to it takes nothing
+    else away.
+    """
+
+    first: int
+    last: int
+    records: int
+    names: tuple[str, ...]
+    memory: int = field(default=0, compare=False)
+
+    @classmethod
+    def of(cls, points: Points, first: int) -> Self:
+        """Describe what a window has."""
+        return cls(first, points.last if points else first, len(points), points.names, points.nbytes)

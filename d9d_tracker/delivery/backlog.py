@@ -6,15 +6,14 @@ import os
 import sqlite3
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import starmap
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 from weakref import WeakSet
 
 from d9d_tracker.log import logger
-from d9d_tracker.points import Points
+from d9d_tracker.points import Contents, Points
 from d9d_tracker.record import Histogram, Record
 
 # The file is locked from the first access on, so that a second job finds it so.
@@ -24,30 +23,9 @@ CREATE TABLE IF NOT EXISTS windows (
 );
 CREATE TABLE IF NOT EXISTS run (id INTEGER PRIMARY KEY, description TEXT);"""
 
-TAKES_NOTHING_BACK = 2**62  # the first step of a window that writes none
-
 
 class DamagedError(Exception):
     """A kept window cannot be read, ever."""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """How many records a window has, of which series, up to which step.
-
-    ``first`` is the first step that this window writes and no earlier one does: rewinding the run to it takes nothing
-    else away.
-    """
-
-    first: int
-    last: int
-    records: int
-    names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, points: Points, first: int) -> Self:
-        """Describe what a window has."""
-        return cls(first, points.last if points else first, len(points), points.names)
 
 
 class Backlog:

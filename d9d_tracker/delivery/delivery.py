@@ -6,10 +6,10 @@ from collections.abc import Collection
 from concurrent.futures import Future
 
 from d9d_tracker.log import logger
-from d9d_tracker.points import Points
+from d9d_tracker.points import TAKES_NOTHING_BACK, Contents, Points
 from d9d_tracker.sink import Sink, SinkLostError
 
-from .backlog import TAKES_NOTHING_BACK, Backlog, DamagedError
+from .backlog import Backlog, DamagedError
 from .bounded import bounded
 from .held_step import HeldStep
 from .outbound import MEMORY_BYTES, Call, Outbound, Queued, in_words
@@ -77,16 +77,18 @@ class Delivery:
         self._thread = threading.Thread(target=self._work, name=f"d9d_tracker delivery {name}", daemon=True)
         self._thread.start()
 
-    def put(self, points: Points, first: int, unfinished: int | None = None) -> None:
-        """Queue the points of a window, whose last step may be unfinished; see ``Contents``. Never waits."""
+    def put(self, points: Points, contents: Contents, unfinished: int | None = None) -> None:
+        """Queue the points of a window, whose last step may be unfinished. Never waits."""
         with self._changed:
             if self._held is not None:
-                points, first = self._held.pass_on(points, first, unfinished)
-            if not points and not points.hparams:
+                points, first = self._held.pass_on(points, contents.first, unfinished)
+                contents = Contents.of(points, first)
+            if not contents.records and not points.hparams:
                 return
-            self._queue.append(points, first)
+            self._queue.append(points, contents)
             patience = self._patience if self._owned.sink is not None else max(self._patience, OPEN_SECONDS)
-            if self._down_since is None and self._owned.hangs(patience):
+            called_at = self._owned.called_at
+            if self._down_since is None and called_at is not None and time.monotonic() - called_at > patience:
                 self.report.failures += 1
                 self._go_down(f"it has not returned from a call for {patience:g} s")
             if self._down_since is not None or self._is_over:
@@ -120,15 +122,15 @@ class Delivery:
     def flush(self, timeout: float) -> bool:
         """Wait some seconds until the backend has accepted everything, say what it has not; return whether it has."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._queue or self._is_over, timeout)
-            if self._queue and self._is_over:
+            self._changed.wait_for(lambda: not self._queue.items or self._is_over, timeout)
+            if self._queue.items and self._is_over:
                 logger.error("flush: not with the backend, %r; kept: %s", self.cause, self._words())
-            elif self._queue:
+            elif self._queue.items:
                 logger.error("flush: not with the backend after %g s, still queued: %s", timeout, self._words())
             if self._held:
                 words = "flush: %d values of step %d wait for its end, because %s cannot amend a step"
                 logger.info(words, len(self._held), self._held.step, self.name)
-            return not self._queue
+            return not self._queue.items
 
     def settle(self, timeout: float) -> list[int]:
         """Wait some seconds for the backend, and put on disk what it has not accepted; return these windows."""
@@ -148,7 +150,8 @@ class Delivery:
 
     def begin_close(self, error: BaseException | None = None) -> None:
         """Have the backend closed once everything is delivered, with what ended the run. Does not wait."""
-        self.put(Points.of([]), TAKES_NOTHING_BACK)  # no more comes of a step that is held back
+        nothing = Points.of([])
+        self.put(nothing, Contents.of(nothing, TAKES_NOTHING_BACK))  # no more comes of a step that is held back
         with self._changed:
             self._is_asked_to_close, self._error = True, error
             self._changed.notify_all()
@@ -162,7 +165,7 @@ class Delivery:
         self.begin_close(error or self._error)
         deadline = time.monotonic() + timeout
         with self._changed:
-            self._changed.wait_for(lambda: not self._queue or self._is_over, timeout)
+            self._changed.wait_for(lambda: not self._queue.items or self._is_over, timeout)
             self._owned.is_stopped = True
             self._changed.notify_all()
         self._thread.join(max(_LEAVING_SECONDS, deadline - time.monotonic()))
@@ -197,7 +200,7 @@ class Delivery:
         try:
             while self._wait(pause):
                 try:
-                    sink = self._owned.open()
+                    sink = self._owned.open() if self._owned.sink is None else self._owned.sink
                     if not self.opened.done():
                         self.opened.set_result(None)
                     self._do_next(sink)
@@ -239,7 +242,7 @@ class Delivery:
         """Have the backend opened again, and given the window that it lost from its beginning."""
         self._owned.close_to_reopen(self._error)
         with self._changed:
-            if isinstance(head := self._queue.head, Queued):
+            if self._queue.items and isinstance(head := self._queue.items[0], Queued):
                 head.begin_again()
                 first, after = head.contents.first, self._owned.rewind_to
                 self._owned.rewind_to = first if after is None else min(first, after)
@@ -249,7 +252,7 @@ class Delivery:
             if self._owned.sink is None and not self.opened.done():
                 return not self._owned.is_stopped
             if self._down_since is None:
-                self._changed.wait_for(lambda: self._queue or self._owned.is_stopped)
+                self._changed.wait_for(lambda: self._queue.items or self._owned.is_stopped)
             elif self._is_asked_to_close:
                 self._changed.wait_for(lambda: self._owned.is_stopped, min(pause, _CLOSING_RETRY_SECONDS))
             else:
@@ -258,7 +261,7 @@ class Delivery:
 
     def _do_next(self, sink: Sink) -> None:
         with self._changed:
-            item = self._queue.head
+            item = self._queue.items[0] if self._queue.items else None
         if isinstance(item, Queued):
             try:
                 points = item.points = self.backlog.get(item.number) if item.points is None else item.points
@@ -278,7 +281,7 @@ class Delivery:
         with self._changed:
             if item is not None:
                 self._queue.remove(item)
-                self._is_slow = self._is_slow and bool(self._queue)
+                self._is_slow = self._is_slow and bool(self._queue.items)
             if self._down_since is not None:
                 seconds, self._down_since = time.monotonic() - self._down_since, None
                 words = "the backend is back after %.1f s (%s); still queued: %s"

@@ -1,15 +1,14 @@
 """What is on its way to a backend, in order: windows, in memory or in the backlog on disk, and calls between them."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from d9d_tracker.log import logger
-from d9d_tracker.points import Points
+from d9d_tracker.points import Contents, Points
 
-from .backlog import Backlog, Contents
+from .backlog import Backlog
 from .report import DeliveryReport
 
 MEMORY_BYTES = 16 * 2**20
@@ -48,7 +47,7 @@ class Call(Future[object]):
 
 
 class Outbound:
-    """What a backend has not accepted, oldest first, and about how many bytes its points take in memory.
+    """What a backend has not accepted: ``items``, oldest first, whose points take about ``memory`` bytes.
 
     Whoever calls it holds the delivery's lock.
     """
@@ -58,25 +57,18 @@ class Outbound:
         self._backlog = backlog
         self._report = report
         kept = backlog.contents()
-        self._items: deque[Queued | Call] = deque(
+        self.items: deque[Queued | Call] = deque(
             Queued(number, contents, None, kept=True) for number, contents in kept.items()
         )
         self._next = max(kept, default=-1) + 1
+        self._writes = bool(kept)  # else nothing of it is in the backlog
         self._writing_failed = self._has_cancelled = False
         self._said_dropped = 0
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @property
-    def head(self) -> Queued | Call | None:
-        """What is next; None if nothing waits."""
-        return self._items[0] if self._items else None
 
     @property
     def windows(self) -> list[Queued]:
         """The windows, oldest first."""
-        return [item for item in tuple(self._items) if isinstance(item, Queued)]  # a signal handler may add more
+        return [item for item in tuple(self.items) if isinstance(item, Queued)]  # a signal handler may add more
 
     @property
     def unsafe(self) -> list[Queued]:
@@ -86,69 +78,69 @@ class Outbound:
     @property
     def calls(self) -> list[Call]:
         """The calls, oldest first."""
-        return [item for item in tuple(self._items) if isinstance(item, Call)]
+        return [item for item in tuple(self.items) if isinstance(item, Call)]
 
-    def append(self, points: Points, first: int) -> None:
-        """Add a window, which is the first to write ``first`` and the steps behind."""
-        contents = Contents.of(points, first)
-        before = self._items[-1] if self._items else None
+    def append(self, points: Points, contents: Contents) -> None:
+        """Add a window."""
+        before = self.items[-1] if self.items else None
         if isinstance(before, Queued) and before.contents.names == contents.names:
             contents = replace(contents, names=before.contents.names)  # as most windows have: they are kept once
-        queued = Queued(self._next, contents, points, points.nbytes)
+        self.items.append(Queued(self._next, contents, points, contents.memory))
         self._next += 1
-        self._items.append(queued)
-        self.memory += queued.bytes
+        self.memory += contents.memory
 
     def append_call(self, call: Call) -> None:
         """Add a call; an old one is cancelled where so many wait that what they hold could fill the memory."""
-        self._items.append(call)
+        self.items.append(call)
         calls = self.calls
         if len(calls) > _MOST_CALLS and calls[1].cancel():  # the first may be on its way
-            self._items.remove(calls[1])
+            self.items.remove(calls[1])
             if not self._has_cancelled:
                 self._has_cancelled = True
                 logger.error("%d calls of run.backend wait: from now on, old ones are cancelled", _MOST_CALLS)
 
     def remove(self, item: Queued | Call) -> None:
         """Forget a window that the backend has accepted, dropped meanwhile or not, or a call that was made."""
-        if item not in self._items:
+        if item not in self.items:
             return
-        self._items.remove(item)
+        self.items.remove(item)
         if isinstance(item, Queued):
             self.memory -= item.bytes
             self._report.delivered += item.accepted - item.refused.total()
             self._report.refused.update(item.refused)
-            with self._writing():  # with what that failed for before: a later life would take the backend back to it
-                self._backlog.remove(item.number)
+            if self._writes:  # with what that failed for before: a later life would take the backend back to it
+                try:
+                    self._backlog.remove(item.number)
+                except Exception as error:
+                    self._say_full(error)
 
     def keep(self) -> None:
         """Put all windows on disk, and out of memory but for the one that is being delivered."""
         windows, new = self.windows, self.unsafe
         if new:
-            with self._writing():
+            self._writes = True
+            try:
                 dropped = self._backlog.put([(one.number, _loaded(one), one.contents) for one in new])
                 self._writing_failed = False
                 for queued in new:
                     queued.kept = True
                 self._drop([queued for queued in windows if queued.number in set(dropped)])
-            if self._writing_failed:
+            except Exception as error:
+                self._say_full(error)
                 while new and self.memory > self._backlog.max_bytes:
                     self._drop([new.pop(0)])
                 return
+        head = self.items[0] if self.items else None
         for queued in windows:
-            if queued is not self.head:
+            if queued is not head:
                 self._release(queued)
                 queued.points = None
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _say_full(self, error: Exception) -> None:
         """Say once that the disk is full: it must not end the thread, and memory still holds what it does not."""
-        try:
-            yield
-        except Exception as error:
-            if not self._writing_failed:
-                logger.error("the backlog cannot be written, its windows stay in memory: %r", error)
-            self._writing_failed = True
+        if not self._writing_failed:
+            logger.error("the backlog cannot be written, its windows stay in memory: %r", error)
+        self._writing_failed = True
 
     def _release(self, queued: Queued) -> None:
         self.memory -= queued.bytes
@@ -156,7 +148,7 @@ class Outbound:
 
     def _drop(self, lost: Sequence[Queued]) -> None:
         for queued in lost:
-            self._items.remove(queued)
+            self.items.remove(queued)
             self._release(queued)
             self._report.dropped += queued.contents.records
         if lost and self._report.dropped >= self._said_dropped:

@@ -20,12 +20,13 @@ class StoppedError(Exception):
 
 
 class OwnedSink:
-    """Only one thread calls its methods, but for ``hangs``.
+    """Only one thread calls its methods.
 
     Attributes:
         sink: The backend's, once it is open and rewound; else None.
         rewind_to: Step from which on it must hold nothing when it is opened next; None if that is as it may be.
         is_stopped: Whether the thread is to leave, also out of the middle of a window.
+        called_at: Since when the thread has been inside the backend; None if it is not.
     """
 
     def __init__(self, name: str, open_backend: Opener, report: DeliveryReport, rewind_to: int | None):
@@ -35,45 +36,41 @@ class OwnedSink:
         self._name, self._open_backend, self._report = name, open_backend, report
         self._context: AbstractContextManager[Sink] | None = None
         self._entered: Sink | None = None
-        self._called_at: float | None = time.monotonic()  # since when the thread has been inside the backend
+        self.called_at: float | None = time.monotonic()
         self._said_refused: set[str] = set()
         self._has_said_hparams = False
 
-    def hangs(self, patience: float) -> bool:
-        """Return whether the thread has been inside the backend for more seconds than that."""
-        return self._called_at is not None and time.monotonic() - self._called_at > patience
-
     def open(self) -> Sink:
         """Open the backend and take back what the loaded state does not hold; after a failure, go on where it was."""
-        if self.sink is None:
-            with self._inside():
-                if self._context is None or self._entered is None:
-                    context = self._open_backend()
-                    self._entered = context.__enter__()
-                    self._entered.on_progress = self._note_progress
-                    self._context = context
-                if self.rewind_to is not None:
-                    self._entered.rewind(self.rewind_to)
-            self.sink, self.rewind_to = self._entered, None
+        with self._inside():
+            if self._context is None or self._entered is None:
+                context = self._open_backend()
+                self._entered = context.__enter__()
+                self._entered.on_progress = self._note_progress
+                self._context = context
+            if self.rewind_to is not None:
+                self._entered.rewind(self.rewind_to)
+        self.sink, self.rewind_to = self._entered, None
         return self.sink
 
     def deliver(self, sink: Sink, window: Queued, points: Points) -> None:
         """Deliver what the backend has not taken of a window, then make all of it durable."""
         with self._inside():
             error = self._add_hparams(sink, window, points)
-            if window.accepted < len(points):
+            if window.accepted < window.contents.records:
                 taken = sink.write_points(Points.of(points[window.accepted :]) if window.accepted else points)
                 window.accepted += taken.accepted
-                window.refused.update(refusal.name for refusal in taken.refused)
-                self._say_refused(taken.refused)
+                for refusal in taken.refused:
+                    self._note_refused(window, refusal)
                 if taken.error is not None:
                     self._report.failures += taken.failures - 1
                     raise taken.error
                 self._report.failures += taken.failures
-                if window.accepted < len(points):
-                    words = f"write_points has taken {window.accepted} of {len(points)} points and says no error"
+                if window.accepted < window.contents.records:
+                    of = f"{window.accepted} of {window.contents.records}"
+                    words = f"write_points has taken {of} points and says no error"
                     raise RuntimeError(words)
-            self._called_at = time.monotonic()
+            self.called_at = time.monotonic()
             sink.flush()
             if error is not None:
                 raise error
@@ -105,17 +102,17 @@ class OwnedSink:
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
-        self._called_at = time.monotonic()
+        self.called_at = time.monotonic()
         try:
             yield
         finally:
-            self._called_at = None
+            self.called_at = None
 
     def _note_progress(self, has_done_something: bool) -> None:
         if self.is_stopped:
             raise StoppedError
         if has_done_something:
-            self._called_at = time.monotonic()
+            self.called_at = time.monotonic()
 
     def _add_hparams(self, sink: Sink, window: Queued, points: Points) -> Exception | None:
         """Add those of a window; return what the backend raised if it is to be asked again, after the points.
@@ -131,7 +128,7 @@ class OwnedSink:
             raise
         except Exception as error:
             is_final = isinstance(error, NotImplementedError | TypeError | ValueError)
-            if is_of_code(error) and 0 < window.accepted == len(points):
+            if is_of_code(error) and 0 < window.accepted == window.contents.records:
                 window.failures += 1
                 is_final = is_final or window.failures >= ATTEMPTS
             if not is_final:
@@ -142,9 +139,9 @@ class OwnedSink:
         window.has_sent_hparams = True
         return None
 
-    def _say_refused(self, refused: list[Refusal]) -> None:
-        words = "the backend refused %s at step %d: %r; if it refuses more of this series, the report counts them"
-        for refusal in refused:
-            if refusal.name not in self._said_refused:
-                self._said_refused.add(refusal.name)
-                logger.error(words, *refusal)
+    def _note_refused(self, window: Queued, refusal: Refusal) -> None:
+        window.refused[refusal.name] += 1
+        if refusal.name not in self._said_refused:
+            self._said_refused.add(refusal.name)
+            words = "the backend refused %s at step %d: %r; if it refuses more of this series, the report counts them"
+            logger.error(words, *refusal)

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from d9d_tracker.bank.staging import Window
-from d9d_tracker.delivery.backlog import TAKES_NOTHING_BACK
 from d9d_tracker.delivery.report import RunReport
 from d9d_tracker.log import logger
-from d9d_tracker.points import Points
+from d9d_tracker.points import TAKES_NOTHING_BACK, Contents, Points
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
 from d9d_tracker.windows.host_window import HostWindow, joined
@@ -51,12 +50,12 @@ class Finished(NamedTuple):
 
     Attributes:
         points: Its points.
-        first: The first step that it writes and no earlier window does.
+        contents: What they are in short.
         unfinished: The step that has not ended, if any.
     """
 
     points: Points
-    first: int
+    contents: Contents
     unfinished: int | None
 
 
@@ -97,7 +96,8 @@ class Assembly:
         tail = self._tail
         if tail is None:
             return None
-        return Finished(points(of_spread(tail.as_window(), False)).replaced(tail.late), tail.step, tail.step)
+        made = points(of_spread(tail.as_window(), False)).replaced(tail.late)
+        return Finished(made, Contents.of(made, tail.step), tail.step)
 
     @property
     def is_plain(self) -> bool:
@@ -176,7 +176,8 @@ class Assembly:
                 self.ranks.close()
         if self._late:
             last = max((record.step for record in self._late.records), default=TAKES_NOTHING_BACK)
-            yield Finished(self._late.points(), last, None)
+            made = self._late.points()
+            yield Finished(made, Contents.of(made, last), None)
 
     def state(self, pending: Sequence[Window]) -> State:
         """Return what a state has to hold, with windows that may not be taken yet; not while windows are swapped."""
@@ -249,7 +250,8 @@ class Assembly:
             late, made = taken.records, replace(made, hparams=taken.hparams)
         if self._tail is not None and self._tail.step in host.steps:
             late = [*self._tail.late, *late]  # they stand in place of what was merged since
-        return Finished(made.replaced(late) if late else made, first, unfinished), host, late
+        made = made.replaced(late) if late else made
+        return Finished(made, Contents.of(made, first), unfinished), host, late
 
     def _tail_of(self, written: HostWindow | None, logged: HostWindow, late: list[Record]) -> Tail:
         """Keep what was written for the step that goes on; of series that are expanded, what this rank has logged."""

@@ -243,7 +243,7 @@ class Pipeline:
     def _put(self, finished: Finished | None) -> None:
         if finished is None or self._abandoned:
             return
-        if finished.points:
+        if finished.contents.records:
             self.latest = finished.points
         for delivery in self._deliveries.values():
             delivery.put(*finished)

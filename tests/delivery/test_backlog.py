@@ -14,8 +14,8 @@ import torch
 from lives import content
 
 from d9d_tracker import Histogram
-from d9d_tracker.delivery.backlog import Backlog, Contents, DamagedError
-from d9d_tracker.points import Points
+from d9d_tracker.delivery.backlog import Backlog, DamagedError
+from d9d_tracker.points import Contents, Points
 from d9d_tracker.record import Record
 
 
@@ -197,8 +197,8 @@ def test_a_forked_child_has_no_part_in_it(ending, tmp_path):
     program = f"""
 import os, signal, sys
 from pathlib import Path
-from d9d_tracker.delivery.backlog import Backlog, Contents
-from d9d_tracker.points import Points
+from d9d_tracker.delivery.backlog import Backlog
+from d9d_tracker.points import Contents, Points
 from d9d_tracker.record import Record
 backlog = Backlog(Path({str(tmp_path)!r}), "run", 10**8)
 def put(index):

@@ -14,7 +14,7 @@ from d9d_tracker.delivery import delivery as delivery_module
 from d9d_tracker.delivery.backlog import Backlog
 from d9d_tracker.delivery.delivery import Delivery
 from d9d_tracker.delivery.outbound import Call
-from d9d_tracker.points import Points
+from d9d_tracker.points import Contents, Points
 from d9d_tracker.record import Record
 from d9d_tracker.sink import LoopSink, RecordRun, Sink, SinkLostError, Taken
 from d9d_tracker.testing import RecordingRun
@@ -60,7 +60,8 @@ class Backend(RecordingRun):
 
 def window(index, names=("a", "b"), steps=2):
     records = [Record(name, 10 * index + step, {}, 1.0) for step in range(steps) for name in names]
-    return Points.of(records), 10 * index
+    points = Points.of(records)
+    return points, Contents.of(points, 10 * index)
 
 
 def expected(*windows, names=("a", "b"), without=()):
@@ -354,7 +355,8 @@ def test_a_step_that_cannot_be_amended_is_held_until_it_has_ended(backend, tmp_p
 
     def put(values, unfinished=None):
         records = [Record(name, step, {}, value) for (name, step), value in values.items()]
-        delivery.put(Points.of(records), min((step for _, step in values), default=0), unfinished)
+        points, first = Points.of(records), min((step for _, step in values), default=0)
+        delivery.put(points, Contents.of(points, first), unfinished)
         assert delivery.flush(10)
         return [(record.name, record.step, record.value) for record in backend.records]
 
@@ -709,7 +711,7 @@ def test_a_backend_that_stays_slow_is_said_to_be_once(tmp_path, caplog, monkeypa
         delivery.put(*window(index))
     turns.release(20)
     with delivery._changed:
-        assert delivery._changed.wait_for(lambda: len(delivery._queue) <= 30, 10)
+        assert delivery._changed.wait_for(lambda: len(delivery._queue.items) <= 30, 10)
     for index in range(50, 100):
         delivery.put(*window(index))
     assert caplog.text.count("is slower than the training") == 1

@@ -75,7 +75,7 @@ def test_a_flush_for_which_all_steps_are_held_back_loses_nothing(assembly, ranks
     assert written(first) == {}
     second = assembly.take([window(1, {2: {"x": [1.0]}, 3: {"x": [1.0]}})])
     assert written(second) == {("x", 0): 3.0, ("x", 1): 1.0, ("x", 2): 2.0, ("x", 3): 2.0, ("y", 1): 5.0}
-    assert second.first == 0
+    assert second.contents.first == 0
 
 
 def test_a_step_that_another_rank_flushes_once_more_keeps_what_was_written(assembly, ranks):
@@ -102,4 +102,4 @@ def test_hyperparameters_alone_take_no_step_back(assembly, ranks):
     ranks._others = []
     (last,) = assembly.finish()
     assert last.points.hparams == {"lr": 0.1}
-    assert last.first > 2**60
+    assert last.contents.first > 2**60
