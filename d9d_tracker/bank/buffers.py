@@ -27,7 +27,7 @@ from d9d_tracker.windows.readings import Reading
 from d9d_tracker_kernels.bank import allocate
 from d9d_tracker_kernels.binning import CALLS, CELLS, HEADER, MOMENTS
 from d9d_tracker_kernels.device import GPU, has_kernels
-from d9d_tracker_kernels.lanes import LANES
+from d9d_tracker_kernels.lanes import COUNT, LANES
 
 from .elsewhere import Elsewhere
 from .places import Places, Target
@@ -248,7 +248,10 @@ class Buffers:
     def _is_silent(self, rows: int, slots: int) -> bool:
         """Whether nothing was logged in the window, as far as that is known without a wait, and nobody waits for it."""
         if slots or self.histogram_series.series:
-            if self.scalars.host is None or self.scalars.host.has_values(rows, slots) or self.plain.entries:
+            host = self.scalars.host
+            if host is None or self._elsewhere.is_used or host.current[COUNT, :slots].any():
+                return False
+            if host.window[:rows, COUNT, :slots].any():
                 return False
             if self.histograms.counts.numpy()[: len(self.histogram_series.series), CALLS].any():
                 return False
@@ -355,15 +358,20 @@ class Buffers:
         """Send the window off with the current step, and begin the next one at the step of ``after``."""
         scalars, histograms = self.scalar_series.series[:], self.histogram_series.series[:]
         step, began, *_, windows, copies = after
+        following = step, began, step, [], [], 0, 0, windows + 1, copies + 1
         self._finish(
             (
                 (self._file, (self.clock, slots)),
                 (self._send, (after, unfinished, is_last, scalars, histograms)),
-                (self.histograms.reset_, (len(histograms),)),
-                (self._elsewhere.reset, (len(histograms),)),
-                (self._begin, ((step, began, step, [], [], 0, 0, windows + 1, copies + 1), slots)),
+                (self._begin_window, (following, slots, len(histograms))),
             )
         )
+
+    def _begin_window(self, after: Now, slots: int, histograms: int) -> None:
+        self._begin(after, slots)
+        self.histograms.reset_(histograms)
+        if self._elsewhere.is_used:
+            self._elsewhere.reset(histograms)
 
     def _send(
         self,
@@ -393,8 +401,9 @@ class Buffers:
 
     def _copy(
         self, lanes: Sequence[torch.Tensor], histograms: int, waits: bool = True
-    ) -> tuple[torch.Tensor, torch.Event | None, Arrived]:
+    ) -> tuple[torch.Tensor, torch.Event | None, Arrived | None]:
         """Start the one copy of a window, see ``Staging.copy``; return with it what was logged where no bank is."""
-        arrived = self.plain.copy_to_host()
-        moments, counts = self._elsewhere.joined(histograms)
+        arrived, moments, counts = None, self.histograms.moments[:histograms], self.histograms.counts[:histograms]
+        if self._elsewhere.is_used:
+            moments, counts, arrived = self._elsewhere.joined(moments, counts)
         return *self.staging.copy((*lanes, moments, counts.view(torch.float64)), waits), arrived

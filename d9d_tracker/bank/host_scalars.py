@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from d9d_tracker.series.series import VALUE_LANE, ContextItems, Reduction
-from d9d_tracker_kernels.lanes import COUNT, LANES
+from d9d_tracker_kernels.lanes import LANES
 from d9d_tracker_kernels.scalars import flat_numbers, merge_number
 
 from .typed_tensors import local_types
@@ -28,12 +28,13 @@ class HostScalars:
         step: The current step, int64 of shape ``[1]``.
 
     Attributes:
+        current: The same, for NumPy.
+        window: Likewise.
         known: Slots of series of this run that were logged in the most ordinary way, which are looked up quickest.
     """
 
     def __init__(self, current: torch.Tensor, window: torch.Tensor, initial: torch.Tensor, step: torch.Tensor):
-        self._current = current.numpy()
-        self._window = window.numpy()
+        self.current, self.window = current.numpy(), window.numpy()
         of_step: Any = step.numpy()  # a buffer, of which its stubs know nothing
         self._step = memoryview(of_step)
         self._numbers, self._initial = flat_numbers(current), flat_numbers(initial)
@@ -54,10 +55,6 @@ class HostScalars:
         if slots != self._slots:
             self._use(slots)
         self._rows[row][:] = self._used  # of memoryviews: NumPy goes through more code, which is fetched from far
-
-    def has_values(self, rows: int, slots: int) -> bool:
-        """Whether something was logged in the first rows of the window or in the current step."""
-        return bool(self._current[COUNT, :slots].any() or self._window[:rows, COUNT, :slots].any())
 
     def begin(self, slots: int, step: int) -> None:
         """Start a step; see ``ScalarBank.begin``."""

@@ -29,12 +29,16 @@ class Staging:
     Args:
         numbers: How many float64 a window has at most.
         device: Where the bank lies.
+
+    Attributes:
+        is_short: Whether windows should be read at once: the next may soon have to wait, or need memory that is pinned.
     """
 
     def __init__(self, numbers: int, device: torch.device):
         self._numbers = numbers
         self._most = max(_HOST_BUFFERS, _MOST_HOST_BYTES // (8 * numbers))
         self._is_gpu = device.type == GPU
+        self.is_short = False
         self._has_waited = False
         self._stream = gpu.Stream(device) if self._is_gpu else None
         self._packed = torch.empty(numbers, dtype=torch.float64, device=device) if self._is_gpu else None
@@ -53,6 +57,8 @@ class Staging:
         One that does not wait for a host buffer gets one beyond the bound, until it is given back.
         """
         host = self._take() if waits or not self._free.empty() else self._allocate()
+        most = 0 if self._is_gpu else _MOST_HOST_BYTES // (8 * self._numbers)
+        self.is_short = self._buffers - self._free.qsize() > most // 2
         try:
             if self._stream is None or self._packed is None:
                 _pack(parts, host)
@@ -70,12 +76,6 @@ class Staging:
             self.give_back(host)
             raise
         return host, self._ready
-
-    @property
-    def is_short(self) -> bool:
-        """Whether windows should be read at once: the next may soon have to wait, or need memory that is pinned."""
-        most = 0 if self._is_gpu else _MOST_HOST_BYTES // (8 * self._numbers)
-        return self._buffers - self._free.qsize() > most // 2
 
     def give_back(self, host: torch.Tensor) -> None:
         """Take a host buffer back that has been read."""
@@ -137,7 +137,7 @@ class Window:
         scalars: The scalar series at the time of the swap.
         histograms: The histogram series at the time of the swap.
         error: Why the copy could not be started.
-        arrived: What was logged on devices that have no bank.
+        arrived: What was logged on devices that have no bank, if anything.
     """
 
     index: int
@@ -165,7 +165,7 @@ class Window:
             wait_for(self.ready)
         numbers = self.packed.numpy()
         host = HostWindow.of(numbers, self.index, self.steps, self.times, self.scalars, self.histograms)
-        if self.arrived is not None and self.arrived.entries:
+        if self.arrived is not None:
             host = host.copy()  # a state may read the window, too
             self.arrived.merge_into(Parts(list(host.lanes), host.counts, host.moments))
         return host
