@@ -317,7 +317,7 @@ class Buffers:
             wait_until([*([] if ready is None else [ready.query]), *awaited], timeout)
             steps, times = [*clock.filed[: clock.rows], clock.step], [*clock.times[: clock.rows], clock.began]
             came = Late(readings=readings)
-            window = Window(0, steps, times, host, None, None, scalars, histograms, came, arrived=arrived)
+            window = Window(0, steps, times, scalars, histograms, came, packed=host, arrived=arrived)
             return clock, window.read().copy(), late
         finally:
             self.staging.give_back(host)
@@ -385,17 +385,15 @@ class Buffers:
             if self.outbox[-1].late is self._late:
                 self._late = Late()
             return
-        host, ready, arrived, error = None, None, None, None
         # In C as well, so that a signal handler that raises loses none.
         self._late.readings.extend(map(deque.popleft, repeat(self.readings, len(self.readings))))
-        try:
-            host, ready, arrived = self._copy((self.scalars.window[: clock.rows, :, : len(scalars)],), len(histograms))
-        except Exception as failure:  # out of memory, for one: the window is lost, and training goes on
-            error = failure
         steps, times = list(clock.filed[: clock.rows]), list(clock.times[: clock.rows])
-        late = self._late
-        window = Window(clock.windows, steps, times, host, ready, unfinished, scalars, histograms, late, is_last, error)
-        window.arrived = arrived
+        window = Window(clock.windows, steps, times, scalars, histograms, self._late, unfinished, is_last)
+        try:
+            lanes = self.scalars.window[: clock.rows, :, : len(scalars)]
+            window.packed, window.ready, window.arrived = self._copy((lanes,), len(histograms))
+        except Exception as error:  # out of memory, for one: the window is lost, and training goes on
+            window.error = error
         self.outbox.append(window)
         self._late = Late()
 

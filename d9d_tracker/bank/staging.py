@@ -10,7 +10,7 @@ import torch
 from d9d_tracker.devices.arrived import Arrived, Parts
 from d9d_tracker.devices.event_wait import relaxed, wait_for
 from d9d_tracker.series.series import HistogramSeries, ScalarSeries
-from d9d_tracker.windows.host_window import HostWindow, empty_window
+from d9d_tracker.windows.host_window import HostWindow
 from d9d_tracker.windows.late import Late
 from d9d_tracker.windows.readings import with_readings
 from d9d_tracker_kernels.device import GPU, gpu
@@ -129,29 +129,29 @@ class Window:
         index: How many windows of the run came before.
         steps: The step of each row.
         times: When each of these steps began on the host, in seconds since the epoch.
-        packed: The host buffer, float64 of one dimension; None if the copy could not even be started.
-        ready: Recorded behind the copy, or None when the bank is on the CPU.
-        unfinished: The last step, if more may be logged for it in this run.
-        is_last: Whether nothing follows in this run.
-        late: What came finished while it was open.
         scalars: The scalar series at the time of the swap.
         histograms: The histogram series at the time of the swap.
-        error: Why the copy could not be started.
+        late: What came finished while it was open.
+        unfinished: The last step, if more may be logged for it in this run.
+        is_last: Whether nothing follows in this run.
+        packed: The host buffer, float64 of one dimension; None if the copy could not even be started.
+        ready: Recorded behind the copy, or None when the bank is on the CPU.
         arrived: What was logged on devices that have no bank, if anything.
+        error: Why the copy could not be started.
     """
 
     index: int
     steps: list[int]
     times: list[float]
-    packed: torch.Tensor | None
-    ready: torch.Event | None
-    unfinished: int | None
     scalars: list[ScalarSeries]
     histograms: list[HistogramSeries]
     late: Late = field(default_factory=Late)
+    unfinished: int | None = None
     is_last: bool = False
-    error: Exception | None = None
+    packed: torch.Tensor | None = None
+    ready: torch.Event | None = None
     arrived: Arrived | None = None
+    error: Exception | None = None
 
     def read(self) -> HostWindow:
         """Wait for all of it, what instruments have read included. Not for the training thread."""
@@ -169,7 +169,3 @@ class Window:
             host = host.copy()  # a state may read the window, too
             self.arrived.merge_into(Parts(list(host.lanes), host.counts, host.moments))
         return host
-
-    def without_values(self) -> HostWindow:
-        """Return the window of the same steps in which nothing was logged."""
-        return empty_window(self.index, self.steps, self.times, self.scalars, [])

@@ -12,7 +12,7 @@ from d9d_tracker.log import logger
 from d9d_tracker.points import TAKES_NOTHING_BACK, Contents, Points
 from d9d_tracker.ranks.ranks import Ranks
 from d9d_tracker.record import Record
-from d9d_tracker.windows.host_window import HostWindow, joined
+from d9d_tracker.windows.host_window import HostWindow, empty_window, joined
 from d9d_tracker.windows.in_transit import InTransit, Logged
 from d9d_tracker.windows.late import Late
 from d9d_tracker.windows.promises import Promises
@@ -163,7 +163,8 @@ class Assembly:
         except Exception as error:
             self.report.unread += 1
             logger.error("window %d (steps %s) is lost: %r", window.index, window.steps, error)
-            return window.without_values()  # the other ranks wait for this one's part
+            # The other ranks wait for this one's part.
+            return empty_window(window.index, window.steps, window.times, window.scalars, [])
 
     def finish(self) -> Iterator[Finished]:
         """Yield what other ranks log until all have left, and what waits for a step that the run has not reached."""

@@ -41,7 +41,7 @@ class Arrived(Window):
 
 def window(index, values, unfinished=None, late=()):
     host = window_of(values, reduce="sum", index=index)
-    found = Arrived(index, host.steps, host.times, None, None, unfinished, host.scalars, [], Late(list(late)))
+    found = Arrived(index, host.steps, host.times, host.scalars, [], Late(list(late)), unfinished)
     found.host = host
     return found
 
