@@ -45,7 +45,7 @@ class Buffers:
         is_gpu: Whether that is a GPU.
         is_plain: Whether ``accumulator.device`` has no bank of its own, so that the tensors are on the host.
         host: What numbers of eager code are merged by, quickest; None if they go another way.
-        plain: What was logged on devices that have no bank, until the window ends.
+        elsewhere: What was logged on other devices, until the window ends.
         scalars: Scalar state.
         histograms: Histogram state: counts, moments and the kernels' scratch.
         device_step: The current step for kernels to read, int64 of shape ``[1]``.
@@ -99,8 +99,7 @@ class Buffers:
         self._steps = self.scalars.host or self.scalars
         self.is_awaited: Callable[[], bool] = lambda: True
         self._streams = Streams()
-        self._elsewhere = Elsewhere(self.scalars, self.histograms, self._streams)
-        self.plain = self._elsewhere.plain
+        self.elsewhere = Elsewhere(self.scalars, self.histograms, self._streams)
         self.host = None if self.is_plain else self.scalars.host
 
     def start(self) -> None:
@@ -116,7 +115,7 @@ class Buffers:
         self.places.start()
         self.scalars.reset()
         self.histograms.reset_()
-        self._elsewhere.reset()
+        self.elsewhere.reset()
         self.host = None if self.is_plain else self.scalars.host
         self.now = Clock(0, time.time(), 0, [], [])
         self.device_step.fill_(0)
@@ -183,11 +182,11 @@ class Buffers:
     def merge_plain(self, target: Target, values: Sequence[Number], lane: int, weight: Number | None) -> None:
         """Merge scalars that are on devices without a bank, and what is logged beside them: order counts."""
         self.host = None
-        self._elsewhere.merge(self.clock, target, values, lane, weight)
+        self.elsewhere.merge(self.clock, target, values, lane, weight)
 
     def merge_vector(self, slots: list[int], *made: Any) -> None:
-        """Merge vectors that are on devices without a bank; see ``PlainBank.merge_vector``."""
-        self._elsewhere.merge_vector(self.clock, slots, *made)
+        """Merge vectors that are on devices without a bank; see ``Elsewhere.merge_vector``."""
+        self.elsewhere.merge_vector(self.clock, slots, *made)
 
     def count(self, target: Target, populations: list[torch.Tensor], every: int, *binning: Any) -> None:
         """Count populations into histograms, by cadence and binning, see ``histogram_at``; may be traced."""
@@ -196,7 +195,7 @@ class Buffers:
             every_one = list(zip(at, populations, strict=True))
             if self.clock.step % every == 0:
                 there = [one for one in every_one if one[1].device != self.device]
-                self._elsewhere.count(self.clock, there, table, binning)
+                self.elsewhere.count(self.clock, there, table, binning)
             here = [one for one in every_one if one[1].device == self.device]
             at, populations = [place for place, _ in here], [values for _, values in here]
         if populations:
@@ -208,7 +207,7 @@ class Buffers:
             bank = self.histograms
             torch.ops.d9d_tracker.add_counts_(values, bank.counts, bank.moments, table, self.device_step, at, every)
         elif self.clock.step % every == 0:
-            self._elsewhere.add_counts(self.clock, values, at, table)
+            self.elsewhere.add_counts(self.clock, values, at, table)
 
     def merge_histogram(self, row: int, counts: np.ndarray, moments: np.ndarray) -> None:
         """Merge a finished histogram into a slot, in eager code, without a wait for the device."""
@@ -249,7 +248,7 @@ class Buffers:
         """Whether nothing was logged in the window, as far as that is known without a wait, and nobody waits for it."""
         if slots or self.histogram_series.series:
             host = self.scalars.host
-            if host is None or self._elsewhere.is_used or host.current[COUNT, :slots].any():
+            if host is None or self.elsewhere.is_used or host.current[COUNT, :slots].any():
                 return False
             if host.window[:rows, COUNT, :slots].any():
                 return False
@@ -370,8 +369,8 @@ class Buffers:
     def _begin_window(self, after: Now, slots: int, histograms: int) -> None:
         self._begin(after, slots)
         self.histograms.reset_(histograms)
-        if self._elsewhere.is_used:
-            self._elsewhere.reset(histograms)
+        if self.elsewhere.is_used:
+            self.elsewhere.reset(histograms)
 
     def _send(
         self,
@@ -402,6 +401,6 @@ class Buffers:
     ) -> tuple[torch.Tensor, torch.Event | None, Arrived | None]:
         """Start the one copy of a window, see ``Staging.copy``; return with it what was logged where no bank is."""
         arrived, moments, counts = None, self.histograms.moments[:histograms], self.histograms.counts[:histograms]
-        if self._elsewhere.is_used:
-            moments, counts, arrived = self._elsewhere.joined(moments, counts)
+        if self.elsewhere.is_used:
+            moments, counts, arrived = self.elsewhere.joined(moments, counts)
         return *self.staging.copy((*lanes, moments, counts.view(torch.float64)), waits), arrived

@@ -1,4 +1,4 @@
-"""What was logged on devices without a bank, once it is on the host: merged as the host merges its own."""
+"""What was logged on devices without a bank: words that lie there, copied at once, and merged as the host merges."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from d9d_tracker_kernels.binning import LAST_STEP
+from d9d_tracker_kernels.binning import CELLS, HEADER, LAST_STEP
 from d9d_tracker_kernels.lanes import MAX, SUM
 from d9d_tracker_kernels.scalars import flat_numbers, merge_number
+
+_PIECE_WORDS = 1 << 13
+_WIDE = (torch.int32, torch.int64, torch.float32, torch.float64)
 
 
 class Kept(NamedTuple):
@@ -18,6 +21,53 @@ class Kept(NamedTuple):
     first: int
     words: int
     dtype: torch.dtype
+
+
+class Store:
+    """What one device keeps of a window, as int32 words; and its histograms, int64 of shape ``[rows, columns]``."""
+
+    def __init__(self, device: torch.device, rows: int):
+        self._device, self._rows = device, rows
+        self._pieces: list[tuple[torch.Tensor, int]] = []
+        self._counts = torch.empty((0, HEADER + CELLS), dtype=torch.int64, device=device)
+        self.words = self._counted = 0
+
+    def keep(self, tensor: torch.Tensor) -> Kept:
+        """Copy a tensor to the words, on the device."""
+        flat = tensor.detach().reshape(-1)
+        if flat.dtype not in _WIDE:
+            whole = torch.int64 if flat.element_size() > 2 else torch.int32  # unsigned ones of 32 bits too
+            flat = flat.to(torch.float32 if flat.is_floating_point() else whole)
+        words = flat.contiguous().view(torch.int32)
+        number, first = words.numel(), self.words
+        if not self._pieces or self._pieces[-1][1] + number > self._pieces[-1][0].numel():
+            piece = torch.empty(max(number, _PIECE_WORDS), dtype=torch.int32, device=self._device)
+            self._pieces.append((piece, 0))
+        piece, used = self._pieces[-1]
+        piece[used : used + number].copy_(words)
+        self._pieces[-1] = piece, used + number
+        self.words += number
+        return Kept(self._device, first, number, flat.dtype)
+
+    def row(self, slot: int) -> torch.Tensor:
+        """Return the row of a histogram, to be counted into."""
+        if not len(self._counts):
+            self._counts = torch.zeros((self._rows, HEADER + CELLS), dtype=torch.int64, device=self._device)
+        self._counted = max(self._counted, slot + 1)
+        return self._counts[slot]
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Wait for the device, once; return the words and the rows of counts."""
+        parts = [piece[:used] for piece, used in self._pieces]
+        parts.append(self._counts[: self._counted].reshape(-1).view(torch.int32))
+        words = torch.cat(parts).to("cpu").numpy() if self.words or self._counted else np.empty(0, np.int32)
+        return words[: self.words], words[self.words :].view(np.int64).reshape(-1, HEADER + CELLS)
+
+    def reset(self) -> None:
+        """Forget all of it."""
+        self._pieces = [(piece, 0) for piece, _ in self._pieces[:1]]
+        self._counts[: self._counted].zero_()
+        self.words = self._counted = 0
 
 
 class Parts(NamedTuple):
@@ -65,7 +115,7 @@ def merge_scalars(parts: Parts, row: int, slots: list[int], values: list[Any], l
 def merge_vector(
     parts: Parts, row: int, slots: list[int], vectors: list[Any], is_max: bool, finish: Callable[..., Any], scale: Any
 ) -> None:
-    """Merge what ``finish`` makes of vectors and a scale, as float64; see ``PlainBank.merge_vector``."""
+    """Merge what ``finish`` makes of vectors and a scale, as float64; see ``Elsewhere.merge_vector``."""
     wide = [None if one is None else one.to(torch.float64) for one in (*vectors, scale)]
     merge_scalars(parts, row, slots, finish(wide[:-1], wide[-1]).tolist(), MAX if is_max else SUM)
 

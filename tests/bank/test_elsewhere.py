@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from d9d_tracker import LinearBinning
+from d9d_tracker.bank import elsewhere as elsewhere_module
 from d9d_tracker.bank.elsewhere import Elsewhere
 from d9d_tracker.bank.places import Target
 from d9d_tracker.bank.scalars import ScalarBank
-from d9d_tracker.devices import plain
-from d9d_tracker.devices.arrived import Arrived, Parts
+from d9d_tracker.devices.arrived import Arrived, Parts, Store
 from d9d_tracker.devices.streams import Streams
 from d9d_tracker.series.series import VALUE_LANE
 from d9d_tracker.windows.clock import Clock
@@ -33,7 +33,7 @@ def bank():
 def arrive(bank):
     scalars, histograms, elsewhere = bank
     parts = Parts([scalars.current.numpy()], histograms.counts.numpy(), histograms.moments.numpy())
-    elsewhere.plain.copy_to_host().merge_into(parts)
+    elsewhere.arrived().merge_into(parts)
     elsewhere.reset()
 
 
@@ -45,11 +45,11 @@ def test_scalars_are_those_of_the_bank(bank):
     expected = scalars.current.clone()
     scalars.reset()
     elsewhere.merge(NOW, target, values, VALUE_LANE["mean"], torch.tensor(0.5))
-    assert elsewhere.plain.entries
+    assert elsewhere.entries
     assert not torch.equal(scalars.current, expected)
     arrive(bank)
     assert torch.equal(scalars.current[:, :4], expected[:, :4])
-    assert not elsewhere.plain.entries
+    assert not elsewhere.entries
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,11 @@ def test_counts_are_added_unless_their_place_means_no_slot(bank):
 
 
 def test_what_is_much_is_merged_before_the_window_ends(bank, monkeypatch):
-    monkeypatch.setattr(plain, "_MOST_ENTRIES", 2)
+    monkeypatch.setattr(elsewhere_module, "_MOST_ENTRIES", 2)
     scalars, _, elsewhere = bank
     for _ in range(7):
         elsewhere.merge(NOW, Target([0], torch.tensor([0])), [1.0], VALUE_LANE["sum"], None)
-        assert len(elsewhere.plain.copy_to_host().entries) <= 2
+        assert len(elsewhere.arrived().entries) <= 2
     assert scalars.current[0, 0] == 6.0  # two merges of three
     arrive(bank)
     assert scalars.current[0, 0] == 7.0
@@ -90,6 +90,6 @@ def test_what_is_much_is_merged_before_the_window_ends(bank, monkeypatch):
 
 @pytest.mark.parametrize(("dtype", "value"), [(torch.uint32, 3_000_000_000), (torch.uint64, 2**40), (torch.uint8, 200)])
 def test_unsigned_numbers_are_kept_as_they_are(dtype, value):
-    store = plain._Store(torch.device("cpu"), 1)
+    store = Store(torch.device("cpu"), 1)
     kept = store.keep(torch.tensor(value, dtype=dtype))
     assert Arrived([], {kept.device: store.read()})._read(kept).item() == value

@@ -10,7 +10,7 @@ from devices.on_device.compared import both, close, exact, same
 from torch import nn
 
 from d9d_tracker import ExponentialBinning, Histogram, IntegerBinning, LinearBinning, RunConfig, TrackerValueError
-from d9d_tracker.devices import plain
+from d9d_tracker.bank import elsewhere
 
 BINNINGS = [
     ExponentialBinning(),
@@ -94,7 +94,7 @@ def test_nothing_finite_among_many(on):
 
 
 def test_chunks_add_up(on, monkeypatch):
-    monkeypatch.setattr(plain, "_CHUNK", 1000)
+    monkeypatch.setattr(elsewhere, "_CHUNK", 1000)
     values = torch.arange(5500.0, device="cpu")
     same(*both(on, lambda run, name: run.bins("values", values.to(name))))
 
@@ -139,8 +139,8 @@ def test_values_are_copied_and_not_kept(recorded):
 
 
 def test_what_is_logged_without_steps_is_merged_before_it_is_too_much(on, monkeypatch):
-    monkeypatch.setattr(plain, "_MOST_ENTRIES", 20)
-    monkeypatch.setattr(plain, "_MOST_WORDS", 3000)
+    monkeypatch.setattr(elsewhere, "_MOST_ENTRIES", 20)
+    monkeypatch.setattr(elsewhere, "_MOST_WORDS", 3000)
 
     def log(run, name):
         for step in (0, 1):
@@ -150,7 +150,7 @@ def test_what_is_logged_without_steps_is_merged_before_it_is_too_much(on, monkey
                 run.scalar("last", torch.tensor(float(number), device=name), reduce="last")
                 run.bins("values", torch.arange(number + 1.0, device=name))
                 run.bins("large", torch.arange(number + 2000.0, device=name))
-        assert len(run.buffers.plain.entries) < 200
+        assert len(run.buffers.elsewhere.entries) < 200
 
     same(*both(on, log))
 
@@ -173,13 +173,13 @@ def watched_weight(run, name):
 
 @pytest.mark.parametrize("way", [log_counts, log_norms], ids=lambda way: way.__name__)
 def test_each_way_is_merged_before_it_is_too_much(on, monkeypatch, way):
-    monkeypatch.setattr(plain, "_MOST_ENTRIES", 20)
+    monkeypatch.setattr(elsewhere, "_MOST_ENTRIES", 20)
 
     def log(run, name):
         weight = watched_weight(run, name)
         for _ in range(50):
             way(run, weight)
-            assert len(run.buffers.plain.entries) <= 20
+            assert len(run.buffers.elsewhere.entries) <= 20
 
     same(*both(on, log), rel=1e-6)
 
