@@ -250,9 +250,8 @@ class Buffers:
             host = self.scalars.host
             if host is None or self.elsewhere.is_used or host.current[COUNT, :slots].any():
                 return False
-            if host.window[:rows, COUNT, :slots].any():
-                return False
-            if self.histograms.counts.numpy()[: len(self.histogram_series.series), CALLS].any():
+            calls = self.histograms.counts.numpy()[: len(self.histogram_series.series), CALLS]
+            if host.window[:rows, COUNT, :slots].any() or calls.any():
                 return False
         return not (self.readings or self._late or self.is_awaited())
 
@@ -349,28 +348,23 @@ class Buffers:
         self._steps.begin(slots, after[0])
         self.now = after
 
-    def _begin(self, after: Now, slots: int) -> None:
+    def _begin(self, after: Now, slots: int, histograms: int | None = None) -> None:
+        """Begin a step; and a window, if one was sent off, with so many histograms."""
         self._steps.begin(slots, after[0])
         self.now = after
+        if histograms is not None:
+            self.histograms.reset_(histograms)
+            if self.elsewhere.is_used:
+                self.elsewhere.reset(histograms)
 
     def _end_window(self, after: Clock, slots: int, unfinished: int | None, is_last: bool = False) -> None:
         """Send the window off with the current step, and begin the next one at the step of ``after``."""
         scalars, histograms = self.scalar_series.series[:], self.histogram_series.series[:]
         step, began, *_, windows, copies = after
+        file = self._file, (self.clock, slots)
+        send = self._send, (after, unfinished, is_last, scalars, histograms)
         following = step, began, step, [], [], 0, 0, windows + 1, copies + 1
-        self._finish(
-            (
-                (self._file, (self.clock, slots)),
-                (self._send, (after, unfinished, is_last, scalars, histograms)),
-                (self._begin_window, (following, slots, len(histograms))),
-            )
-        )
-
-    def _begin_window(self, after: Now, slots: int, histograms: int) -> None:
-        self._begin(after, slots)
-        self.histograms.reset_(histograms)
-        if self.elsewhere.is_used:
-            self.elsewhere.reset(histograms)
+        self._finish((file, send, (self._begin, (following, slots, len(histograms)))))
 
     def _send(
         self,
