@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from d9d_tracker.delivery.delivery import Delivery
+from d9d_tracker.delivery.outbound import Queued
+from d9d_tracker.delivery.owned_sink import OwnedSink
+from d9d_tracker.points import Points
 from d9d_tracker.provider.jsonl import JsonlRun
 
 try:
@@ -91,15 +93,17 @@ def tail_not_cut() -> None:
 
 def marked_too_early() -> None:
     """Planted: the first window counts as delivered before the backend makes it durable, which then takes for ever."""
-    call = Delivery.call_backend
+    deliver = OwnedSink.deliver
 
-    def early(self: Delivery, method: Callable[..., None], *arguments: Any) -> None:
-        if method.__name__ == "flush" and self._queue.head.index == 0:
-            self._forget(self._queue.head)
-            threading.Event().wait()
-        call(self, method, *arguments)
+    def early(self: OwnedSink, sink: Any, window: Queued, points: Points) -> None:
+        is_first = window.contents.first == 0
+        if is_first:
+            sink.flush = lambda: None
+        deliver(self, sink, window, points)
+        if is_first:
+            sink.flush = threading.Event().wait
 
-    Delivery.call_backend = early
+    OwnedSink.deliver = early
 
 
 def plant(names: list[str]) -> None:

@@ -67,6 +67,7 @@ def train_until(
     """Train until the process sends itself a signal, in a step."""
     server.start(folder, provider, faults, (step, end))
     assert server.wait() in (-end, 1), _output(folder)
+    assert _progress(folder) == step, _output(folder)
 
 
 def kill_until_done(server: ForkServer, folder: Path, provider: str, seed: int, kills: int) -> Counter[str]:
