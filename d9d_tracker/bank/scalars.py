@@ -1,23 +1,19 @@
-"""The scalar state on the device, and what compiled code writes to it: without a sync, and for few launches."""
+"""The scalar state on the device."""
 
 import functools
-import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from d9d_tracker.series.series import VALUE_LANE, Reduction
 from d9d_tracker.tracing import is_transformed, mark_static
-from d9d_tracker_kernels.lanes import COUNT, INITIAL, LANES, LAST, NEGATED_MIN, SUM, WEIGHT
+from d9d_tracker_kernels.lanes import INITIAL, LANES
 from d9d_tracker_kernels.scalars import merge_scalars_
 
 from .host_scalars import HostScalars
 from .places import Target
-from .vectors import spans
+from .writes import as_float64, stacked, write_cells, write_whole
 
 Number = torch.Tensor | float
-Arange = Callable[..., Any]
 
 _ADDED = (0.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # by any value to the lanes that hold no value
 
@@ -70,7 +66,8 @@ class ScalarBank:
             weight = None if weight is None else self._traced(weight)
         if is_traced and not is_transformed():  # torch.func lets nothing but an opaque op write to the buffers
             arange = functools.partial(torch.arange, device=places.device)
-            write(self.current, places, self.constants, at, values, VALUE_LANE[reduce], weight, arange)
+            parts = (self.current, places, at, values, VALUE_LANE[reduce], weight, arange)
+            write_whole(*parts, self.constants) if self.constants else write_cells(*parts, stacked)
         else:
             tensors = [(s, v) for s, v in zip(at, values, strict=True) if isinstance(v, torch.Tensor)]
             numbers = [(s, float(v)) for s, v in zip(at, values, strict=True) if not isinstance(v, torch.Tensor)]
@@ -118,94 +115,3 @@ class ScalarBank:
         self.window.copy_(self._initial)
         if self.host is not None:
             self.host.known.clear()
-
-
-def as_float64(value: Any, dimensions: int, detach: bool) -> Any:
-    """Return a tensor of one element, or what stands for one in a graph, as a number that is nobody's else."""
-    value = value.detach() if detach else value
-    return value.sum(dtype=torch.float64) if dimensions else value.to(torch.float64, copy=True)
-
-
-def write(
-    current: Any, places: Any, constants: Any, at: list[int], values: list[Any], lane: int, weight: Any, arange: Arange
-) -> None:
-    """Merge float64 numbers of distinct series, by arithmetic that a compiler fuses: tensors, or what stands for them.
-
-    Args:
-        current: See ``ScalarBank``.
-        places: Which slot each place means.
-        constants: That of the bank.
-        at: A place for each value.
-        values: The values.
-        lane: The lane of the value.
-        weight: The weight of all, if they have one.
-        arange: Makes a range where the bank is.
-    """
-    if constants:
-        _write_whole(current, places, constants, at, values, lane, weight, arange)
-    else:
-        _write_cells(current, places, at, values, lane, weight, arange)
-
-
-def _write_whole(
-    current: Any, places: Any, constants: Any, at: list[int], values: list[Any], lane: int, weight: Any, arange: Arange
-) -> None:
-    # Selecting by comparisons over the whole bank, and not by an index, lets Inductor fuse the writes of a graph
-    # into one kernel of a GPU. It does so only while each write reads the state before it a single time.
-    slot, lanes, added = constants
-    masks = [slot == places[arange(p, p + 1)] for p in at]
-    value = values[0]
-    for mask, other in zip(masks[1:], values[1:], strict=True):
-        value = torch.where(mask, other, value)
-    chosen = functools.reduce(torch.logical_or, masks)
-    if weight is not None:
-        value = _weighted(value, weight)
-        added = torch.where(lanes == WEIGHT, weight, added)
-    cell = chosen & (lanes == lane)
-    counted = torch.where(chosen, added, 0.0)
-    if lane == SUM:
-        merged = current + torch.where(cell, value, counted)
-    elif lane == LAST:
-        merged = torch.where(cell, value, current) + counted
-    else:
-        extreme = -value if lane == NEGATED_MIN else value
-        merged = torch.maximum(current, torch.where(cell, extreme, -math.inf)) + counted
-    current.copy_(merged)
-
-
-def _write_cells(
-    current: Any, places: Any, at: list[int], values: list[Any], lane: int, weight: Any, arange: Arange
-) -> None:
-    # A CPU would work through the whole bank for each write; an indexed write touches its own cells only.
-    # Every tensor from outside costs each call its checks, so that constants are made here.
-    added_lanes = arange(COUNT + 1)[:, None]
-    for first, last in spans(sorted(at)):
-        place = arange(first, last + 1)
-        slot = places[place]
-        value = _spread(place, first, last, at, values)
-        added = torch.where(added_lanes == SUM, 0.0, current.new_ones(()))
-        if weight is not None:
-            value = _weighted(value, weight)
-            added = torch.where(added_lanes == WEIGHT, weight, added)
-        if lane == SUM:
-            added = torch.where(added_lanes == SUM, value, added)
-        else:
-            row = torch.full_like(slot, lane)
-            if lane != LAST:
-                value = torch.maximum(current[row, slot], -value if lane == NEGATED_MIN else value)
-            current.index_put_((row, slot), value)
-        current.index_put_((added_lanes, slot), added, accumulate=True)
-
-
-def _spread(place: Any, first: int, last: int, at: list[int], values: list[Any]) -> Any:
-    """Return, in a shape that broadcasts to ``place``, the value of each place. Not torch.stack: it would be a loop."""
-    within = [(one, value) for one, value in zip(at, values, strict=True) if first <= one <= last]
-    spread = within[0][1]
-    for one, other in within[1:]:
-        spread = torch.where(place == one, other, spread)
-    return spread
-
-
-def _weighted(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the product, and zero where the weight is: see ``merge_number``."""
-    return torch.where(weight == 0, 0.0, value * weight)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -26,12 +27,12 @@ def merge_vector(
 def constant(numbers: Sequence[float], device: torch.device) -> torch.Tensor:
     """Return float64 of shape ``[numbers]`` without a copy to the device: of each stretch of equal ones, one fill."""
     stretches = [(number, len(list(same))) for number, same in itertools.groupby(numbers)]
-    return _joined([torch.full((n,), float(one), dtype=torch.float64, device=device) for one, n in stretches])
+    return joined([torch.full((n,), float(one), dtype=torch.float64, device=device) for one, n in stretches])
 
 
 def index(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
     """Return int64 of shape ``[numbers]`` without a copy to the device: of each span, one range."""
-    return _joined([torch.arange(first, last + 1, device=device) for first, last in spans(numbers)])
+    return joined([torch.arange(first, last + 1, device=device) for first, last in spans(numbers)])
 
 
 def spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -45,5 +46,6 @@ def spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+def joined(parts: list[Any]) -> Any:
+    """Return vectors, or what stands for them in a graph, one after the other."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -59,7 +59,13 @@ class ScalarCalls(Calls):
             TrackerValueError: If the tensor has not exactly one element, or lies where it cannot be read, the name is
                 empty, or the reduction is not that of the series.
         """
-        if torch.compiler.is_compiling() and weight is None and scope == "global" and self.is_open:
+        if (
+            torch.compiler.is_compiling()
+            and type(name) is str
+            and weight is None
+            and scope == "global"
+            and self.is_open
+        ):
             items = () if context is None and not self._tags else self._items(name, context, scope)
             if note(self, [name], [value], items, reduce):
                 return
@@ -93,7 +99,8 @@ class ScalarCalls(Calls):
         names, numbers = list(values.keys()), list(values.values())
         if torch.compiler.is_compiling() and names and weight is None and scope == "global" and self.is_open:
             items = () if context is None and not self._tags else self._items(names[0], context, scope)
-            if note(self, names, numbers, items, reduce):
+            is_named = not [name for name in names if type(name) is not str]
+            if is_named and note(self, names, numbers, items, reduce):
                 return
         if self._merge_on_host(names, numbers, context, reduce, weight, scope):
             return

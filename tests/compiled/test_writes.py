@@ -9,7 +9,7 @@ import torch
 from d9d_tracker.bank.host_scalars import as_number
 from d9d_tracker.bank.places import Target
 from d9d_tracker.bank.scalars import ScalarBank
-from d9d_tracker.bank.scalars import write as write_traced
+from d9d_tracker.bank.writes import stacked, write_cells, write_whole
 from d9d_tracker.series.series import REDUCTIONS, VALUE_LANE, ScalarSeries
 from d9d_tracker.windows.window_points import finalize
 from d9d_tracker_kernels.lanes import COUNT
@@ -67,13 +67,13 @@ def write_on_host(bank, slots, values, reduce, weight):
     bank.host.merge(slots, numbers, reduce, 1.0 if weight is None else as_number(weight))
 
 
-def write_whole(bank, slots, values, reduce, weight, places=PLACES):
+def write_whole_bank(bank, slots, values, reduce, weight, places=PLACES):
     parts = (bank._slot, bank._lane, bank._added)
-    write_traced(bank.current, places, parts, places_of(slots), *traced(bank, values, reduce, weight), torch.arange)
+    write_whole(bank.current, places, places_of(slots), *traced(bank, values, reduce, weight), torch.arange, parts)
 
 
-def write_cells(bank, slots, values, reduce, weight, places=PLACES):
-    write_traced(bank.current, places, (), places_of(slots), *traced(bank, values, reduce, weight), torch.arange)
+def write_own_cells(bank, slots, values, reduce, weight, places=PLACES):
+    write_cells(bank.current, places, places_of(slots), *traced(bank, values, reduce, weight), torch.arange, stacked)
 
 
 def traced(bank, values, reduce, weight):
@@ -84,7 +84,7 @@ def traced(bank, values, reduce, weight):
 
 @pytest.mark.parametrize("kind", [float, torch.tensor], ids=["numbers", "tensors"])
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-@pytest.mark.parametrize("write", [write_op, write_op_at_places, write_on_host, write_whole, write_cells])
+@pytest.mark.parametrize("write", [write_op, write_op_at_places, write_on_host, write_whole_bank, write_own_cells])
 def test_writes_equal_plain_python(write, reduce, kind):
     bank, reference = ScalarBank(1, SLOTS, torch.device("cpu")), Reference()
     for slots, values, weight in writes(reduce):
@@ -97,7 +97,7 @@ def test_writes_equal_plain_python(write, reduce, kind):
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-@pytest.mark.parametrize("write", ["write_op", write_whole, write_cells, "on_host"])
+@pytest.mark.parametrize("write", ["write_op", write_whole_bank, write_own_cells, "on_host"])
 def test_what_has_no_slot_touches_no_other(write, reduce):
     bank = ScalarBank(1, SLOTS, torch.device("cpu"))
     before = bank.current[:, :-1].clone()
@@ -123,7 +123,7 @@ def test_each_slot_is_finalized_by_its_own_reduction():
     assert finalize(rows, scalars).tolist() == 2 * [[expected[reduce] for reduce in REDUCTIONS]]
 
 
-@pytest.mark.parametrize("write", [write_whole, write_cells])
+@pytest.mark.parametrize("write", [write_whole_bank, write_own_cells])
 def test_compiled_writes_equal_eager_ones(write):
     slots, values = [3, 4, 5, 9, 0], torch.tensor([1.0, -2.0, math.inf, 4.0, 0.5]).unbind()
     banks = [ScalarBank(1, SLOTS, torch.device("cpu")) for _ in range(2)]
