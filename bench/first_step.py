@@ -50,7 +50,7 @@ def _between() -> Callable[[torch.Tensor], _Values]:
     return values
 
 
-_STEPS = {
+STEPS = {
     "the elements of a vector": _elements,
     "numbers, each computed apart": _apart,
     "five numbers between each two layers": _between,
@@ -60,7 +60,7 @@ _STEPS = {
 def measure(kind: str, is_logged: bool, backend: str) -> float:
     """Return the seconds of processor time that the first step of a process takes."""
     torch.set_num_threads(1)
-    x, values = torch.randn(32, 64), _STEPS[kind]()
+    x, values = torch.randn(32, 64), STEPS[kind]()
     with tracker_from_config(NullTrackerConfig(accumulator=AccumulatorConfig(device="cpu"))).open(
         RunConfig(name="first step")
     ) as run:
@@ -95,7 +95,7 @@ def main() -> None:
         print(measure(chosen.in_here[0], chosen.in_here[1] == "logged", chosen.backend))
         return
     table = Table("100 values", "returned, s", "logged, s", "ratio", title=f"The first step, {chosen.backend}")
-    for kind in _STEPS:
+    for kind in STEPS:
         returned, logged = [], []
         for _ in track(range(chosen.turns), kind, transient=True):
             for how, seconds in (("returned", returned), ("logged", logged)):

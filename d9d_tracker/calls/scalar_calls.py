@@ -81,7 +81,7 @@ class ScalarCalls(Calls):
         weight: Number | None = None,
         scope: Scope = "global",
     ) -> None:
-        """Merge many numbers at once: cheaper to run, and much cheaper to compile, than as many ``scalar`` calls.
+        """Merge many numbers at once: cheaper to run, and to compile, than as many ``scalar`` calls.
 
         Args:
             values: Name and value of each series; see ``scalar``. What is None, text or a collection, as there may be
