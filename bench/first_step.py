@@ -99,16 +99,8 @@ def main() -> None:
         returned, logged = [], []
         for _ in track(range(chosen.turns), kind, transient=True):
             for how, seconds in (("returned", returned), ("logged", logged)):
-                command = [
-                    sys.executable,
-                    "-m",
-                    "bench.first_step",
-                    "--backend",
-                    chosen.backend,
-                    "--in-here",
-                    kind,
-                    how,
-                ]
+                command = [sys.executable, "-m", "bench.first_step", "--backend", chosen.backend]
+                command += ["--in-here", kind, how]
                 environment = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "OMP_NUM_THREADS": "1"}
                 output = subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout
                 seconds.append(float(output.split()[-1]))

@@ -67,7 +67,10 @@ class ScalarBank:
         if is_traced and not is_transformed():  # torch.func lets nothing but an opaque op write to the buffers
             arange = functools.partial(torch.arange, device=places.device)
             parts = (self.current, places, at, values, VALUE_LANE[reduce], weight, arange)
-            write_whole(*parts, self.constants) if self.constants else write_cells(*parts, stacked)
+            if self.constants:
+                write_whole(*parts, self.constants)
+            else:
+                write_cells(*parts, stacked)
         else:
             tensors = [(s, v) for s, v in zip(at, values, strict=True) if isinstance(v, torch.Tensor)]
             numbers = [(s, float(v)) for s, v in zip(at, values, strict=True) if not isinstance(v, torch.Tensor)]

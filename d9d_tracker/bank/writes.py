@@ -73,7 +73,7 @@ def write_cells(
         current: See ``write_whole``, also for what follows.
         places: Which slot each place means.
         at: A place for each value.
-        values: What ``stack`` makes a float64 vector of, or of one of them a tensor without dimensions.
+        values: What ``stack`` makes a float64 vector of.
         lane: The lane of the value.
         weight: The weight of all, if they have one.
         arange: Makes a range where the bank is.
@@ -99,13 +99,13 @@ def write_cells(
 
 
 def stacked(values: list[Any], arange: Arange) -> Any:
-    """Return numbers without dimensions as a vector, one alone as it is.
+    """Return numbers without dimensions as a vector.
 
     Not ``torch.stack``: Inductor makes a loop of each number then, and compares each loop with every other. A loop
     that chooses among all the numbers for each of its elements grows by their square. So some choose among some.
     """
     if not values[1:]:  # len would be one more guard of compiled code
-        return values[0]
+        return values[0].reshape(1)
     place = arange(min(len(values), _CHOICES))
     masks = [place == index for index in range(1, min(len(values), _CHOICES))]
     parts: list[Any] = []

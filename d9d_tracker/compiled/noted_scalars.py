@@ -36,6 +36,7 @@ _library.impl("note_scalars_", _note, DISPATCH_KEY)
 _library.impl("note_scalars_", lambda *_: None, "Meta")
 note_scalars = torch.ops.d9d_tracker.note_scalars_.default
 
+_MANY = 8
 _CHANGES_NOTHING = (operator.getitem, "detach", "unbind")
 
 
@@ -126,32 +127,34 @@ def _write(group: list[_Number], tracer: GraphAppendingTracer) -> None:
 
 
 def _stacked(numbers: list[_Number], arange: Arange) -> Any:
-    """See ``stacked``. What is noted in one stretch is read at its end, and elements of a vector are read as one."""
-    if len(numbers) == 1:
-        return numbers[0].alone()
+    """See ``stacked``. Many that are noted side by side are read there together, as one if a vector's elements.
+
+    Of a few, that would make as many buffers at each step as it spares nodes once.
+    """
     parts: list[Any] = []
-    for _, stretch in itertools.groupby(numbers, key=lambda number: number.stretch):
-        some = list(stretch)
-        end = max(some, key=lambda number: number.order).note
-        with end.graph.inserting_before(end):
-            for _, alike in itertools.groupby(enumerate(some), key=_vector_and_offset):
-                parts.append(_part([number for _, number in alike], arange))
+    runs = [[number for _, number in run] for _, run in itertools.groupby(enumerate(numbers), key=_stretch_and_vector)]
+    for are_many, some in itertools.groupby(runs, key=lambda run: len(run) >= _MANY):
+        if are_many:
+            parts.extend(_together(run, arange) for run in some)
+        else:
+            parts.append(stacked([number.alone() for run in some for number in run], arange))
     return joined(parts)
 
 
-def _vector_and_offset(one: tuple[int, _Number]) -> tuple[Node, int] | None:
-    element = one[1].element()
-    return None if element is None else (element[0], element[1] - one[0])
+def _stretch_and_vector(one: tuple[int, _Number]) -> tuple[int, Node | None, int]:
+    position, number = one
+    element = number.element()
+    return (number.stretch, None, 0) if element is None else (number.stretch, element[0], element[1] - position)
 
 
-def _part(numbers: list[_Number], arange: Arange) -> Any:
-    first, element = numbers[0], numbers[0].element()
-    if len(numbers) == 1:
-        return first.alone().reshape(1)
-    if element is None:
-        part = stacked([number.among_others() for number in numbers], arange)
-    else:
-        vector: Any = Proxy(element[0], first.tracer)
-        part = vector[element[1] : element[1] + len(numbers)]
-    part = part.detach() if first.note.args[6] else part
-    return part.to(torch.float64, copy=True)
+def _together(run: list[_Number], arange: Arange) -> Any:
+    first, element = run[0], run[0].element()
+    end = max(run, key=lambda number: number.order).note
+    with end.graph.inserting_before(end):
+        if element is None:
+            part = stacked([number.among_others() for number in run], arange)
+        else:
+            vector: Any = Proxy(element[0], first.tracer)
+            part = vector[element[1] : element[1] + len(run)]
+        part = part.detach() if first.note.args[6] else part
+        return part.to(torch.float64, copy=True)

@@ -37,17 +37,33 @@ def elements_of_several(run, x):
 
 def a_vector_that_changes(run, x):
     vector = x.clone()
-    for index in range(20):
+    for index in range(10):
         run.scalar(f"changed/{index}", vector[index])
-        vector += 1
-    for index in range(20):
-        run.scalar(f"then/{index}", vector[index])
+    vector.add_(1)
+    for index in range(10, 20):
+        run.scalar(f"changed/{index}", vector[index])
     vector.zero_()
 
 
+def the_other_way_round(run, x):
+    matrix = x.reshape(2, 20) * 2
+    for index in range(20):
+        run.scalar(f"way/{index}", matrix[0, index])
+    for index in reversed(range(20)):
+        run.scalar(f"way/{index}", matrix[1, index])
+
+
 def numbers_apart(run, x):
-    for index, value in enumerate([x[index] * 2 for index in range(40)]):
+    for index, value in enumerate([x[index] * 2 for index in range(33)]):
         run.scalar(f"apart/{index}", value, reduce="min")
+
+
+def many_and_few(run, x):
+    for index in range(36):
+        run.scalar(f"few/{index}", x[index] * 2)
+        if index == 0:
+            for other, value in enumerate(x.unbind()[:30]):
+                run.scalar(f"few/{36 + other}", value)
 
 
 def numbers_that_change(run, x):
@@ -99,7 +115,9 @@ CASES = [
     elements_out_of_order,
     elements_of_several,
     a_vector_that_changes,
+    the_other_way_round,
     numbers_apart,
+    many_and_few,
     numbers_that_change,
     numbers_of_each_dtype,
     no_dtype_for_both,
@@ -121,6 +139,7 @@ def logged_by(recorded, logged, function):
             x = torch.arange(40.0, requires_grad=True) + 100 * step + 1
             function(run, x)
             x.sum().backward()
+            assert not run.buffers.scalars.current.requires_grad
     return logged(tracker.run)
 
 
@@ -181,4 +200,5 @@ def test_numbers_apart_cost_a_node_each(recorded):
 def test_numbers_with_other_work_in_between_cost_a_few_nodes_each(recorded):
     graph = targets(recorded, a_hundred_numbers_in_between)
     assert graph["to"] == 100  # each is copied where it is noted: what comes after may change it
+    assert graph["reshape"] == 0  # none is a buffer of its own at each step
     assert graph.total() - graph[operator.getitem] - graph[operator.mul] <= 300 + 50
