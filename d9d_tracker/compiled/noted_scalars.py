@@ -36,7 +36,7 @@ _library.impl("note_scalars_", _note, DISPATCH_KEY)
 _library.impl("note_scalars_", lambda *_: None, "Meta")
 note_scalars = torch.ops.d9d_tracker.note_scalars_.default
 
-_MANY = 8
+_MANY = 4
 _CHANGES_NOTHING = (operator.getitem, "detach", "unbind")
 
 
